@@ -1,0 +1,208 @@
+"""Attention of Open-Sora-Plan v1.2: self-attention with 3D rotary embedding, cross-attention.
+
+Shape letters: b batch, n video tokens in (t h w) order, l caption tokens, h heads, k head width,
+d = h * k model width. Attention kernels come from diffusers' dispatch (layout ``b n h k``).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Protocol
+
+import torch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+ROPE_BASE = 10_000.0  # RoFormer, arXiv 2104.09864
+
+
+class SequenceParallel(Protocol):
+    """How tokens are spread over ranks (Ulysses, arXiv 2309.14509); implemented beside the model.
+
+    Between blocks every rank holds a part of the tokens with all heads; inside self-attention it
+    holds all tokens with a part of the heads. Cross-attention needs no exchange.
+    """
+
+    def split_tokens(self, tokens: Tensor) -> Tensor:
+        """``b n d`` to this rank's ``b n_local d``."""
+
+    def gather_tokens(self, tokens: Tensor) -> Tensor:
+        """``b n_local d`` of all ranks to ``b n d``."""
+
+    def scatter_heads(self, states: Tensor) -> Tensor:
+        """``b n_local h k`` to ``b n h_local k``."""
+
+    def gather_heads(self, states: Tensor) -> Tensor:
+        """``b n h_local k`` to ``b n_local h k``."""
+
+
+Rotary = tuple[Tensor, Tensor]  # (cos, signed sin), each [n 1 k]
+
+
+def rotary_table(
+    grid: tuple[int, int, int],
+    interpolation_scale: tuple[float, float, float],
+    head_width: int,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> Rotary:
+    """Return the cosines and signed sines of the 3D rotary embedding for a (t h w) token grid.
+
+    The head width is cut in thirds for t, h and w. Within a third the first and second half are
+    the two coordinates of each rotated pair, so the sine is negative in the first half. A
+    position is its index divided by the axis' interpolation scale.
+    """
+    third = head_width // 3
+    frequency = ROPE_BASE ** -(torch.arange(0, third, 2, dtype=torch.float32, device=device) / third)
+    angles = []
+    for size, scale in zip(grid, interpolation_scale, strict=True):
+        position = torch.arange(size, dtype=torch.float32, device=device) / scale
+        # The weights were trained with angles rounded to the compute type *before* cos and sin;
+        # in bfloat16 that moves a cosine by up to 0.1, so more exact tables would be wrong.
+        angles.append(torch.outer(position, frequency).to(dtype))
+    t, h, w = grid
+    table = torch.stack(
+        (
+            repeat(angles[0], "t m -> (t h w) m", h=h, w=w),
+            repeat(angles[1], "h m -> (t h w) m", t=t, w=w),
+            repeat(angles[2], "w m -> (t h w) m", t=t, h=h),
+        ),
+        dim=1,
+    )
+    cos, sin = table.cos(), table.sin()
+    return (
+        rearrange(torch.stack((cos, cos), dim=2), "n three half m -> n 1 (three half m)"),
+        rearrange(torch.stack((-sin, sin), dim=2), "n three half m -> n 1 (three half m)"),
+    )
+
+
+def rotate(states: Tensor, rotary: Rotary) -> Tensor:
+    """Apply a rotary table ``[n 1 k]`` to ``states [b n h k]``."""
+    cos, sin = rotary
+    pairs = rearrange(states, "b n h (three half m) -> b n h three half m", three=3, half=2)
+    return torch.addcmul(states * cos, pairs.flip(-2).flatten(-3), sin)
+
+
+class RotaryTables:
+    """The most recent rotary tables, at most ``capacity`` of them, so that steps share one."""
+
+    def __init__(
+        self, head_width: int, interpolation_scale: tuple[float, float, float], capacity: int = 4
+    ) -> None:
+        self.head_width = head_width
+        self.interpolation_scale = interpolation_scale
+        self.capacity = capacity
+        self._tables: OrderedDict[tuple[object, ...], Rotary] = OrderedDict()
+
+    def get(
+        self, grid: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> Rotary:
+        """Return the table of a (t h w) token grid; see :func:`rotary_table`."""
+        key = (grid, dtype, device)
+        if key not in self._tables:
+            # Computed on the CPU: the float32 angles are the same on every device, and a table
+            # first asked for under inference_mode must still be usable in training.
+            with torch.inference_mode(False), torch.no_grad():
+                cos, sin = rotary_table(grid, self.interpolation_scale, self.head_width, dtype)
+                self._tables[key] = cos.to(device), sin.to(device)
+            while len(self._tables) > self.capacity:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    def reset(self) -> None:
+        """Forget every table."""
+        self._tables.clear()
+
+
+class _Attention(nn.Module, AttentionModuleMixin):
+    """The projections both kinds of attention share, and the choice of kernel."""
+
+    _supports_qkv_fusion = False
+    is_cross_attention: bool
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_width: int,
+        key_width: int,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        inner = heads * head_width
+        self.heads = heads
+        self.to_q = nn.Linear(width, inner, bias=bias)
+        self.to_k = nn.Linear(key_width, inner, bias=bias)
+        self.to_v = nn.Linear(key_width, inner, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(inner, width), nn.Dropout(dropout)])
+        self.processor = None  # diffusers asks for it; the kernel is chosen by `backend`
+        self.backend = AttentionBackendName.NATIVE
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Use one of diffusers' attention backends in this module only."""
+        self.backend = AttentionBackendName(backend.lower())
+
+    def _split_heads(self, states: Tensor) -> Tensor:
+        return rearrange(states, "b n (h k) -> b n h k", h=self.heads)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        # The backend is always named: without one, diffusers takes a process-wide setting that
+        # another model's set_attention_backend may have changed.
+        result: Tensor = dispatch_attention_fn(
+            query, key, value, attn_mask=mask, backend=self.backend
+        )
+        return result
+
+    def _merge_heads(self, states: Tensor) -> Tensor:
+        result: Tensor = self.to_out[0](rearrange(states, "b n h k -> b n (h k)"))
+        return self.to_out[1](result) if self.training else result
+
+
+class SelfAttention(_Attention):
+    """Attention among video tokens, rotary embedding on queries and keys."""
+
+    is_cross_attention = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+        sequence: SequenceParallel | None = None,
+    ) -> Tensor:
+        """``b n d`` to ``b n d``; ``mask`` is boolean ``[b 1 1 n]``, True where a key counts."""
+        query = self._split_heads(self.to_q(hidden_states))
+        key = self._split_heads(self.to_k(hidden_states))
+        value = self._split_heads(self.to_v(hidden_states))
+        if sequence is not None:
+            query, key, value = (sequence.scatter_heads(part) for part in (query, key, value))
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        attended = self._attend(query, key, value, mask)
+        if sequence is not None:
+            attended = sequence.gather_heads(attended)
+        return self._merge_heads(attended)
+
+
+class CrossAttention(_Attention):
+    """Attention of video tokens to the caption, whose keys and values are computed beforehand."""
+
+    is_cross_attention = True
+
+    def encode(self, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values ``[b l h k]`` of a projected caption ``[b l d]``."""
+        return self._split_heads(self.to_k(caption)), self._split_heads(self.to_v(caption))
+
+    def forward(
+        self, hidden_states: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """``b n d`` to ``b n d``; ``mask`` is boolean ``[b 1 1 l]``, True where a token counts."""
+        query = self._split_heads(self.to_q(hidden_states))
+        return self._merge_heads(self._attend(query, key, value, mask))

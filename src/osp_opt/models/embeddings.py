@@ -1,0 +1,119 @@
+"""Embeddings of Open-Sora-Plan v1.2: patches, timestep, caption and absolute positions.
+
+Shape letters: b batch, c latent channels, d width, n tokens in (t h w) order, l caption tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+SINUSOIDS = 256  # width of the timestep sinusoids (DiT, arXiv 2212.09748)
+MAX_PERIOD = 10_000.0  # longest period of every sinusoid here (Attention Is All You Need, 3.5)
+
+
+def timestep_sinusoids(timestep: Tensor, width: int = SINUSOIDS) -> Tensor:
+    """Return float32 ``[b width]`` sinusoids of ``timestep [b]``, the cosines in the first half.
+
+    The timestep stays a float: searched schedules sample between the 1000 training levels.
+    """
+    half = width // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+    angles = timestep.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class TimestepMLP(nn.Module):
+    """Linear, SiLU, Linear on the sinusoids."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(SINUSOIDS, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, sinusoids: Tensor) -> Tensor:
+        return cast(Tensor, self.linear_2(F.silu(self.linear_1(sinusoids))))
+
+
+class TimestepModulation(nn.Module):
+    """adaLN-single (PixArt-alpha, arXiv 2310.00426): six modulations shared by all blocks.
+
+    ``forward(timestep [b], dtype)`` returns ``(modulation [b 6 d], embedded [b d])``: the first
+    is what every block adds its own table to, the second (before the SiLU) what the output
+    layer adds its table to.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # The released state dict names this level "emb".
+        self.emb = nn.ModuleDict({"timestep_embedder": TimestepMLP(width)})
+        self.linear = nn.Linear(width, 6 * width)
+
+    def forward(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        embedded = self.emb["timestep_embedder"](timestep_sinusoids(timestep).to(dtype))
+        modulation = rearrange(self.linear(F.silu(embedded)), "b (six d) -> b six d", six=6)
+        return modulation, embedded
+
+
+class CaptionProjection(nn.Module):
+    """Linear, tanh-GELU, Linear from text encoder states ``[b l c]`` to ``[b l d]``."""
+
+    def __init__(self, caption_channels: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(caption_channels, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, caption: Tensor) -> Tensor:
+        return cast(Tensor, self.linear_2(F.gelu(self.linear_1(caption), approximate="tanh")))
+
+
+class PatchEmbedding(nn.Module):
+    """One strided Conv2d per latent frame: ``[b c t h w]`` to tokens ``[b n d]``."""
+
+    def __init__(self, in_channels: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        frames = self.proj(rearrange(latents, "b c t h w -> (b t) c h w"))
+        return rearrange(frames, "(b t) d h w -> b (t h w) d", b=latents.shape[0])
+
+
+def _axis_sinusoids(positions: Tensor, width: int) -> Tensor:
+    """Return float64 ``[n width]`` sinusoids of ``positions [n]``, the sines in the first half."""
+    half = width // 2
+    exponent = torch.arange(half, dtype=torch.float64) / half
+    angles = positions[:, None] * MAX_PERIOD**-exponent
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def absolute_positions(
+    grid: tuple[int, int, int],
+    base_grid: tuple[int, int, int],
+    interpolation_scale: tuple[float, float, float],
+    width: int,
+) -> Tensor:
+    """Return the float32 ``[t h*w d]`` position table of models without rotary embedding.
+
+    Each axis is stretched to ``base_grid``, the token grid the model was configured for, so a
+    latent of another size covers the same range of positions. Spatial features hold the w axis
+    in the first half and the h axis in the second; the temporal table is added to both.
+    """
+    axes = [
+        torch.arange(size, dtype=torch.float64) * base / size / scale
+        for size, base, scale in zip(grid, base_grid, interpolation_scale, strict=True)
+    ]
+    time = _axis_sinusoids(axes[0], width)
+    rows, columns = (_axis_sinusoids(axis, width // 2) for axis in axes[1:])
+    t, h, w = grid
+    spatial = torch.cat(
+        (columns[None].expand(h, w, -1), rows[:, None].expand(h, w, -1)), dim=-1
+    )
+    # Rounded to float32 one by one before the sum, as the reference's two tables are.
+    table: Any = rearrange(spatial, "h w d -> (h w) d").float() + time.float()[:, None]
+    return cast(Tensor, table)
