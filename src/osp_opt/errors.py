@@ -1,0 +1,68 @@
+"""The one exception tree: the library raises, only the command line prints and exits.
+
+::
+
+    OspOptError                 exit code 1
+    |-- InputError              exit code 2: something that the user can correct
+    |   |-- OptionError         an option, or a combination of options
+    |   |-- FileError           a file is missing, unreadable, corrupt or too large
+    |   |-- CheckpointError     a model folder is not what it should be
+    |   |-- ScheduleError       a timestep schedule
+    |   |-- PolicyError         a cache policy
+    |   |-- CalibrationError    calibration statistics or videos
+    |   `-- ShapeError          frames, height or width
+    |-- WorkerError             a worker process died, hung or could not be started
+    `-- DeviceError             the machine lacks a device, or the device failed
+
+The text of an error is one line: which option or file, what was found, what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class OspOptError(Exception):
+    """Base of everything that osp-opt raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(OspOptError):
+    """The user's input is at fault, and the text says how to correct it."""
+
+    exit_code = 2
+
+
+class OptionError(InputError):
+    """An option has an impossible value, or contradicts another one."""
+
+
+class FileError(InputError):
+    """A file is missing, unreadable, corrupt, too large or cannot be written."""
+
+
+class CheckpointError(InputError):
+    """A model folder lacks something, or holds something else than was asked for."""
+
+
+class ScheduleError(InputError):
+    """A timestep schedule is malformed or cannot be used here."""
+
+
+class PolicyError(InputError):
+    """A cache policy is malformed or does not fit the model or the number of steps."""
+
+
+class CalibrationError(InputError):
+    """Calibration statistics or videos are missing, corrupt or belong to something else."""
+
+
+class ShapeError(InputError):
+    """A number of frames, a height or a width that cannot be sampled."""
+
+
+class WorkerError(OspOptError):
+    """A worker process died, hung or could not be started."""
+
+
+class DeviceError(OspOptError):
+    """The machine lacks the device that was asked for, or the device failed."""
