@@ -29,7 +29,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from osp_opt.errors import CheckpointError, DeviceError, ShapeError
+from osp_opt.errors import CheckpointError, DeviceError, OptionError, ShapeError
 from osp_opt.models.attention import (
     CrossAttention,
     Rotary,
@@ -97,6 +97,7 @@ class OpenSoraBlock(nn.Module):
 
     def __init__(
         self,
+        index: int,
         width: int,
         heads: int,
         head_width: int,
@@ -109,6 +110,7 @@ class OpenSoraBlock(nn.Module):
         norm_elementwise_affine: bool,
     ) -> None:
         super().__init__()
+        self.index = index  # which keys and values of the text context are its own
         norm = partial(nn.LayerNorm, width, norm_eps, norm_elementwise_affine)
         self.norm1 = norm()
         self.attn1 = SelfAttention(width, heads, head_width, width, attention_bias, dropout)
@@ -123,9 +125,7 @@ class OpenSoraBlock(nn.Module):
         self,
         hidden_states: Tensor,
         modulation: Tensor,
-        text_key: Tensor,
-        text_value: Tensor,
-        text_mask: Tensor | None = None,
+        text: TextContext,
         rotary: Rotary | None = None,
         mask: Tensor | None = None,
         sequence: SequenceParallel | None = None,
@@ -138,7 +138,7 @@ class OpenSoraBlock(nn.Module):
             _modulate(self.norm1(x), shift_msa, scale_msa), rotary, mask, sequence
         )
         x = torch.addcmul(x, gate_msa, attended)
-        x = x + self.attn2(x, text_key, text_value, text_mask)
+        x = x + self.attn2(x, text.keys[self.index], text.values[self.index], text.mask)
         return torch.addcmul(x, gate_mlp, self.ff(_modulate(self.norm2(x), shift_mlp, scale_mlp)))
 
 
@@ -207,6 +207,7 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):
         self.caption_projection = CaptionProjection(caption_channels, width)
         self.transformer_blocks = nn.ModuleList(
             OpenSoraBlock(
+                index,
                 width,
                 num_attention_heads,
                 attention_head_dim,
@@ -217,8 +218,12 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):
                 norm_eps=norm_eps,
                 norm_elementwise_affine=norm_elementwise_affine,
             )
-            for _ in range(num_layers)
+            for index in range(num_layers)
         )
+        # Outside caches (cache-dit) put one module of their own in place of the block list while
+        # the model runs, and pass it the arguments of the first block: hence no block list in
+        # encode_text, and arguments that are the same for every block. A tuple registers nothing.
+        self._cross_attentions = tuple(block.attn2 for block in self.transformer_blocks)
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, patch_size_t * patch_size**2 * self.out_channels)
@@ -231,11 +236,11 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):
     def set_attention_backend(self, backend: str) -> None:
         """Choose one of diffusers' attention backends for this model only.
 
-        Raises DeviceError when the name is unknown or its package is missing.
+        Raises OptionError when the name is unknown, DeviceError when its package is missing.
         """
         known = [name.value for name in AttentionBackendName]
         if backend not in known:
-            raise DeviceError(f"attention backend {backend!r} is unknown; use one of {known}")
+            raise OptionError(f"attention backend {backend!r} is unknown; use one of {known}")
         try:
             _check_attention_backend_requirements(AttentionBackendName(backend))
         except (RuntimeError, ImportError) as error:
@@ -268,7 +273,7 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):
             longest = int(keep.any(0).nonzero().max()) + 1
             embeds, keep = embeds[:, :longest], keep[:, :longest]
         caption = self.caption_projection(embeds.to(self.proj_out.weight.dtype))
-        pairs = [block.attn2.encode(caption) for block in self.transformer_blocks]
+        pairs = [attention.encode(caption) for attention in self._cross_attentions]
         return TextContext(
             caption=caption,
             keys=tuple(key for key, _ in pairs),
@@ -315,16 +320,12 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):
             partial(
                 block,
                 modulation=modulation,
-                text_key=key,
-                text_value=value,
-                text_mask=text.mask,
+                text=text,
                 rotary=rotary,
                 mask=mask,
                 sequence=sequence,
             )
-            for block, key, value in zip(
-                self.transformer_blocks, text.keys, text.values, strict=True
-            )
+            for block in self.transformer_blocks
         ]
         if sequence is not None:
             x = sequence.split_tokens(x)
