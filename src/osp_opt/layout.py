@@ -174,8 +174,7 @@ def _axis(part: str, text: str) -> tuple[str, int]:
     name, _, size = part.strip().partition("=")
     if name not in ("dp", "cfg", "sp") or not size.isdecimal():
         raise OptionError(
-            f"--parallel {text}: {part.strip()!r} is not understood; write auto or "
-            "dp=N,cfg=N,sp=N"
+            f"--parallel {text}: {part.strip()!r} is not understood; write auto or dp=N,cfg=N,sp=N"
         )
     return name, int(size)
 

@@ -1,0 +1,128 @@
+"""The transformer on 2 and 4 real gloo processes gives what one process gives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformer_on_ranks
+from safetensors.torch import load_file
+from torch import Tensor
+
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.device import Device
+from osp_opt.errors import OptionError, ShapeError
+from osp_opt.layout import Layout, layouts_for
+from osp_opt.models.parallelize import ParallelTransformer, parallelize_transformer
+from osp_opt.models.transformer import OpenSoraT2V
+from osp_opt.parallel import Parallel, RankGroup
+
+TOLERANCE = 1e-5  # issue 5: float32 latents of any layout
+
+Launch = Callable[[int], list[dict[str, Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def golden_folder() -> Path:
+    return Path(__file__).parent.parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def alone(golden_folder: Path) -> dict[str, Tensor]:
+    with torch.no_grad():
+        transformer = OpenSoraT2V.from_pretrained(golden_folder / "transformer" / "main")
+        return transformer_on_ranks.results(golden_folder, transformer)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(
+    request: pytest.FixtureRequest, golden_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Tensor]]:
+    """What every rank of 2, then 4, processes made."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = Path(transformer_on_ranks.__file__)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    subprocess.run(
+        [sys.executable, *launcher, str(request.param), script, golden_folder, folder],
+        check=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("name", [*transformer_on_ranks.CASES, "odd_frames", "cached"])
+def test_every_layout_gives_the_result_of_one_process(
+    name: str, ranks: list[dict[str, Tensor]], alone: dict[str, Tensor]
+) -> None:
+    for layout in layouts_for(len(ranks)):
+        for made in ranks:
+            torch.testing.assert_close(
+                made[f"{layout}/{name}"], alone[name], rtol=0, atol=TOLERANCE, msg=str(layout)
+            )
+
+
+@pytest.mark.parametrize("case", transformer_on_ranks.CASES)
+def test_every_layout_gives_the_official_result(
+    case: str, ranks: list[dict[str, Tensor]], golden_folder: Path
+) -> None:
+    official = load_file(golden_folder / "transformer" / f"{case}.safetensors")["out.output"]
+    for layout in layouts_for(len(ranks)):
+        torch.testing.assert_close(ranks[-1][f"{layout}/{case}"], official, rtol=0, atol=TOLERANCE)
+
+
+def test_all_gather_stands_in_for_all_to_all(
+    ranks: list[dict[str, Tensor]], alone: dict[str, Tensor]
+) -> None:
+    for made in ranks:
+        torch.testing.assert_close(
+            made["without all-to-all/odd_frames"], alone["odd_frames"], rtol=0, atol=TOLERANCE
+        )
+
+
+def test_the_cached_run_reuses_blocks(alone: dict[str, Tensor], golden_folder: Path) -> None:
+    # Otherwise equality of the cached runs would say nothing about the cache.
+    transformer = OpenSoraT2V.from_pretrained(golden_folder / "transformer" / "main")
+    never = CachePolicy.four_field(1, 2, transformer_on_ranks.CACHED_STEPS - 1, 2)
+    with torch.no_grad():
+        uncached = transformer_on_ranks.cached_run(transformer, never)
+    assert (uncached - alone["cached"]).abs().max() > 100 * TOLERANCE
+
+
+def test_one_rank_keeps_the_model_itself(golden_folder: Path) -> None:
+    transformer = OpenSoraT2V.from_pretrained(golden_folder / "transformer" / "main")
+    parallel = Parallel.open(Device.open("cpu"))
+    assert parallelize_transformer(transformer, parallel) is transformer
+
+
+@pytest.mark.parametrize(
+    ("layout", "frames", "found"),
+    [
+        (Layout(sp=3), 8, "4 attention heads do not divide by sp=3"),
+        (Layout(sp=4), 1, "10 tokens do not divide by sp=4"),
+    ],
+)
+def test_uneven_heads_or_tokens_are_refused_with_what_would_work(
+    layout: Layout, frames: int, found: str, golden_folder: Path
+) -> None:
+    transformer = OpenSoraT2V.from_pretrained(golden_folder / "transformer" / "main")
+    model = ParallelTransformer(transformer, Parallel(world_size=layout.sp, layout=layout))
+    latents = torch.zeros(2, 4, frames, 4, 10)
+    with pytest.raises(OptionError, match=found) as caught:
+        model(latents, torch.tensor(1.0), torch.zeros(2, 3, 32))
+    assert f"dp={layout.sp},cfg=1,sp=1" in str(caught.value)
+
+
+def test_an_odd_batch_has_no_guidance_branches_to_split(golden_folder: Path) -> None:
+    transformer = OpenSoraT2V.from_pretrained(golden_folder / "transformer" / "main")
+    layout = Layout(cfg=2)
+    model = ParallelTransformer(
+        transformer, Parallel(world_size=2, layout=layout, cfg=RankGroup(0, 2))
+    )
+    with pytest.raises(ShapeError, match="cfg=1"):
+        model(torch.zeros(3, 4, 2, 8, 10), torch.tensor(1.0), torch.zeros(3, 5, 32))
