@@ -1,0 +1,44 @@
+"""Every option of every subcommand, declared once (no torch).
+
+Groups are in :mod:`osp_opt.options.groups`, subcommands in :mod:`osp_opt.options.commands`.
+"""
+
+from __future__ import annotations
+
+from osp_opt.options.base import Options, option, option_extra
+from osp_opt.options.commands import (
+    CalibrateOptions,
+    DoctorOptions,
+    SampleOptions,
+    SearchCacheOptions,
+    SearchOptions,
+    SearchStepsOptions,
+)
+from osp_opt.options.groups import (
+    DeviceOptions,
+    LaunchOptions,
+    ModelOptions,
+    SamplingOptions,
+    ShapeOptions,
+)
+
+JobOptions = CalibrateOptions | SearchStepsOptions | SearchCacheOptions | SampleOptions
+"""Options of the commands that run in worker processes."""
+
+__all__ = [
+    "CalibrateOptions",
+    "DeviceOptions",
+    "DoctorOptions",
+    "JobOptions",
+    "LaunchOptions",
+    "ModelOptions",
+    "Options",
+    "SampleOptions",
+    "SamplingOptions",
+    "SearchCacheOptions",
+    "SearchOptions",
+    "SearchStepsOptions",
+    "ShapeOptions",
+    "option",
+    "option_extra",
+]

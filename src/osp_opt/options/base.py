@@ -1,0 +1,113 @@
+"""How an option is declared: once, as a field of a frozen pydantic model (no torch)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+PANELS = ("Job", "Model", "Video", "Prompts", "Sampling", "Verification", "Device", "Run", "Launch")
+"""Help panels, in the order in which ``--help`` shows them."""
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    panel: str,
+    unit: str | None = None,
+    aliases: tuple[str, ...] = (),
+    metavar: str | None = None,
+    identity: bool = True,
+    **constraints: Any,
+) -> Any:
+    """Declare one option.
+
+    ``text`` is its help and ``unit`` what its number counts; ``aliases`` are other flag names, in
+    field spelling; ``identity`` is False for options that cannot change a result (where to run,
+    how to report), so that a run may be resumed with other values of them. ``constraints`` are
+    pydantic's (``ge``, ``multiple_of``, ...).
+    """
+    extra = {
+        "panel": panel,
+        "unit": unit,
+        "aliases": list(aliases),
+        "metavar": metavar,
+        "identity": identity,
+    }
+    return Field(default, description=text, json_schema_extra=extra, **constraints)
+
+
+def option_extra(field: FieldInfo) -> dict[str, Any]:
+    """What :func:`option` recorded beside the pydantic field."""
+    extra = field.json_schema_extra
+    return extra if isinstance(extra, dict) else {}
+
+
+def _split_numbers(value: Any) -> Any:
+    """``"10,20"`` or a single number becomes a list."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [value] if isinstance(value, int) else value
+
+
+def _split_texts(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _fraction(value: Any) -> Any:
+    """``"1%"`` becomes 0.01."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
+
+
+Numbers = Annotated[tuple[int, ...], BeforeValidator(_split_numbers)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_split_texts)]
+Fraction = Annotated[float, BeforeValidator(_fraction)]
+
+
+class Options(BaseModel):
+    """Base of all option models: frozen, typed, unknown fields refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        defer_build=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        str_strip_whitespace=True,
+    )
+
+    command: ClassVar[str]
+    """The subcommand that takes these options."""
+
+    folder: ClassVar[str | None] = None
+    """The run folder's name inside ``workdir``; None when the command keeps nothing."""
+
+    workdir: Path = option(
+        Path("osp-opt-work"),
+        "Working folder: every command finds its predecessor's results in it.",
+        panel="Run",
+        metavar="DIR",
+        identity=False,
+    )
+    debug: bool = option(
+        False, "Show tracebacks instead of one-line errors.", panel="Run", identity=False
+    )
+
+    @property
+    def run_dir(self) -> Path:
+        """Where this command keeps its options, logs, ledger and results."""
+        return self.workdir / (self.folder or self.command)
+
+    def identity(self) -> dict[str, Any]:
+        """The options that decide the result, as plain JSON values."""
+        fields = type(self).model_fields
+        kept = {name for name, field in fields.items() if option_extra(field).get("identity", True)}
+        return self.model_dump(mode="json", include=kept)

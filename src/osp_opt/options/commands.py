@@ -1,0 +1,297 @@
+"""The options of every subcommand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import field_validator
+
+from osp_opt.options.base import Fraction, Numbers, option
+from osp_opt.options.groups import (
+    DeviceOptions,
+    LaunchOptions,
+    ModelOptions,
+    SamplingOptions,
+    ShapeOptions,
+)
+
+_STEPS_ALIASES = ("num_sampling_steps", "num_inference_steps")
+_SCHEDULE = "Searched schedule: JSON list of timesteps / 1000."
+MAX_STEPS = 1000
+"""The noise levels on which the released models were trained."""
+
+
+class CalibrateOptions(SamplingOptions, LaunchOptions):
+    """Sample with the original model and record what the searches need."""
+
+    command: ClassVar[str] = "calibrate"
+    folder: ClassVar[str | None] = "calibration"
+
+    steps: int = option(
+        100,
+        "Steps of the original model, and levels of the table.",
+        panel="Job",
+        aliases=_STEPS_ALIASES,
+        unit="steps",
+        ge=2,
+        le=MAX_STEPS,
+    )
+    num_prompts: int | None = option(
+        None,
+        "Use only the first prompts; default: all that are given, 8 of the bundled ones.",
+        panel="Job",
+        unit="prompts",
+        ge=1,
+    )
+    out: Path | None = option(
+        None,
+        "Folder for videos and statistics; default WORKDIR/calibration.",
+        panel="Job",
+        aliases=("save_img_path", "save_dir"),
+        metavar="DIR",
+        identity=False,
+    )
+
+    @property
+    def run_dir(self) -> Path:
+        """``--out`` when given, else the usual place."""
+        return self.out or super().run_dir
+
+
+class SearchOptions(SamplingOptions, LaunchOptions):
+    """What both searches share."""
+
+    calibration: Path | None = option(
+        None,
+        "Calibration folder; default WORKDIR/calibration.",
+        panel="Job",
+        metavar="DIR",
+    )
+    verify: bool | None = option(
+        None,
+        "Sample the winner on fresh prompts and measure; default: for the bundled model.",
+        panel="Verification",
+    )
+    verify_prompts: int = option(
+        4, "Fresh prompts sampled to verify.", panel="Verification", unit="prompts", ge=1
+    )
+    max_loss: Fraction | None = option(
+        None,
+        "Largest acceptable loss of task quality, such as 1%.",
+        panel="Verification",
+        metavar="PERCENT",
+        gt=0,
+        lt=1,
+    )
+    force: bool = option(
+        False, "Write the result even if it was not shown to be good.", panel="Verification"
+    )
+    save_img_path: Path | None = option(
+        None,
+        "Folder for videos sampled to verify; default RUN_FOLDER/videos.",
+        panel="Verification",
+        metavar="DIR",
+        identity=False,
+    )
+
+    @property
+    def calibration_dir(self) -> Path:
+        """Where calibrate left its folder."""
+        return self.calibration or self.workdir / "calibration"
+
+
+class SearchStepsOptions(SearchOptions):
+    """Find the timesteps that make the same video in fewer steps."""
+
+    command: ClassVar[str] = "search-steps"
+    folder: ClassVar[str | None] = "search-steps"
+
+    steps: Numbers = option(
+        (50,),
+        "Length of the schedule; several, separated by commas, write one schedule each.",
+        panel="Job",
+        aliases=_STEPS_ALIASES,
+        metavar="N[,N...]",
+        min_length=1,
+    )
+    method: Literal["dp", "ays"] = option(
+        "dp",
+        "dp: exact optimum on the recorded table; ays: coordinate descent.",
+        panel="Job",
+    )
+    objective: Literal["auto", "distribution", "video"] = option(
+        "auto",
+        "Stay close to the distribution, to the very video, or whatever verifies best.",
+        panel="Job",
+    )
+    neighbour_type: Literal["uniform", "random"] = option(
+        "uniform", "Candidates of each timestep (method ays).", panel="Job"
+    )
+    monte_carlo_iters: int = option(
+        5, "Samples per estimate (method ays).", panel="Job", ge=1, le=10_000
+    )
+    candidates: int = option(
+        11, "Candidates per timestep (method ays).", panel="Job", ge=2, le=1000
+    )
+    videos_path: Path | None = option(
+        None,
+        "Calibrate on this folder instead: 5 to 20 mp4s, or one made by calibrate.",
+        panel="Job",
+        metavar="DIR",
+    )
+    search_type: Literal["restep"] = option(
+        "restep", "Only restep here; dit_cache is `osp-opt search-cache`.", panel="Job"
+    )
+    out: Path | None = option(
+        None,
+        "Folder or file for the schedule; default RUN_FOLDER/searched_schedule.txt.",
+        panel="Job",
+        aliases=("save_dir",),
+        metavar="PATH",
+        identity=False,
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def _in_range(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        for steps in value:
+            if not 2 <= steps <= MAX_STEPS:
+                raise ValueError(f"each must be within 2 and {MAX_STEPS} steps")
+        return value
+
+    @field_validator("search_type", mode="before")
+    @classmethod
+    def _right_command(cls, value: Any) -> Any:
+        if value == "dit_cache":
+            raise ValueError("use `osp-opt search-cache` to search a cache")
+        return value
+
+    @property
+    def schedule_path(self) -> Path:
+        """Where the schedule is written (the first one, when there are several)."""
+        return _file_at(self.out or self.run_dir, "searched_schedule.txt", ".txt", ".json")
+
+
+class SearchCacheOptions(SearchOptions):
+    """Find which transformer blocks can be reused, and when."""
+
+    command: ClassVar[str] = "search-cache"
+    folder: ClassVar[str | None] = "search-cache"
+
+    steps: int = option(
+        100,
+        "Sampling steps that the cache is for (with --schedule: what the file says).",
+        panel="Job",
+        aliases=_STEPS_ALIASES,
+        unit="steps",
+        ge=2,
+        le=MAX_STEPS,
+    )
+    ratio: float = option(
+        1.3,
+        "Wanted measured speed-up of denoising.",
+        panel="Job",
+        aliases=("cache_ratio",),
+        unit="times",
+        gt=1,
+        le=20,
+    )
+    schedule: Path | None = option(
+        None,
+        _SCHEDULE + " The cache is then for these steps.",
+        panel="Job",
+        aliases=("schedule_timestep",),
+        metavar="FILE",
+    )
+    policy: Literal["four-field", "free"] = option(
+        "four-field",
+        "four-field: a file that the reference tool reads; free: any blocks at any step.",
+        panel="Job",
+    )
+    budget: float = option(
+        12, "Work spent on verifying candidates.", panel="Verification", unit="generations", gt=0
+    )
+    search_type: Literal["dit_cache"] = option(
+        "dit_cache", "Only dit_cache here; restep is `osp-opt search-steps`.", panel="Job"
+    )
+    out: Path | None = option(
+        None,
+        "Folder or file for the policy; default RUN_FOLDER/dit_cache_config.json.",
+        panel="Job",
+        aliases=("cache_save_path", "save_dir"),
+        metavar="PATH",
+        identity=False,
+    )
+
+    @field_validator("search_type", mode="before")
+    @classmethod
+    def _right_command(cls, value: Any) -> Any:
+        if value == "restep":
+            raise ValueError("use `osp-opt search-steps` to search a schedule")
+        return value
+
+    @property
+    def policy_path(self) -> Path:
+        """Where the policy is written."""
+        return _file_at(self.out or self.run_dir, "dit_cache_config.json", ".json")
+
+
+class SampleOptions(SamplingOptions, LaunchOptions):
+    """Make videos, with a searched schedule and a cache where wanted."""
+
+    command: ClassVar[str] = "sample"
+    folder: ClassVar[str | None] = "samples"
+
+    steps: int = option(
+        100,
+        "Sampling steps (with --schedule: what the file says).",
+        panel="Job",
+        aliases=_STEPS_ALIASES,
+        unit="steps",
+        ge=1,
+        le=MAX_STEPS,
+    )
+    schedule: Path | None = option(
+        None, _SCHEDULE, panel="Job", aliases=("schedule_timestep",), metavar="FILE"
+    )
+    cache: Path | None = option(
+        None, "Cache policy (JSON).", panel="Job", aliases=("dit_cache_config",), metavar="FILE"
+    )
+    allow_mismatch: bool = option(
+        False, "Use a schedule or cache that was made for another model or setting.", panel="Job"
+    )
+    num_prompts: int | None = option(
+        None,
+        "Use only the first prompts; default: all that are given, 4 of the bundled ones.",
+        panel="Prompts",
+        unit="prompts",
+        ge=1,
+    )
+    seeds_per_prompt: int = option(
+        1, "Videos per prompt, with seeds SEED, SEED+1, ...", panel="Sampling", ge=1, le=10_000
+    )
+    out: Path | None = option(
+        None,
+        "Folder for the videos; default WORKDIR/samples.",
+        panel="Job",
+        aliases=("save_img_path",),
+        metavar="DIR",
+        identity=False,
+    )
+
+    @property
+    def run_dir(self) -> Path:
+        """``--out`` when given, else the usual place."""
+        return self.out or super().run_dir
+
+
+class DoctorOptions(ModelOptions, ShapeOptions, DeviceOptions):
+    """Look at this machine, and at a checkpoint when one is given."""
+
+    command: ClassVar[str] = "doctor"
+
+
+def _file_at(place: Path, name: str, *suffixes: str) -> Path:
+    """``place`` itself when it is named like a file, else ``name`` inside it."""
+    return place if place.suffix in suffixes and not place.is_dir() else place / name

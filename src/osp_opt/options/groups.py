@@ -1,0 +1,268 @@
+"""Options that several subcommands share. ``None`` means: what the model's own defaults say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from osp_opt.options.base import Options, Texts, option
+
+Sampler = Literal[
+    "EulerAncestralDiscrete",
+    "EulerDiscrete",
+    "DDIM",
+    "DDPM",
+    "DPMSolverMultistep",
+    "DPMSolverSinglestep",
+    "PNDM",
+    "HeunDiscrete",
+    "DEISMultistep",
+    "KDPM2AncestralDiscrete",
+]
+DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+FRAME_STRIDE = 4
+"""The causal VAE turns 4k+1 frames into k+1 latent frames."""
+PIXEL_MULTIPLE = 16
+"""Height and width: the VAE's stride of 8 times the transformer's patch of 2."""
+
+
+class ModelOptions(Options):
+    """Which model. Without ``model_path``: the small model inside the package."""
+
+    model_path: str | None = option(
+        None,
+        "Transformer: a local folder or a hub id such as NAME/REPO/29x480p. "
+        "Without it, the bundled model.",
+        panel="Model",
+        metavar="PATH",
+    )
+    version: str | None = option(
+        None,
+        "Checkpoint subfolder inside MODEL_PATH (29x480p, 93x720p, ...).",
+        panel="Model",
+    )
+    ae: Literal["CausalVAEModel_D4_4x8x8", "CausalVAEModel_4x8x8"] = option(
+        "CausalVAEModel_D4_4x8x8", "Class of the video autoencoder.", panel="Model", metavar="NAME"
+    )
+    ae_path: str | None = option(
+        None, "Video autoencoder: a local folder or hub id.", panel="Model", metavar="PATH"
+    )
+    text_encoder_name: str | None = option(
+        None, "mT5 text encoder: a local folder or hub id.", panel="Model", metavar="PATH"
+    )
+    cache_dir: Path | None = option(
+        None,
+        "Folder that holds downloads from the hub.",
+        panel="Model",
+        metavar="DIR",
+        identity=False,
+    )
+    model_type: Literal["dit"] = option(
+        "dit", "Only dit: Open-Sora-Plan v1.2 has no other.", panel="Model"
+    )
+
+    @field_validator("model_type", mode="before")
+    @classmethod
+    def _only_dit(cls, value: Any) -> Any:
+        if value in ("udit", "latte"):
+            raise ValueError("this model type is not supported; Open-Sora-Plan v1.2 is a dit")
+        return value
+
+
+class ShapeOptions(Options):
+    """The size of the video."""
+
+    num_frames: int | None = option(
+        None, "Length: 4k+1; 1 makes an image.", panel="Video", unit="frames", ge=1, le=1021
+    )
+    height: int | None = option(
+        None, "Height.", panel="Video", unit="pixels", ge=16, le=8192, multiple_of=PIXEL_MULTIPLE
+    )
+    width: int | None = option(
+        None, "Width.", panel="Video", unit="pixels", ge=16, le=8192, multiple_of=PIXEL_MULTIPLE
+    )
+    allow_untrained_shape: bool = option(
+        False, "Sample a shape that the checkpoint was not trained for.", panel="Video"
+    )
+
+    @field_validator("num_frames")
+    @classmethod
+    def _whole_latent_frames(cls, value: int | None) -> int | None:
+        if value is not None and (value - 1) % FRAME_STRIDE:
+            nearest = (value - 1) // FRAME_STRIDE * FRAME_STRIDE + 1
+            raise ValueError(
+                f"must be 4k+1, for example {nearest} or {nearest + FRAME_STRIDE} frames"
+            )
+        return value
+
+
+class DeviceOptions(Options):
+    """What computes, and how exactly."""
+
+    device: Literal["auto", "npu", "cuda", "cpu"] = option(
+        "auto", "What computes; auto takes the first of npu, cuda, cpu.", panel="Device"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Number format; auto: float32 on the CPU, bfloat16 elsewhere.", panel="Device"
+    )
+    attention: str = option(
+        "auto", "Attention backend of diffusers (native, flash, ...).", panel="Device"
+    )
+    compile: bool = option(False, "Compile the transformer blocks (torch.compile).", panel="Device")
+    save_memory: bool = option(
+        False, "Smaller autoencoder tiles; text encoder released after use.", panel="Device"
+    )
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _no_index(cls, value: Any) -> Any:
+        """Every worker takes the device of its local rank, so ``cuda:0`` says no more than cuda."""
+        if isinstance(value, str) and value.endswith(":0"):
+            return value.removesuffix(":0")
+        if isinstance(value, str) and ":" in value:
+            raise ValueError(
+                "choose a device by name only; select devices with ASCEND_RT_VISIBLE_DEVICES "
+                "or CUDA_VISIBLE_DEVICES"
+            )
+        return value
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _long_name(cls, value: Any) -> Any:
+        return DTYPE_ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+class SamplingOptions(ModelOptions, ShapeOptions, DeviceOptions):
+    """Everything that decides what a sampled video looks like, but its steps and prompts."""
+
+    sampler: Sampler = option(
+        "EulerAncestralDiscrete",
+        "Sampling method.",
+        panel="Sampling",
+        aliases=("sample_method",),
+        metavar="NAME",
+    )
+    guidance_scale: float | None = option(
+        None, "Classifier-free guidance; 1 is none.", panel="Sampling", ge=0, le=100
+    )
+    negative_prompt: str | None = option(None, "What to steer away from.", panel="Prompts")
+    seed: int = option(
+        42,
+        "Seed; one seed and prompt make one video on any number of devices.",
+        panel="Sampling",
+        ge=0,
+        le=2**63 - 1,
+    )
+    noise: Literal["coupled", "independent"] = option(
+        "coupled",
+        "coupled: runs of any number of steps converge to one video, so 12 steps preview what "
+        "100 make; independent: fresh noise per step.",
+        panel="Sampling",
+    )
+    max_sequence_length: int | None = option(
+        None, "Prompts are cut at this length.", panel="Prompts", unit="tokens", ge=1, le=4096
+    )
+    fps: float | None = option(
+        None, "Speed of the written mp4.", panel="Video", unit="frames/s", gt=0, le=240
+    )
+    enable_tiling: bool = option(
+        False, "Decode in tiles, which bounds memory.", panel="Video", identity=True
+    )
+    tile_overlap_factor: float = option(
+        0.25, "Overlap of neighbouring tiles, as part of a tile.", panel="Video", ge=0, lt=1
+    )
+    text_prompt: Texts = option(
+        (),
+        "A prompt, several (also repeated), or one .txt file with a prompt per line.",
+        panel="Prompts",
+        metavar="TEXT...",
+    )
+    prompt_file: Path | None = option(
+        None, "Text file with one prompt per line.", panel="Prompts", metavar="FILE"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompt_file(cls, values: Any) -> Any:
+        """The reference tool's ``--text_prompt prompts.txt`` means the file."""
+        if not isinstance(values, dict):
+            return values
+        texts = values.get("text_prompt") or ()
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if len(texts) == 1 and isinstance(texts[0], str) and texts[0].strip().endswith(".txt"):
+            if values.get("prompt_file") is not None:
+                raise ValueError("--prompt-file and a .txt file as --text-prompt: give one")
+            return {**values, "text_prompt": (), "prompt_file": texts[0].strip()}
+        if texts and values.get("prompt_file") is not None:
+            raise ValueError("--text-prompt and --prompt-file exclude each other; give one")
+        return values
+
+    @field_validator("text_prompt")
+    @classmethod
+    def _no_empty_prompt(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not text.strip() for text in value):
+            raise ValueError("a prompt is empty; write what the video shall show")
+        return value
+
+
+class LaunchOptions(Options):
+    """The processes: torch.distributed.run's own words."""
+
+    overwrite: bool = option(
+        False,
+        "Start afresh where a run made with other options lies; that run is kept as NAME.old-N.",
+        panel="Run",
+        identity=False,
+    )
+    nproc_per_node: int = option(
+        1, "Processes on this machine.", panel="Launch", ge=1, le=1024, identity=False
+    )
+    nnodes: int = option(1, "Machines.", panel="Launch", ge=1, le=4096, identity=False)
+    node_rank: int = option(0, "Number of this machine.", panel="Launch", ge=0, identity=False)
+    master_addr: str | None = option(
+        None, "Address of machine 0.", panel="Launch", metavar="HOST", identity=False
+    )
+    master_port: int | None = option(
+        None,
+        "Port on machine 0; without it a free one, on one machine.",
+        panel="Launch",
+        ge=1,
+        le=65535,
+        identity=False,
+    )
+    rdzv_backend: str | None = option(
+        None, "Rendezvous backend (c10d, static, ...).", panel="Launch", identity=False
+    )
+    rdzv_endpoint: str | None = option(
+        None, "Rendezvous endpoint.", panel="Launch", metavar="HOST:PORT", identity=False
+    )
+    rdzv_id: str | None = option(None, "Name of the job.", panel="Launch", identity=False)
+    parallel: str = option(
+        "auto",
+        "How processes share the work: auto, or dp=N,cfg=N,sp=N.",
+        panel="Launch",
+        identity=False,
+    )
+    timeout: float = option(
+        1800,
+        "A collective that waits longer ends the job.",
+        panel="Launch",
+        unit="seconds",
+        gt=0,
+        le=86400,
+        identity=False,
+    )
+
+    @model_validator(mode="after")
+    def _several_machines(self) -> LaunchOptions:
+        if self.node_rank >= self.nnodes:
+            raise ValueError(
+                f"--node-rank {self.node_rank}: machines are numbered 0 to {self.nnodes - 1}"
+            )
+        if self.nnodes > 1 and self.rdzv_endpoint is None and self.master_addr is None:
+            raise ValueError(
+                f"--nnodes {self.nnodes}: needs --master-addr and --master-port, or --rdzv-endpoint"
+            )
+        return self
