@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from osp_opt.errors import PolicyError
 __all__ = ["BlockCache", "DeltaStore", "extrapolation_weights"]
 
 Hidden = Tensor | tuple[Tensor, ...]
-Layer = Callable[..., Hidden]
+# As models.transformer.BlockLoop, but open to hidden states of several streams.
+AnyLoop = Callable[[Sequence[Callable[[Any], Any]], Any], Any]
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class BlockCache:
         """Bytes held now, over all branches."""
         return sum(store.memory_bytes() for store in self._branches.values())
 
-    def at(self, step: int, branch: str = "both") -> Callable[[Sequence[Layer], Hidden], Hidden]:
+    def at(self, step: int, branch: str = "both") -> AnyLoop:
         """The block loop of `step`; `branch` names the guidance branch that the state belongs to.
 
         The loop raises PolicyError when the policy names blocks that the model does not have,
@@ -157,7 +159,7 @@ class BlockCache:
         stored = self.policy.store_ranges(step)
         store = self._store(branch) if reused or stored else None
 
-        def loop(layers: Sequence[Layer], x: Hidden) -> Hidden:
+        def loop(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
             if store is None:
                 return _run(layers, x)
             if max(end for _, end in (*reused, *stored)) > len(layers):
@@ -211,7 +213,7 @@ def extrapolation_weights(known: Sequence[float], at: float) -> list[float]:
     return weights
 
 
-def _run(layers: Sequence[Layer], x: Hidden) -> Hidden:
+def _run(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
     for layer in layers:
         x = layer(x)
     return x
