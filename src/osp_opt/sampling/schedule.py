@@ -1,0 +1,161 @@
+"""Timestep schedules and the noise levels behind them.
+
+Conventions. Open-Sora-Plan v1.2 was trained with 1000 discrete steps of the variance-preserving
+(VP) process x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, beta linear. Dividing by sqrt(abar_t)
+gives the variance-exploding (VE) scaling x = x0 + sigma eps with sigma = sqrt((1 - abar) / abar),
+in which all our own formulas are written. Timesteps are floats in [0, 999]; sigma is interpolated
+linearly between the 1000 trained levels, as diffusers' Euler schedulers do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from osp_opt.artifacts import atomic_write_text, read_json
+from osp_opt.errors import ScheduleError
+
+FloatArray = npt.NDArray[np.float64]
+
+NUM_TRAIN_TIMESTEPS = 1000
+BETA_START = 1e-4  # beta of t = 0 (linear, dimensionless); default of diffusers' schedulers
+BETA_END = 0.02  # beta of t = 999
+MAX_TIMESTEP = float(NUM_TRAIN_TIMESTEPS - 1)
+MAX_SCHEDULE_BYTES = 1 << 20
+
+
+@cache
+def alphas_cumprod() -> torch.Tensor:
+    """Cumulative products abar_t [1000], float64 values of diffusers' float32 computation.
+
+    The rounding of the float32 product is part of the trained convention (sigma_max = 157.407),
+    so it is kept. Callers must not write into the shared tensor.
+    """
+    betas = torch.linspace(BETA_START, BETA_END, NUM_TRAIN_TIMESTEPS, dtype=torch.float32)
+    return torch.cumprod(1.0 - betas, dim=0).double()
+
+
+@cache
+def sigma_table() -> FloatArray:
+    """sigma of the 1000 trained timesteps, ascending from 0.0100 to 157.4 (read-only array)."""
+    abar = alphas_cumprod().numpy()
+    table: FloatArray = np.sqrt((1.0 - abar) / abar)
+    table.setflags(write=False)
+    return table
+
+
+@overload
+def sigma_of(timestep: float) -> float: ...
+@overload
+def sigma_of(timestep: FloatArray) -> FloatArray: ...
+def sigma_of(timestep: float | FloatArray) -> float | FloatArray:
+    """sigma at a timestep in [0, 999], linear between trained levels as in diffusers."""
+    sigma = np.interp(timestep, np.arange(NUM_TRAIN_TIMESTEPS), sigma_table())
+    return sigma if isinstance(timestep, np.ndarray) else float(sigma)
+
+
+@overload
+def timestep_of(sigma: float) -> float: ...
+@overload
+def timestep_of(sigma: FloatArray) -> FloatArray: ...
+def timestep_of(sigma: float | FloatArray) -> float | FloatArray:
+    """Inverse of `sigma_of`; levels outside the table map to its ends, 0 and 999."""
+    timestep = np.interp(sigma, sigma_table(), np.arange(NUM_TRAIN_TIMESTEPS))
+    return timestep if isinstance(sigma, np.ndarray) else float(timestep)
+
+
+@dataclass(frozen=True)
+class TimestepSchedule:
+    """The timesteps at which a sampler evaluates the model, in sampling order (descending).
+
+    `is_default` says that the schedule is the plain `uniform(n)`: a sampler with a spacing of its
+    own (DDIM, PNDM, DPM-Solver, ...) then uses that spacing, as the original pipeline does. It
+    takes no part in comparison.
+
+    Raises ScheduleError when a timestep is not finite, lies outside [0, 999], or does not descend.
+    """
+
+    timesteps: tuple[float, ...]
+    is_default: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.timesteps:
+            raise ScheduleError("schedule: it is empty; give at least one timestep")
+        for index, t in enumerate(self.timesteps):
+            if not math.isfinite(t) or not 0.0 <= t <= MAX_TIMESTEP:
+                raise ScheduleError(
+                    f"schedule: timestep {index} is {t}; every timestep must lie in [0, 999]"
+                )
+            if index and not t < self.timesteps[index - 1]:
+                raise ScheduleError(
+                    f"schedule: timestep {index} is {t} after {self.timesteps[index - 1]}; "
+                    "timesteps must strictly descend"
+                )
+
+    @classmethod
+    def uniform(cls, num_steps: int) -> TimestepSchedule:
+        """`num_steps` evenly spaced timesteps from 999 to 0 (999 alone for one step)."""
+        if num_steps < 1:
+            raise ScheduleError(f"schedule: {num_steps} steps asked for; at least 1 is needed")
+        # float32 because diffusers spaces its timesteps in float32
+        spaced = np.linspace(0, MAX_TIMESTEP, num_steps, dtype=np.float32)[::-1]
+        timesteps = (MAX_TIMESTEP,) if num_steps == 1 else tuple(float(t) for t in spaced)
+        return cls(timesteps, is_default=True)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> TimestepSchedule:
+        """Read the reference tool's file: a JSON list, ascending, of timestep / 1000 in [0, 1).
+
+        Raises FileError when the file is missing, too large or not JSON; ScheduleError when its
+        content is not such a list.
+        """
+        content = read_json(Path(path), "schedule", max_bytes=MAX_SCHEDULE_BYTES, max_depth=2)
+        if not isinstance(content, list) or not content:
+            raise ScheduleError(f"{path}: not a schedule; expected a JSON list of ascending floats")
+        fractions = [_fraction(path, index, value) for index, value in enumerate(content)]
+        try:
+            return cls(tuple(f * NUM_TRAIN_TIMESTEPS for f in reversed(fractions)))
+        except ScheduleError:
+            _explain_order(path, fractions)
+            raise
+
+    def save(self, path: str | Path) -> None:
+        """Write the reference tool's format: ascending timestep / 1000, JSON with indent 4."""
+        fractions = [t / NUM_TRAIN_TIMESTEPS for t in reversed(self.timesteps)]
+        atomic_write_text(Path(path), json.dumps(fractions, indent=4))
+
+    @property
+    def sigmas(self) -> FloatArray:
+        """Noise levels [n + 1] of the steps, descending, the last one 0."""
+        return np.append(sigma_of(np.array(self.timesteps, dtype=np.float64)), 0.0)
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+def _fraction(path: str | Path, index: int, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ScheduleError(f"{path}: entry {index} is {value!r:.40}; expected a number in [0, 1)")
+    if not 0.0 <= value <= MAX_TIMESTEP / NUM_TRAIN_TIMESTEPS:  # also refuses NaN
+        raise ScheduleError(
+            f"{path}: entry {index} is {value!r:.40}; entries are timestep / 1000 within [0, 0.999]"
+        )
+    return float(value)
+
+
+def _explain_order(path: str | Path, fractions: Sequence[float]) -> None:
+    for index in range(1, len(fractions)):
+        if not fractions[index] > fractions[index - 1]:
+            raise ScheduleError(
+                f"{path}: entry {index} is {fractions[index]} after {fractions[index - 1]}; "
+                "entries must strictly ascend"
+            )
