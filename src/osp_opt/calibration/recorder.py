@@ -1,0 +1,191 @@
+"""Recording while sampling: no network evaluation is added and no result is changed.
+
+Suffixes: B boundaries (blocks + 1), R guidance branches, V videos of a batch, S kept tokens,
+D features, E kept latent elements, K steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from osp_opt.calibration.statistics import VideoStatistics
+from osp_opt.calibration.subsample import spread_indices
+from osp_opt.errors import CalibrationError
+
+__all__ = ["CalibrationRecorder"]
+
+Layer = Callable[[Tensor], Tensor]
+BRANCHES = ("negative", "positive")  # the order in which the pipeline concatenates them
+MAX_TOKENS = 512  # kept of each hidden state; 33 boundaries x 2 x 512 x 2304 in bf16: 156 MB
+MAX_LATENT_BYTES = 1 << 30  # of all denoised predictions together, float32 in host memory
+
+
+class CalibrationRecorder:
+    """Records one video (or one batch of videos, then averaged) of `num_steps` steps.
+
+    Args:
+        num_steps: K, the sampling steps.
+        num_blocks: blocks of the transformer.
+        guidance_scale: w of ``u + w (c - u)``; None when the model runs without guidance, so that
+            the batch holds one branch.
+        lags: distances in steps over which the change of the hidden state is recorded.
+        max_tokens: tokens kept of each hidden state (evenly spread, see `spread_indices`).
+        max_latent_bytes: bound on the memory of the denoised predictions; beyond it, elements are
+            kept evenly spread, the same at every step.
+
+    Memory: (max(lags) + 1) x boundaries x branches x tokens x features on the model's device, in
+    the model's dtype, and at most `max_latent_bytes` on the host. Keeping a part of the tokens or
+    elements leaves every mean unbiased over places; its relative error falls as 1/sqrt(kept).
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        num_blocks: int,
+        *,
+        guidance_scale: float | None = None,
+        lags: Sequence[int] = (1, 2),
+        max_tokens: int = MAX_TOKENS,
+        max_latent_bytes: int = MAX_LATENT_BYTES,
+    ) -> None:
+        if num_steps < 2 or num_blocks < 1 or max_tokens < 1:
+            raise CalibrationError(
+                f"recorder: {num_steps} steps, {num_blocks} blocks, {max_tokens} tokens; needs at "
+                "least 2, 1 and 1"
+            )
+        if not lags or list(lags) != sorted(set(lags)) or lags[0] < 1:
+            raise CalibrationError(f"recorder: lags {list(lags)} must be positive and ascending")
+        self.num_steps = num_steps
+        self.num_blocks = num_blocks
+        self.lags = tuple(lags)
+        self._guidance_scale = guidance_scale
+        self._max_tokens = max_tokens
+        self._elements = max(1, max_latent_bytes // (4 * num_steps))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything recorded, ready for another video."""
+        self._denoised: dict[int, Tensor] = {}
+        self._states: dict[int, Tensor] = {}
+        self._filled: dict[int, set[str]] = {}
+        self._spare: list[Tensor] = []
+        self._grams: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._tokens: Tensor | None = None
+
+    def at(self, step: int, branch: str = "both") -> Callable[[Sequence[Layer], Tensor], Tensor]:
+        """The block loop of `step`: runs every block and keeps what crosses their boundaries.
+
+        `branch` is "both" for a batch of negative and positive prompts one after the other, else
+        "negative" or "positive".
+        """
+
+        def loop(layers: Sequence[Layer], x: Tensor) -> Tensor:
+            if len(layers) != self.num_blocks:
+                raise CalibrationError(
+                    f"recorder: made for {self.num_blocks} blocks, the model has {len(layers)}"
+                )
+            state = self._rows(step, branch, x)
+            self._keep(state, 0, x)
+            for boundary, layer in enumerate(layers, start=1):
+                x = layer(x)
+                self._keep(state, boundary, x)
+            self._finish(step, branch)
+            return x
+
+        return loop
+
+    def record_denoised(self, step: int, denoised: Tensor) -> None:
+        """Keep the denoised prediction (after guidance) of `step`; the last call counts."""
+        flat = denoised.detach().reshape(-1)
+        if flat.numel() > self._elements:
+            kept = spread_indices(flat.numel(), self._elements)
+            flat = flat[torch.from_numpy(kept).to(flat.device)]
+        self._denoised[step] = flat.to(device="cpu", dtype=torch.float32, copy=True)
+
+    def result(self) -> VideoStatistics:
+        """The statistics of the finished video. Raises CalibrationError when steps are missing."""
+        missing = [step for step in range(self.num_steps) if step not in self._denoised]
+        if missing:
+            raise CalibrationError(
+                f"recorder: steps {missing[:5]} of {self.num_steps} were not sampled"
+            )
+        denoised_KE = torch.stack([self._denoised[step] for step in range(self.num_steps)])
+        b = self.num_blocks + 1
+        mean = np.full((self.num_steps, len(self.lags), b, b), np.nan, dtype=np.float32)
+        guided = mean.copy()
+        for (step, lag), grams in self._grams.items():
+            at = (step, self.lags.index(lag))
+            mean[at], guided[at] = (gram.cpu().numpy() for gram in grams)
+        return VideoStatistics(_gram(denoised_KE), mean, guided)
+
+    @property
+    def _num_branches(self) -> int:
+        return 1 if self._guidance_scale is None else 2
+
+    def _rows(self, step: int, branch: str, x: Tensor) -> Tensor:
+        """The buffer rows [B, R', V, S, D] that this call fills."""
+        r = self._num_branches
+        if branch == "both":
+            rows, videos = slice(0, r), x.shape[0] // r
+        elif branch in BRANCHES and r == 2:
+            rows, videos = slice(BRANCHES.index(branch), BRANCHES.index(branch) + 1), x.shape[0]
+        else:
+            raise CalibrationError(f"recorder: no guidance branch {branch!r} among {r}")
+        if branch == "both" and videos * r != x.shape[0]:
+            raise CalibrationError(f"recorder: a batch of {x.shape[0]} does not hold {r} branches")
+        if self._tokens is None:
+            kept = spread_indices(x.shape[1], self._max_tokens)
+            self._tokens = torch.from_numpy(kept).to(x.device)
+        if step not in self._states:
+            shape = (self.num_blocks + 1, r, videos, len(self._tokens), x.shape[2])
+            fits = [old for old in self._spare if old.shape == shape and old.dtype == x.dtype]
+            self._states[step] = fits[0] if fits else x.new_empty(shape)
+            self._spare = fits[1:]
+            self._filled[step] = set()
+        return self._states[step][:, rows]
+
+    def _keep(self, state: Tensor, boundary: int, x: Tensor) -> None:
+        assert self._tokens is not None
+        kept = x.detach()[:, self._tokens]
+        state[boundary] = rearrange(kept, "(r v) s d -> r v s d", r=state.shape[1])
+
+    def _finish(self, step: int, branch: str) -> None:
+        """Once every branch of `step` is there: its change Grams; then drop what is too old."""
+        self._filled[step] |= set(BRANCHES if branch == "both" else (branch,))
+        if len(self._filled[step]) < self._num_branches:
+            return
+        for lag in self.lags:
+            earlier = self._states.get(step - lag)
+            if earlier is not None:
+                self._grams[step, lag] = self._change_grams(self._states[step], earlier)
+        for old in [k for k in self._states if k <= step - self.lags[-1] or k > step]:
+            self._spare.append(self._states.pop(old))
+
+    def _change_grams(self, now: Tensor, earlier: Tensor) -> tuple[Tensor, Tensor]:
+        change = now.float() - earlier.float()
+        mean_BE = rearrange(change, "b r v s d -> b (r v s d)")
+        mean = mean_BE @ mean_BE.T / mean_BE.shape[1]
+        if self._guidance_scale is None:
+            return mean, mean
+        w = self._guidance_scale
+        guided_BE = rearrange(torch.lerp(change[:, 0], change[:, 1], w), "b v s d -> b (v s d)")
+        return mean, guided_BE @ guided_BE.T / guided_BE.shape[1]
+
+
+def _gram(rows_KE: Tensor, chunk: int = 1 << 16) -> np.ndarray:
+    """Mean product of rows, [K, K].
+
+    In float64: neighbouring levels differ by a millionth and less, and the searches take
+    differences of these numbers. In chunks, so that the float64 copy stays small.
+    """
+    gram = torch.zeros(len(rows_KE), len(rows_KE), dtype=torch.float64)
+    for part in rows_KE.split(chunk, dim=1):
+        wide = part.double()
+        gram.addmm_(wide, wide.T)
+    mean: np.ndarray = (gram / rows_KE.shape[1]).numpy()
+    return mean

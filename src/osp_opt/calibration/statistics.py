@@ -1,0 +1,220 @@
+"""The recorded statistics and `calibration.safetensors`.
+
+Suffixes: P videos, K steps (noise levels, the noisiest first), G lags, B = blocks + 1 boundaries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from osp_opt.artifacts import atomic_write_bytes, read_bytes
+from osp_opt.errors import CalibrationError
+
+__all__ = ["FORMAT", "Calibration", "VideoStatistics", "step_changes"]
+
+FORMAT = "osp-opt/calibration/1"
+_TENSORS = ("timesteps", "sigmas", "step_gram_PKK", "block_gram_PKGBB", "guided_gram_PKGBB")
+_MAX_BYTES = 2 << 30
+
+
+def step_changes(step_gram: np.ndarray) -> np.ndarray:
+    """Mean squared difference of the denoised predictions of two levels, [..., K, K].
+
+    C[k, j] = G[k, k] + G[j, j] - 2 G[k, j], clipped at 0 against rounding.
+    """
+    own = np.diagonal(step_gram, axis1=-2, axis2=-1)
+    return np.maximum(own[..., :, None] + own[..., None, :] - 2.0 * step_gram, 0.0)
+
+
+@dataclass(frozen=True)
+class VideoStatistics:
+    """What one sampled video tells (see `Calibration` for the meaning)."""
+
+    step_gram_KK: np.ndarray
+    block_gram_KGBB: np.ndarray
+    guided_gram_KGBB: np.ndarray
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of P sampled videos.
+
+    timesteps, sigmas: [K] of the recorded levels, as sampled (descending; no final zero).
+    step_gram: [P, K, K] mean over latent elements of D_k * D_j, where D_k is the denoised
+        prediction after guidance at level k (variance-exploding scaling), float64.
+    block_gram: [P, K, G, B, B] mean over tokens, features and both guidance branches of
+        g_a * g_b, where g_b = h_{k,b} - h_{k-lag,b} is the change of the hidden state at block
+        boundary b (0: input of the first block). NaN where there is no step k - lag.
+    guided_block_gram: the same of the branches combined as guidance combines the outputs,
+        g = (1 - w) g_uncond + w g_cond: the part of the change that guidance amplifies.
+    lags: the G lags in steps. prompts, seeds: of the P videos.
+    metadata: model fingerprint, video shape, sampler, guidance ... (JSON values).
+    """
+
+    timesteps: np.ndarray
+    sigmas: np.ndarray
+    step_gram: np.ndarray
+    block_gram: np.ndarray
+    guided_block_gram: np.ndarray
+    lags: tuple[int, ...]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        p, k, g = len(self.prompts), len(self.timesteps), len(self.lags)
+        b = self.block_gram.shape[-1] if self.block_gram.ndim else 0
+        expected = {
+            "seeds": ((len(self.seeds),), (p,)),
+            "sigmas": (self.sigmas.shape, (k,)),
+            "step_gram": (self.step_gram.shape, (p, k, k)),
+            "block_gram": (self.block_gram.shape, (p, k, g, b, b)),
+            "guided_block_gram": (self.guided_block_gram.shape, (p, k, g, b, b)),
+        }
+        for name, (found, wanted) in expected.items():
+            if found != wanted:
+                raise CalibrationError(
+                    f"calibration: {name} is {list(found)}, expected {list(wanted)} for {p} "
+                    f"videos and {k} levels"
+                )
+        if p < 1 or k < 2:
+            raise CalibrationError(f"calibration: {p} videos and {k} levels; needs 1 and 2")
+        if np.any(np.diff(self.timesteps) >= 0) or np.any(np.diff(self.sigmas) >= 0):
+            raise CalibrationError("calibration: timesteps and sigmas must descend strictly")
+        for name in ("timesteps", "sigmas", "step_gram"):
+            if not np.all(np.isfinite(getattr(self, name))):
+                raise CalibrationError(f"calibration: {name} holds NaN or infinities")
+        if np.any(self.sigmas <= 0) or any(lag < 1 for lag in self.lags):
+            raise CalibrationError("calibration: sigmas and lags must be positive")
+
+    @classmethod
+    def of_video(
+        cls,
+        statistics: VideoStatistics,
+        *,
+        timesteps: np.ndarray,
+        sigmas: np.ndarray,
+        lags: Sequence[int],
+        prompt: str,
+        seed: int,
+        metadata: dict[str, Any],
+    ) -> Calibration:
+        """A calibration of one video; `merge` joins them."""
+        return cls(
+            np.asarray(timesteps, dtype=np.float64),
+            np.asarray(sigmas, dtype=np.float64),
+            statistics.step_gram_KK[None],
+            statistics.block_gram_KGBB[None],
+            statistics.guided_gram_KGBB[None],
+            tuple(lags),
+            (prompt,),
+            (seed,),
+            dict(metadata),
+        )
+
+    @classmethod
+    def merge(cls, parts: Sequence[Calibration]) -> Calibration:
+        """The videos of all `parts`, in order. Raises CalibrationError when settings differ."""
+        if not parts:
+            raise CalibrationError("calibration: no videos to join")
+        first = parts[0]
+        for part in parts[1:]:
+            same = (
+                np.array_equal(part.timesteps, first.timesteps)
+                and np.array_equal(part.sigmas, first.sigmas)
+                and part.lags == first.lags
+                and part.metadata == first.metadata
+                and part.block_gram.shape[1:] == first.block_gram.shape[1:]
+            )
+            if not same:
+                raise CalibrationError(
+                    f"calibration: the video of {part.prompts[0]!r} was made with other settings "
+                    f"than that of {first.prompts[0]!r}"
+                )
+        return cls(
+            first.timesteps,
+            first.sigmas,
+            np.concatenate([part.step_gram for part in parts]),
+            np.concatenate([part.block_gram for part in parts]),
+            np.concatenate([part.guided_block_gram for part in parts]),
+            first.lags,
+            sum((part.prompts for part in parts), ()),
+            sum((part.seeds for part in parts), ()),
+            first.metadata,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically; a digest over all bytes lets `load` notice any damage."""
+        arrays = (
+            self.timesteps.astype(np.float64),
+            self.sigmas.astype(np.float64),
+            self.step_gram.astype(np.float64),
+            self.block_gram.astype(np.float32),
+            self.guided_block_gram.astype(np.float32),
+        )
+        about = {
+            "format": FORMAT,
+            "lags": list(self.lags),
+            "prompts": list(self.prompts),
+            "seeds": list(self.seeds),
+            "metadata": self.metadata,
+        }
+        tensors = dict(zip(_TENSORS, map(np.ascontiguousarray, arrays), strict=True))
+        text = json.dumps(about, sort_keys=True)
+        header = {"about": text, "digest": _digest(tensors, text)}
+        atomic_write_bytes(path, save_tensors(tensors, metadata=header))
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read a file of `save`.
+
+        Raises FileError when it cannot be read, CalibrationError when it is not whole and ours.
+        """
+        data = read_bytes(path, "calibration file", _MAX_BYTES)
+        try:
+            tensors = load_tensors(data)
+            header = _header(data)
+            about = json.loads(header["about"])
+        except (SafetensorError, ValueError, KeyError, RecursionError) as error:
+            raise CalibrationError(f"{path}: not a calibration file of osp-opt") from error
+        if set(tensors) != set(_TENSORS) or not isinstance(about, dict):
+            raise CalibrationError(f"{path}: not a calibration file of osp-opt")
+        if about.get("format") != FORMAT:
+            raise CalibrationError(f"{path}: format {about.get('format')!r}, expected {FORMAT!r}")
+        if _digest(tensors, header["about"]) != header.get("digest"):
+            raise CalibrationError(
+                f"{path}: damaged (digest mismatch); run osp-opt calibrate again"
+            )
+        return cls(
+            *(tensors[name] for name in _TENSORS),
+            lags=tuple(about["lags"]),
+            prompts=tuple(about["prompts"]),
+            seeds=tuple(about["seeds"]),
+            metadata=about["metadata"],
+        )
+
+
+def _header(data: bytes) -> dict[str, str]:
+    """The string metadata of a safetensors file (its header is JSON behind an 8-byte length)."""
+    length = int.from_bytes(data[:8], "little")
+    found: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return found
+
+
+def _digest(tensors: dict[str, np.ndarray], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in _TENSORS:
+        array = tensors[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

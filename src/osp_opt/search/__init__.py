@@ -1,0 +1,1 @@
+"""The searches: over timestep schedules and over cache policies."""
