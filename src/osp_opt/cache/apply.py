@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
 from torch import Tensor, nn
 
 from osp_opt.cache.block_cache import DeltaStore
@@ -129,7 +128,7 @@ class _Run:
     ) -> None:
         self.policy = policy
         self._options = (timesteps, dtype, offload)
-        self.told = StateManager(BaseState)  # where diffusers' cache_context leaves its name
+        self.told = StateManager(BaseState)  # type: ignore[arg-type] # where diffusers' cache_context leaves its name
         self.reset()
 
     def reset(self) -> None:
@@ -169,11 +168,12 @@ class _BlockHook(ModelHook):
     """Runs, skips or replaces one block as the policy says for the step in progress."""
 
     _is_stateful = True
+    fn_ref: Any  # set by diffusers when the hook is registered
 
     def __init__(
         self, run: _Run, index: int, is_last: bool, metadata: TransformerBlockMetadata
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._run = run
         self._index = index
         self._is_last = is_last
@@ -229,15 +229,16 @@ def _registered_blocks(
     transformer: nn.Module,
 ) -> list[tuple[nn.Module, TransformerBlockMetadata]]:
     """Blocks with their metadata, over every list of registered blocks, in order of declaration."""
-    TransformerBlockRegistry._register()
-    known = TransformerBlockRegistry._registry
-    return [
-        (block, known[type(block)])
-        for child in transformer.children()
-        if isinstance(child, nn.ModuleList)
-        for block in child
-        if type(block) in known
-    ]
+    lists = [child for child in transformer.children() if isinstance(child, nn.ModuleList)]
+    found = [(block, _metadata(block)) for blocks in lists for block in blocks]
+    return [(block, meta) for block, meta in found if meta is not None]
+
+
+def _metadata(block: nn.Module) -> TransformerBlockMetadata | None:
+    try:
+        return TransformerBlockRegistry.get(type(block))
+    except ValueError:  # how diffusers says "not registered"
+        return None
 
 
 def _hooked(block: nn.Module) -> bool:
