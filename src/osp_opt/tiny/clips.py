@@ -67,13 +67,13 @@ class ClipGeometry:
     radius: np.ndarray
 
 
-def half_extent(shape: str, radius: float) -> tuple[float, float]:
-    """Half width and half height of the shape's bounding box, in the radius' unit."""
+def half_extent(shape: str) -> tuple[float, float]:
+    """Half width and half height of the shape's bounding box, as multiples of its radius."""
     if shape == "circle":
-        return radius, radius
+        return 1.0, 1.0
     if shape == "square":
-        return SQUARE_HALF_SIDE * radius, SQUARE_HALF_SIDE * radius
-    return TRIANGLE_HALF_WIDTH * radius, TRIANGLE_HALF_HEIGHT * radius
+        return SQUARE_HALF_SIDE, SQUARE_HALF_SIDE
+    return TRIANGLE_HALF_WIDTH, TRIANGLE_HALF_HEIGHT
 
 
 def draw_geometry(
@@ -95,17 +95,17 @@ def draw_geometry(
     radius = np.empty(len(specs), dtype=np.float64)
     for i, spec in enumerate(specs):
         radius[i] = unit * rng.uniform(*RADIUS_RANGE)
-        extents = half_extent(spec.shape, radius[i])
+        extents = half_extent(spec.shape)
         for axis, (size, extent) in enumerate(zip((width, height), extents, strict=True)):
             travel = unit * TRAVEL * MOTIONS[spec.motion][axis]
-            slack = size / 2 - extent - abs(travel) / 2 - unit * MARGIN
+            slack = size / 2 - extent * radius[i] - abs(travel) / 2 - unit * MARGIN
             middle = size / 2 + rng.uniform(-slack, slack)
             centers[i, :, axis] = middle + travel * time
     return ClipGeometry(centers, radius)
 
 
-def draw_shape(shape: str, centers: Tensor, radius: float, height: int, width: int) -> Tensor:
-    """Coverage in [0, 1] of one shape at the given centers [t 2] (x, y) pixels -> [t h w].
+def draw_shape(shape: str, centers: Tensor, radius: Tensor, height: int, width: int) -> Tensor:
+    """Coverage in [0, 1] of one shape at centers [t 2] (x, y) and radii [t], pixels -> [t h w].
 
     Analytic signed distance, one pixel of linear ramp at the edge (anti-aliasing).
     """
@@ -113,17 +113,19 @@ def draw_shape(shape: str, centers: Tensor, radius: float, height: int, width: i
     y = torch.arange(height, dtype=torch.float32) + 0.5
     dx = rearrange(x, "w -> 1 1 w") - rearrange(centers[:, 0], "t -> t 1 1")
     dy = rearrange(y, "h -> 1 h 1") - rearrange(centers[:, 1], "t -> t 1 1")
-    half_w, half_h = half_extent(shape, radius)
+    radius = rearrange(radius, "t -> t 1 1")
+    half_w, half_h = half_extent(shape)
     if shape == "circle":
         distance = (dx.square() + dy.square()).sqrt_() - radius
     elif shape == "square":
-        distance = torch.maximum(dx.abs(), dy.abs()) - half_w
+        distance = torch.maximum(dx.abs(), dy.abs()) - half_w * radius
     else:
-        # Apex (0, -half_h), base from (-half_w, half_h) to (half_w, half_h): the slanted sides are
-        # one line in |dx|, with normal (2 half_h, -half_w).
+        # Apex (0, -half_h r), base corners (+-half_w r, half_h r): both slanted sides are one line
+        # in |dx|, with normal (2 half_h, -half_w).
         norm = math.hypot(2 * half_h, half_w)
-        slant = (dx.abs() * (2 * half_h) - (dy + half_h) * half_w) / norm
-        distance = torch.maximum(slant, dy - half_h)
+        base = half_h * radius
+        slant = dx.abs() * (2 * half_h / norm) - (dy + base) * (half_w / norm)
+        distance = torch.maximum(slant, dy - base)
     return distance.neg_().add_(0.5).clamp_(0, 1)
 
 
@@ -135,7 +137,8 @@ def render(
     video = torch.empty(len(specs), 3, num_frames, height, width)
     for i, spec in enumerate(specs):
         centers = torch.from_numpy(geometry.centers[i]).float()
-        cover = draw_shape(spec.shape, centers, float(geometry.radius[i]), height, width)
+        radius = torch.full((num_frames,), float(geometry.radius[i]))
+        cover = draw_shape(spec.shape, centers, radius, height, width)
         colors = zip(COLORS[spec.color], BACKGROUNDS[spec.background], strict=True)
         for channel, (front, back) in enumerate(colors):
             torch.mul(cover, 2 * (front - back), out=video[i, channel]).add_(2 * back - 1)

@@ -1,0 +1,157 @@
+"""What can be measured on one generated clip, frame by frame, before anything is named.
+
+Shape suffixes: t frames, h height, w width, c RGB in [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from osp_opt.tiny.clips import BASE_SIZE, draw_shape, half_extent
+from osp_opt.tiny.specs import SHAPES
+
+NEAR = 0.27  # RGB distance taken as "the same colour": half the least palette distance
+MIN_BORDER = 0.75  # of the border must be one colour: a legal shape covers at most 0.15 of it
+AREA_RANGE = (0.04, 0.35)  # of the frame; legal shapes cover 0.10 to 0.18 of a square one
+MIN_SINGLE = 0.88  # of everything that is not background must be one connected piece
+MIN_PLAIN = 0.80  # of the inside of the shape must be one colour
+MAX_EDGE = 6.0  # units; width of the edge's ramp beyond which the clip counts as blurred
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Measurements per frame; NaN where the frame did not allow them.
+
+    background [t c]: colour of the border, NaN when the border is not one colour.
+    color [t c]: colour inside the shape, NaN when there is no single plain shape.
+    center [t 2]: (x, y) centroid in units, NaN when there is no single shape.
+    overlap [t k]: intersection over union with each of SHAPES at the same area and centroid.
+    edge [t]: width of the shape's edge in units (1 is a crisp anti-aliased edge at 64 pixels).
+    """
+
+    background: np.ndarray
+    color: np.ndarray
+    center: np.ndarray
+    overlap: np.ndarray
+    edge: np.ndarray
+
+
+def _dilate(mask: Tensor, radius: int) -> Tensor:
+    """Grow a boolean mask [t h w] by a square of the given radius in pixels."""
+    grown = F.max_pool2d(mask.float()[:, None], 2 * radius + 1, stride=1, padding=radius)
+    return grown[:, 0] > 0.5
+
+
+def _erode(mask: Tensor, radius: int) -> Tensor:
+    """Shrink a boolean mask [t h w]; outside the frame counts as inside the mask."""
+    return ~_dilate(~mask, radius)
+
+
+def largest_piece(mask: Tensor) -> Tensor:
+    """The largest 8-connected piece of every frame of a boolean mask [t h w].
+
+    Every pixel carries a number; numbers spread to the highest in the 3x3 neighbourhood until
+    nothing changes, then the most frequent number is the largest piece.
+    """
+    frames, height, width = mask.shape
+    numbers = torch.arange(1, height * width + 1, dtype=torch.float32)
+    label = rearrange(numbers, "(h w) -> 1 h w", h=height) * mask
+    while True:
+        spread = F.max_pool2d(label[:, None], 3, stride=1, padding=1)[:, 0] * mask
+        if torch.equal(spread, label):
+            break
+        label = spread
+    piece = torch.zeros_like(mask)
+    for i in range(frames):
+        counts = torch.bincount(label[i].flatten().long(), minlength=2)
+        counts[0] = 0
+        if counts.max() > 0:
+            piece[i] = label[i] == counts.argmax()
+    return piece
+
+
+def _border_color(frame: np.ndarray, width: int) -> np.ndarray | None:
+    """Median colour of the border of one frame [h w c], None when the border is not plain."""
+    inside = np.zeros(frame.shape[:2], dtype=bool)
+    inside[width:-width, width:-width] = True
+    border = frame[~inside]
+    color = np.median(border, axis=0)
+    plain = np.linalg.norm(border - color, axis=1) < NEAR
+    return color if plain.mean() >= MIN_BORDER else None
+
+
+def measure(video: np.ndarray) -> Frames:
+    """Measure a video [t h w c] with RGB in [0, 1]."""
+    frames, height, width, _ = video.shape
+    unit = min(height, width) / BASE_SIZE
+    rim = max(1, round(2 * unit))
+    background = np.full((frames, 3), np.nan)
+    color = np.full((frames, 3), np.nan)
+    center = np.full((frames, 2), np.nan)
+    edge = np.full(frames, np.nan)
+    for i in range(frames):
+        border = _border_color(video[i], rim)
+        if border is not None:
+            background[i] = border
+
+    # NaN compares false: a frame without a background has no foreground either.
+    foreground = torch.from_numpy(
+        np.linalg.norm(video - rearrange(background, "t c -> t 1 1 c"), axis=-1) > NEAR
+    )
+    piece = largest_piece(foreground)
+    inside, around = _erode(piece, rim).numpy(), _dilate(piece, rim).numpy()
+    share = piece.sum(dim=(1, 2)) / foreground.sum(dim=(1, 2)).clamp(min=1)
+
+    solid = torch.zeros(frames, height, width)
+    xs, ys = np.arange(width) + 0.5, np.arange(height) + 0.5
+    for i in range(frames):
+        if share[i] < MIN_SINGLE or not inside[i].any():
+            continue
+        pixels = video[i][inside[i]]
+        front = np.median(pixels, axis=0)
+        if (np.linalg.norm(pixels - front, axis=1) < NEAR).mean() >= MIN_PLAIN:
+            color[i] = front
+        # How far each pixel is on the way from background to shape colour: its level 0.5 is the
+        # outline, wherever a blur has smeared the edge to.
+        axis = front - background[i]
+        cover = (video[i] - background[i]) @ axis / max(float(axis @ axis), 1e-6)
+        cover = np.where(around[i], cover.clip(0, 1), 0.0)
+        outline = cover > 0.5
+        area = outline.sum()
+        if not AREA_RANGE[0] <= area / (min(height, width) ** 2) <= AREA_RANGE[1]:
+            color[i] = np.nan
+            continue
+        solid[i] = torch.from_numpy(outline)
+        center[i] = (outline.sum(0) @ xs / area / unit, outline.sum(1) @ ys / area / unit)
+        ramp = ((cover > 0.2) & (cover < 0.8)).sum()
+        perimeter = 2 * np.sqrt(np.pi * area)
+        edge[i] = ramp / (0.6 * perimeter) / unit
+    return Frames(background, color, center, overlaps(solid), edge)
+
+
+def overlaps(solid: Tensor) -> np.ndarray:
+    """Intersection over union of masks [t h w] with each of SHAPES drawn at the mask's own area and
+    centroid -> [t k], NaN where the mask is empty.
+    """
+    _, height, width = solid.shape
+    area = solid.sum(dim=(1, 2))
+    x = (solid.sum(dim=1) @ (torch.arange(width) + 0.5)) / area
+    y = (solid.sum(dim=2) @ (torch.arange(height) + 0.5)) / area
+    result = []
+    for shape in SHAPES:
+        half_w, half_h = half_extent(shape)
+        # Area and centroid of the shape at radius 1; the triangle's centroid lies half_h / 3 below
+        # the middle of its box.
+        unit_area = {"circle": np.pi, "square": 4 * half_w * half_h}.get(shape, 2 * half_w * half_h)
+        radius = (area / unit_area).sqrt()
+        lift = radius * (half_h / 3 if shape == "triangle" else 0.0)
+        template = draw_shape(shape, torch.stack([x, y - lift], dim=1), radius, height, width)
+        common = torch.minimum(template, solid).sum(dim=(1, 2))
+        result.append(common / torch.maximum(template, solid).sum(dim=(1, 2)))
+    return torch.stack(result, dim=1).masked_fill(area[:, None] == 0, torch.nan).double().numpy()

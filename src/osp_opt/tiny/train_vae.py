@@ -1,0 +1,126 @@
+"""First stage of training the bundled model: the causal video VAE on procedural clips.
+
+``python -m osp_opt.tiny.train vae --out DIR`` (about half an hour on two CPU cores).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from osp_opt.models.vae import VAE_SCALE, CausalVAEModel
+from osp_opt.tiny.clips import render_clips
+from osp_opt.tiny.optim import MuonWithAdamW, WeightAverage, warm_then_linear
+from osp_opt.tiny.specs import all_specs
+
+RESNET_2D, RESNET_3D = "ResnetBlock2D", "ResnetBlock3D"
+# The released structure (4x8x8, attention in the middle), narrow; the two large levels of the
+# decoder work frame by frame, which costs a third and loses nothing on these clips.
+VAE_CONFIG = {
+    "hidden_size": 32,
+    "hidden_size_mult": [1, 1, 2, 2],
+    "num_res_blocks": 1,
+    "norm_num_groups": 8,
+    "encoder_conv_in": "Conv2d",
+    "encoder_attention": "AttnBlock3DFix",
+    "decoder_attention": "AttnBlock3DFix",
+    "encoder_resnet_blocks": [RESNET_2D, RESNET_2D, RESNET_3D, RESNET_3D],
+    "decoder_resnet_blocks": [RESNET_2D, RESNET_2D, RESNET_3D, RESNET_3D],
+    "encoder_spatial_downsample": [
+        "Downsample",
+        "Spatial2xTime2x3DDownsample",
+        "Spatial2xTime2x3DDownsample",
+        "",
+    ],
+    "encoder_temporal_downsample": [""] * 4,
+    "decoder_spatial_upsample": [
+        "",
+        "SpatialUpsample2x",
+        "Spatial2xTime2x3DUpsample",
+        "Spatial2xTime2x3DUpsample",
+    ],
+    "decoder_temporal_upsample": [""] * 4,
+}
+# Weight of the KL term per latent element, in units of the mean absolute pixel error: enough to
+# make the latents smooth (the diffusion model sees noise on them), too little to blur.
+KL_WEIGHT = 3e-4
+LEARNING_RATE = 2e-3
+
+
+def train_vae(
+    out: Path, seed: int = 0, short_steps: int = 1800, long_steps: int = 500, log_every: int = 50
+) -> CausalVAEModel:
+    """Train from scratch and save to ``out`` (a diffusers folder, float16).
+
+    ``short_steps`` updates see 4 clips of 9 frames each, ``long_steps`` then 2 clips of 29: group
+    normalisation gathers over time, so the last part of training must see the real length.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    specs = all_specs()
+    vae = CausalVAEModel.from_config(VAE_CONFIG).train()
+    optimiser = MuonWithAdamW(vae, LEARNING_RATE, adamw=("encoder.conv_in", "decoder.conv_out"))
+    average = WeightAverage(vae, decay=0.99)
+    total, start = short_steps + long_steps, time.monotonic()
+    for step in range(total):
+        frames, batch = (9, 4) if step < short_steps else (29, 2)
+        video = _clips(specs, rng, batch, frames)
+        loss, error, kl = _loss(vae, video)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step(warm_then_linear(step, total))
+        average.update(vae)
+        if step % log_every == 0 or step == total - 1:
+            minutes = (time.monotonic() - start) / 60
+            print(
+                f"vae step {step}/{total} {frames} frames: error {error:.4f}, "
+                f"KL {kl:.2f} nats per latent, {minutes:.1f} min",
+                flush=True,
+            )
+    average.copy_to(vae)
+    vae.eval()
+    normalise_latents(vae, specs, rng)
+    vae.half().save_pretrained(out)
+    return vae.float()
+
+
+def _clips(specs: list, rng: np.random.Generator, batch: int, frames: int) -> Tensor:
+    """``[b 3 frames 64 64]``: random cuts from random clips."""
+    chosen = [specs[i] for i in rng.integers(len(specs), size=batch)]
+    video, _ = render_clips(chosen, rng)
+    first = int(rng.integers(video.shape[2] - frames + 1))
+    return video[:, :, first : first + frames]
+
+
+def _loss(vae: CausalVAEModel, video: Tensor) -> tuple[Tensor, float, float]:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        posterior = vae.encode(video)
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        decoded = vae.decode(latents)
+    error = (decoded.float() - video).abs().mean()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return error + KL_WEIGHT * kl, float(error.detach()), float(kl.detach())
+
+
+@torch.no_grad()
+def normalise_latents(vae: CausalVAEModel, specs: list, rng: np.random.Generator) -> None:
+    """Fold a shift and a scale into the 1x1x1 convolutions around the latents.
+
+    Afterwards every latent channel times ``VAE_SCALE`` has mean 0 and standard deviation 1 over
+    the clips, which is what a variance-preserving diffusion model expects.
+    """
+    means = torch.cat([vae.encode(_clips(specs, rng, 2, 29)).mean for _ in range(48)])
+    shift = means.mean((0, 2, 3, 4))
+    scale = 1 / (VAE_SCALE * means.std((0, 2, 3, 4)))
+    channels = shift.numel()
+    inward, outward = vae.quant_conv.conv, vae.post_quant_conv.conv
+    outward.bias += (outward.weight * shift.view(1, -1, 1, 1, 1)).sum(1).flatten()
+    outward.weight /= scale.view(1, -1, 1, 1, 1)
+    inward.weight[:channels] *= scale.view(-1, 1, 1, 1, 1)
+    inward.bias[:channels] = (inward.bias[:channels] - shift) * scale
+    inward.bias[channels:] += 2 * scale.log()
