@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformer_on_ranks
+from launching import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,8 +20,6 @@ from osp_opt.models.transformer import OpenSoraT2V
 from osp_opt.parallel import Parallel, RankGroup
 
 TOLERANCE = 1e-5  # issue 5: float32 latents of any layout
-
-Launch = Callable[[int], list[dict[str, Tensor]]]
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +40,7 @@ def ranks(
 ) -> list[dict[str, Tensor]]:
     """What every rank of 2, then 4, processes made."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(transformer_on_ranks.__file__)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    subprocess.run(
-        [sys.executable, *launcher, str(request.param), script, golden_folder, folder],
-        check=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    run_ranks(Path(transformer_on_ranks.__file__), request.param, golden_folder, folder)
     return [load_file(folder / f"{rank}.safetensors") for rank in range(request.param)]
 
 

@@ -1,0 +1,26 @@
+"""Run on 2 processes that torch.distributed.run does not watch: rank 1 dies in mid job."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from osp_opt.device import Device
+from osp_opt.errors import WorkerError
+from osp_opt.parallel import Parallel
+
+
+def main() -> None:
+    parallel = Parallel.open(Device.open("cpu"), timeout_s=30)
+    parallel.barrier()
+    if parallel.rank == 1:
+        os._exit(9)
+    try:
+        parallel.gather_objects("mine")
+    except WorkerError as error:
+        print(error)
+        sys.exit(5)
+
+
+if __name__ == "__main__":
+    main()
