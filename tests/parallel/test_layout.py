@@ -120,7 +120,7 @@ def test_the_released_shapes_split_over_2_4_and_8(processes: int) -> None:
         (8, 1, True, Layout(1, 2, 4)),
         (8, 1, False, Layout(1, 1, 8)),
         (8, 96, True, Layout(8)),
-        (8, 9, True, Layout(4, 2, 1)),  # 3 rounds of half a video's time beat 2 of a whole's
+        (8, 9, True, Layout(2, 2, 2)),  # 5 videos each at 1.07 / 4; dp=8: 2, dp=4,cfg=2: 1.5
         (8, 4, True, Layout(4, 2, 1)),
         (8, None, True, Layout(8)),
         (1, 1, True, Layout()),
