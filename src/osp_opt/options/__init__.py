@@ -5,6 +5,9 @@ Groups are in :mod:`osp_opt.options.groups`, subcommands in :mod:`osp_opt.option
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from osp_opt.options.base import Options, option, option_extra
 from osp_opt.options.commands import (
     CalibrateOptions,
@@ -25,7 +28,22 @@ from osp_opt.options.groups import (
 JobOptions = CalibrateOptions | SearchStepsOptions | SearchCacheOptions | SampleOptions
 """Options of the commands that run in worker processes."""
 
+COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
+    {
+        model.command: model
+        for model in (
+            CalibrateOptions,
+            SearchStepsOptions,
+            SearchCacheOptions,
+            SampleOptions,
+            DoctorOptions,
+        )
+    }
+)
+"""Every subcommand's options by its name, in the order of use."""
+
 __all__ = [
+    "COMMANDS",
     "CalibrateOptions",
     "DeviceOptions",
     "DoctorOptions",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 PANELS = ("Job", "Model", "Video", "Prompts", "Sampling", "Verification", "Device", "Run", "Launch")
@@ -30,10 +31,10 @@ def option(
     how to report), so that a run may be resumed with other values of them. ``constraints`` are
     pydantic's (``ge``, ``multiple_of``, ...).
     """
-    extra = {
+    extra: JsonDict = {
         "panel": panel,
         "unit": unit,
-        "aliases": list(aliases),
+        "aliases": [*aliases],
         "metavar": metavar,
         "identity": identity,
     }

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from osp_opt.options.base import Options, Texts, option
+from osp_opt.sampling.shape import PIXEL_MULTIPLE, VAE_STRIDE
 
 Sampler = Literal[
     "EulerAncestralDiscrete",
@@ -22,10 +23,7 @@ Sampler = Literal[
     "KDPM2AncestralDiscrete",
 ]
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-FRAME_STRIDE = 4
-"""The causal VAE turns 4k+1 frames into k+1 latent frames."""
-PIXEL_MULTIPLE = 16
-"""Height and width: the VAE's stride of 8 times the transformer's patch of 2."""
+FRAME_STRIDE = VAE_STRIDE[0]
 
 
 class ModelOptions(Options):

@@ -1,0 +1,63 @@
+"""osp-opt: make Open-Sora-Plan v1.2 sample faster, with proof that the videos stay the same.
+
+The public names below are loaded on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = MappingProxyType(
+    {
+        "BlockCache": "osp_opt.cache.block_cache",
+        "CachePolicy": "osp_opt.cache.policy",
+        "Calibration": "osp_opt.calibration",
+        "CausalVAEModel": "osp_opt.models.vae",
+        "OpenSoraPlanPipeline": "osp_opt.sampling.pipeline",
+        "OpenSoraT2V": "osp_opt.models.transformer",
+        "OspOptError": "osp_opt.errors",
+        "TimestepSchedule": "osp_opt.sampling.schedule",
+        "VideoShape": "osp_opt.sampling.shape",
+        "apply_cache": "osp_opt.cache.apply",
+    }
+)
+
+if TYPE_CHECKING:
+    from osp_opt.cache.apply import apply_cache
+    from osp_opt.cache.block_cache import BlockCache
+    from osp_opt.cache.policy import CachePolicy
+    from osp_opt.calibration import Calibration
+    from osp_opt.errors import OspOptError
+    from osp_opt.models.transformer import OpenSoraT2V
+    from osp_opt.models.vae import CausalVAEModel
+    from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
+    from osp_opt.sampling.schedule import TimestepSchedule
+    from osp_opt.sampling.shape import VideoShape
+
+__all__ = [
+    "BlockCache",
+    "CachePolicy",
+    "Calibration",
+    "CausalVAEModel",
+    "OpenSoraPlanPipeline",
+    "OpenSoraT2V",
+    "OspOptError",
+    "TimestepSchedule",
+    "VideoShape",
+    "__version__",
+    "apply_cache",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
