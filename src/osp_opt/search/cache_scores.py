@@ -1,0 +1,216 @@
+r"""Scores of cache policies from what calibrate recorded; no network evaluation.
+
+Let h_{t,b} be the hidden state at block boundary b of step t, and g_b = h_{t,b} - h_{t-l,b} its
+change over the last l steps. Reusing the blocks [a, b) at step t with the change stored at step
+t - l puts h_{t,a} + (h_{t-l,b} - h_{t-l,a}) where h_{t,b} should be: an error of g_a - g_b, hence
+
+    E_{t,l}[a, b] = || g_b - g_a ||^2 = B_bb + B_aa - 2 B_ab,      B[a, b] = <g_a, g_b>,
+
+so one small Gram matrix per step and lag gives the error of every range. What an error at step t
+does to the finished video is the sampler's business (`step_importance`). A policy's score is the
+importance-weighted sum over its reusing steps. It prunes; sampling decides.
+
+Suffixes: P videos, S steps of the policy's schedule, K calibration levels, G recorded lags,
+L lags 1..L, B boundaries (blocks + 1), I intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.calibration import Calibration
+from osp_opt.errors import CalibrationError
+
+__all__ = [
+    "ReuseErrors",
+    "data_scale",
+    "four_field_scores",
+    "policy_score",
+    "range_errors",
+    "spearman",
+    "step_importance",
+]
+
+FloatArray = npt.NDArray[np.float64]
+_TINY = 1e-30  # keeps logarithms finite where nothing changed
+
+
+def range_errors(gram: np.ndarray) -> np.ndarray:
+    """E[..., a, b] = B_bb + B_aa - 2 B_ab of Gram matrices [..., B, B], clipped at 0."""
+    own = np.diagonal(gram, axis1=-2, axis2=-1)
+    return np.maximum(own[..., :, None] + own[..., None, :] - 2.0 * gram, 0.0)
+
+
+@dataclass(frozen=True)
+class ReuseErrors:
+    """Mean squared errors of reuse for one schedule: table [P, S, L, B, B], lag l at index l - 1.
+
+    Entries of lags that reach before the first step are 0 and of no use.
+    """
+
+    table: np.ndarray
+
+    @property
+    def num_steps(self) -> int:
+        return self.table.shape[1]
+
+    @property
+    def num_blocks(self) -> int:
+        return self.table.shape[-1] - 1
+
+    @property
+    def max_lag(self) -> int:
+        return self.table.shape[2]
+
+    @classmethod
+    def of(
+        cls,
+        calibration: Calibration,
+        timesteps: Sequence[float],
+        max_lag: int,
+        *,
+        guided: bool = True,
+    ) -> ReuseErrors:
+        """For a schedule, which may differ from the calibration's.
+
+        `guided` takes the change of the two branches combined as guidance combines them, which is
+        what the sampler sees; else their plain mean.
+
+        A step of the schedule is read at the nearest recorded level, a lag as the distance between
+        the two steps in recorded levels; between and beyond the recorded lags the error follows a
+        power law of the distance, with the exponent of the two nearest recorded lags (within 0 and
+        2: a change neither shrinks with distance nor grows faster than a steady drift).
+        Raises CalibrationError when nothing usable was recorded.
+        """
+        grams = calibration.guided_block_gram if guided else calibration.block_gram
+        levels = np.arange(len(calibration.timesteps), dtype=np.float64)
+        # np.interp wants ascending abscissae; timesteps descend.
+        places = np.interp(
+            np.asarray(timesteps, np.float64), calibration.timesteps[::-1], levels[::-1]
+        )
+        recorded = _recorded_errors(grams, calibration.lags)
+        p, _, _, b, _ = grams.shape
+        table = np.zeros((p, len(places), max_lag, b, b), dtype=np.float32)
+        for step in range(len(places)):
+            level = round(float(places[step]))
+            for lag in range(1, min(max_lag, step) + 1):
+                distance = places[step] - places[step - lag]
+                table[:, step, lag - 1] = _at_distance(
+                    recorded[:, level], calibration.lags, float(distance)
+                )
+        return cls(table)
+
+
+def _recorded_errors(grams: np.ndarray, lags: tuple[int, ...]) -> np.ndarray:
+    """Range errors [P, K, G, B, B]; a level too early for a lag borrows from the first that is."""
+    errors = range_errors(grams.astype(np.float64))
+    for g in range(len(lags)):
+        known = np.flatnonzero(np.isfinite(errors[:, :, g]).all(axis=(0, 2, 3)))
+        if not len(known):
+            raise CalibrationError(
+                f"calibration: no change over {lags[g]} steps was recorded; run osp-opt calibrate"
+            )
+        nearest = known[np.abs(known[None] - np.arange(errors.shape[1])[:, None]).argmin(1)]
+        errors[:, :, g] = errors[:, nearest, g]
+    return errors
+
+
+def _at_distance(errors_PGBB: np.ndarray, lags: tuple[int, ...], distance: float) -> np.ndarray:
+    if distance in lags:
+        exact: np.ndarray = errors_PGBB[:, lags.index(int(distance))]
+        return exact
+    if len(lags) == 1:
+        return errors_PGBB[:, 0] * (distance / lags[0])
+    upper = int(np.clip(np.searchsorted(lags, distance), 1, len(lags) - 1))
+    near, far = errors_PGBB[:, upper - 1], errors_PGBB[:, upper]
+    span = np.log(lags[upper] / lags[upper - 1])
+    power = np.clip(np.log((far + _TINY) / (near + _TINY)) / span, 0.0, 2.0)
+    scaled: np.ndarray = near * (distance / lags[upper - 1]) ** power
+    return scaled
+
+
+def data_scale(calibration: Calibration) -> float:
+    """Root mean square of the finished latents: the c of `step_importance`, measured."""
+    return float(np.sqrt(np.mean(calibration.step_gram[:, -1, -1])))
+
+
+def step_importance(sigmas: Sequence[float], c: float, *, ancestral: bool = True) -> FloatArray:
+    r"""How much a squared error of the noise prediction at each step adds to the result's, [S].
+
+    A step from s_i to s_{i+1} is x_{i+1} = D + r (x_i - D) + noise with r = (s_{i+1}/s_i)^2 (the
+    ancestral step; without the square for deterministic ones), and D = x - s_i eps. So an error
+    d eps enters x_{i+1} as s_i (1 - r_i) d eps. Later steps shrink it by r_j + (1 - r_j) k_j, where
+    k = dD/dx = c^2 / (c^2 + s^2) is the slope of the best denoiser of Gaussian data of standard
+    deviation c (Karras et al. 2022, arXiv 2206.00364, appendix B.3).
+
+    sigmas: [S + 1], descending, the last one 0.
+    """
+    s = np.asarray(sigmas, dtype=np.float64)
+    ratio = (s[1:] / s[:-1]) ** (2 if ancestral else 1)
+    slope = c * c / (c * c + s[:-1] ** 2)
+    passed = ratio + (1.0 - ratio) * slope
+    after = np.append(np.cumprod(passed[:0:-1])[::-1], 1.0)
+    weight: FloatArray = np.square(s[:-1] * (1.0 - ratio) * after)
+    return weight
+
+
+def four_field_scores(
+    errors: ReuseErrors, importance_S: np.ndarray, intervals: Sequence[int]
+) -> np.ndarray:
+    """Scores of every four-field policy, [I, S, B, B] by (interval, step start, start, end).
+
+    The geometric mean over videos: one video in eight carries 40 % of a plain mean. Entries with
+    end <= start mean nothing. An interval i needs the lags 1..i-1.
+    """
+    p, s, _, b, _ = errors.table.shape
+    weighted = errors.table * importance_S[None, :, None, None, None]
+    scores = np.zeros((len(intervals), s, b, b))
+    for i, interval in enumerate(intervals):
+        # Sum over the steps behind `start`: its own period, then all that the next start has.
+        total = np.zeros((p, s + interval, b, b))
+        for start in range(s - 1, -1, -1):
+            period = [
+                weighted[:, start + lag, lag - 1] for lag in range(1, min(interval, s - start))
+            ]
+            total[:, start] = total[:, start + interval] + sum(period)
+        scores[i] = np.exp(np.log(total[:, :s] + _TINY).mean(axis=0))
+    return scores
+
+
+def policy_score(policy: CachePolicy, errors: ReuseErrors, importance_S: np.ndarray) -> float:
+    """The score of any policy of order 0 (for higher orders: of its reuse without forecast).
+
+    Equals the entry of `four_field_scores` for a four-field policy.
+    """
+    total = np.zeros(errors.table.shape[0])
+    source: dict[tuple[int, int], int] = {}
+    for step in range(errors.num_steps):
+        for blocks in policy.reuse_ranges(step):
+            lag = step - source[blocks]
+            if lag > errors.max_lag:
+                raise CalibrationError(
+                    f"a change {lag} steps old was scored up to {errors.max_lag}"
+                )
+            total += importance_S[step] * errors.table[:, step, lag - 1, blocks[0], blocks[1]]
+        source |= dict.fromkeys(policy.store_ranges(step), step)
+    return float(np.exp(np.log(total + _TINY).mean()))
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation, ties at their mean rank; NaN when either never varies."""
+    a, b = _ranks(np.asarray(x, np.float64)), _ranks(np.asarray(y, np.float64))
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / norm if norm > 0 else float("nan")
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: np.ndarray = (last - 0.5 * (counts - 1))[inverse]
+    return ranks
