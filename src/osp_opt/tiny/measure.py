@@ -20,6 +20,7 @@ NEAR = 0.27  # RGB distance taken as "the same colour": half the least palette d
 MIN_BORDER = 0.75  # of the border must be one colour: a legal shape covers at most 0.15 of it
 AREA_RANGE = (0.04, 0.35)  # of the frame; legal shapes cover 0.10 to 0.18 of a square one
 MIN_SINGLE = 0.88  # of everything that is not background must be one connected piece
+MIN_OUTLINE = 0.60  # of that piece must have the shape's colour; the rest is a blurred edge
 MIN_PLAIN = 0.80  # of the inside of the shape must be one colour
 MAX_EDGE = 6.0  # units; width of the edge's ramp beyond which the clip counts as blurred
 
@@ -105,33 +106,35 @@ def measure(video: np.ndarray) -> Frames:
         np.linalg.norm(video - rearrange(background, "t c -> t 1 1 c"), axis=-1) > NEAR
     )
     piece = largest_piece(foreground)
-    inside, around = _erode(piece, rim).numpy(), _dilate(piece, rim).numpy()
+    core, around = _erode(piece, rim).numpy(), _dilate(piece, rim).numpy()
     share = piece.sum(dim=(1, 2)) / foreground.sum(dim=(1, 2)).clamp(min=1)
 
     solid = torch.zeros(frames, height, width)
+    fronts: dict[int, np.ndarray] = {}
     xs, ys = np.arange(width) + 0.5, np.arange(height) + 0.5
     for i in range(frames):
-        if share[i] < MIN_SINGLE or not inside[i].any():
+        if share[i] < MIN_SINGLE or not core[i].any():
             continue
-        pixels = video[i][inside[i]]
-        front = np.median(pixels, axis=0)
-        if (np.linalg.norm(pixels - front, axis=1) < NEAR).mean() >= MIN_PLAIN:
-            color[i] = front
+        fronts[i] = np.median(video[i][core[i]], axis=0)
         # How far each pixel is on the way from background to shape colour: its level 0.5 is the
         # outline, wherever a blur has smeared the edge to.
-        axis = front - background[i]
+        axis = fronts[i] - background[i]
         cover = (video[i] - background[i]) @ axis / max(float(axis @ axis), 1e-6)
         cover = np.where(around[i], cover.clip(0, 1), 0.0)
         outline = cover > 0.5
         area = outline.sum()
-        if not AREA_RANGE[0] <= area / (min(height, width) ** 2) <= AREA_RANGE[1]:
-            color[i] = np.nan
+        legal = AREA_RANGE[0] <= area / min(height, width) ** 2 <= AREA_RANGE[1]
+        if not legal or area < MIN_OUTLINE * float(piece[i].sum()):
             continue
         solid[i] = torch.from_numpy(outline)
         center[i] = (outline.sum(0) @ xs / area / unit, outline.sum(1) @ ys / area / unit)
         ramp = ((cover > 0.2) & (cover < 0.8)).sum()
-        perimeter = 2 * np.sqrt(np.pi * area)
-        edge[i] = ramp / (0.6 * perimeter) / unit
+        edge[i] = ramp / (0.6 * 2 * np.sqrt(np.pi * area)) / unit
+    inside = _erode(solid > 0.5, rim).numpy()
+    for i, front in fronts.items():
+        off = np.linalg.norm(video[i][inside[i]] - front, axis=1)
+        if off.size and (off < NEAR).mean() >= MIN_PLAIN:
+            color[i] = front
     return Frames(background, color, center, overlaps(solid), edge)
 
 

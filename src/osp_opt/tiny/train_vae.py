@@ -52,7 +52,7 @@ LEARNING_RATE = 2e-3
 
 
 def train_vae(
-    out: Path, seed: int = 0, short_steps: int = 1800, long_steps: int = 500, log_every: int = 50
+    out: Path, seed: int = 0, short_steps: int = 1500, long_steps: int = 400, log_every: int = 25
 ) -> CausalVAEModel:
     """Train from scratch and save to ``out`` (a diffusers folder, float16).
 
