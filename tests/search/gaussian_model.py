@@ -6,6 +6,8 @@ is Gaussian, and its squared Wasserstein distance to the data is (sqrt(p) - sqrt
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 VARIANCES = np.logspace(-2, np.log10(4.0), 2000)
@@ -24,15 +26,14 @@ def sigma_at(timesteps: np.ndarray) -> np.ndarray:
 def exact_gram(sigmas: np.ndarray, variances: np.ndarray = VARIANCES) -> np.ndarray:
     """<D_k, D_j> on one noise path: x_s - x_r is independent of x_r, so v^2 / (v + max^2)."""
     own = np.array([np.mean(variances**2 / (variances + s * s)) for s in sigmas])
-    noisier = np.where(sigmas[:, None] >= sigmas[None, :], own[:, None], own[None, :])
-    return noisier
+    return np.where(sigmas[:, None] >= sigmas[None, :], own[:, None], own[None, :])
 
 
 def ancestral_distance(timesteps: np.ndarray, variances: np.ndarray = VARIANCES) -> float:
     """W2^2 (mean over modes) of Euler-ancestral sampling on descending `timesteps`."""
     sigmas = np.append(sigma_at(np.asarray(timesteps)), 0.0)
     power = np.full_like(variances, sigmas[0] ** 2)
-    for a, b in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for a, b in itertools.pairwise(sigmas):
         shrink = variances / (variances + a * a)
         kept = (b / a) ** 2
         power = power * (shrink + kept * (1 - shrink)) ** 2 + b * b * (1 - kept)
@@ -43,7 +44,7 @@ def deterministic_distance(timesteps: np.ndarray, variances: np.ndarray = VARIAN
     """W2^2 (mean over modes) of Euler sampling of the probability-flow equation."""
     sigmas = np.append(sigma_at(np.asarray(timesteps)), 0.0)
     scale = np.full_like(variances, sigmas[0])
-    for a, b in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for a, b in itertools.pairwise(sigmas):
         shrink = variances / (variances + a * a)
         scale = scale * (shrink + b / a * (1 - shrink))
     return float(np.mean((scale - np.sqrt(variances)) ** 2))

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from search.gaussian_model import (
-    ancestral_distance,
-    deterministic_distance,
-    exact_gram,
-    sigma_at,
-)
 
 from osp_opt.calibration import step_changes
 from osp_opt.errors import CalibrationError
@@ -21,6 +15,12 @@ from osp_opt.search.step_objectives import (
     refine_changes,
 )
 from osp_opt.search.step_search import plan_steps
+from search.gaussian_model import (
+    ancestral_distance,
+    deterministic_distance,
+    exact_gram,
+    sigma_at,
+)
 
 K = 12
 

@@ -6,12 +6,12 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from search.gaussian_model import ancestral_distance, exact_gram, sigma_at
 
 from osp_opt.calibration import step_changes
 from osp_opt.errors import ScheduleError
 from osp_opt.search.step_objectives import klub_cost
 from osp_opt.search.step_search import path_cost, plan_steps
+from search.gaussian_model import ancestral_distance, exact_gram, sigma_at
 
 
 @pytest.mark.parametrize(

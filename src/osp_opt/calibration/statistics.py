@@ -38,11 +38,11 @@ def step_changes(step_gram: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class VideoStatistics:
-    """What one sampled video tells (see `Calibration` for the meaning)."""
+    """What one sampled video tells: the fields of `Calibration` without the first axis."""
 
-    step_gram_KK: np.ndarray
-    block_gram_KGBB: np.ndarray
-    guided_gram_KGBB: np.ndarray
+    step_gram: np.ndarray
+    block_gram: np.ndarray
+    guided_block_gram: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class Calibration:
         return cls(
             np.asarray(timesteps, dtype=np.float64),
             np.asarray(sigmas, dtype=np.float64),
-            statistics.step_gram_KK[None],
-            statistics.block_gram_KGBB[None],
-            statistics.guided_gram_KGBB[None],
+            statistics.step_gram[None],
+            statistics.block_gram[None],
+            statistics.guided_block_gram[None],
             tuple(lags),
             (prompt,),
             (seed,),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from osp_opt.errors import ScheduleError
 
-__all__ = ["MIN_GAP", "StepPlan", "plan_steps", "path_cost"]
+__all__ = ["MIN_GAP", "StepPlan", "path_cost", "plan_steps"]
 
 # Smallest distance of neighbouring timesteps (of 1000). Below one training step the schedule file
 # still holds the numbers, but samplers that round timesteps would evaluate one of them twice.
@@ -53,8 +54,9 @@ def plan_steps(
 
     Args:
         cost_KK: cost of a step from i to j; infinite where not allowed.
-        timesteps_K: descending; pairs nearer than `min_gap` are not allowed as neighbours.
+        timesteps_K: of the levels, descending.
         max_steps: largest n.
+        min_gap: neighbours nearer than this, in timesteps, are not allowed.
     """
     k = len(timesteps_K)
     near = timesteps_K[:, None] - timesteps_K[None, :] < min_gap - 1e-9
@@ -77,7 +79,7 @@ def plan_steps(
 
 def path_cost(cost_KK: np.ndarray, path: tuple[int, ...]) -> float:
     """The sum of the steps' costs along `path`."""
-    return float(sum(cost_KK[i, j] for i, j in zip(path[:-1], path[1:], strict=True)))
+    return float(sum(cost_KK[i, j] for i, j in itertools.pairwise(path)))
 
 
 def _follow(nexts: list[np.ndarray]) -> tuple[int, ...]:
