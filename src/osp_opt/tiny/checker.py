@@ -156,15 +156,13 @@ def read_clip(video: Tensor | np.ndarray) -> dict[str, Found]:
     array = video.cpu().numpy() if isinstance(video, torch.Tensor) else np.asarray(video)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
         raise ShapeError(
-            f"video: found {array.dtype} {tuple(array.shape)}, give uint8 frames x height x width x 3"
+            f"video: found {array.dtype} {array.shape}, give uint8 frames x height x width x 3"
         )
     frames = measure(array.astype(np.float64) / 255)
     return {
         "shape": _name_shape(frames),
         "color": _name_colors(frames.color, COLORS, BACKGROUNDS, MAX_COLOR_DISTANCE),
-        "background": _name_colors(
-            frames.background, BACKGROUNDS, COLORS, MAX_BACKGROUND_DISTANCE
-        ),
+        "background": _name_colors(frames.background, BACKGROUNDS, COLORS, MAX_BACKGROUND_DISTANCE),
         "motion": _name_motion(frames),
     }
 

@@ -54,27 +54,37 @@ def _erode(mask: Tensor, radius: int) -> Tensor:
     return ~_dilate(~mask, radius)
 
 
-def largest_piece(mask: Tensor) -> Tensor:
-    """The largest 8-connected piece of every frame of a boolean mask [t h w].
+def _highest_in_run(label: np.ndarray, mask: np.ndarray, axis: int) -> np.ndarray:
+    """Give every pixel of a straight run of mask pixels along `axis` the run's highest label."""
+    top = label.max() + 1
+    for flip in (False, True):
+        if flip:
+            label, mask = np.flip(label, axis), np.flip(mask, axis)
+        # The run's number, as the high digit of the key, makes a running maximum start anew.
+        run = np.cumsum(~mask, axis=axis) * top
+        label = np.maximum.accumulate(run + label, axis=axis) - run
+    return np.flip(label, axis)
 
-    Every pixel carries a number; numbers spread to the highest in the 3x3 neighbourhood until
-    nothing changes, then the most frequent number is the largest piece.
+
+def largest_piece(mask: Tensor) -> Tensor:
+    """The largest 4-connected piece of every frame of a boolean mask [t h w].
+
+    Every pixel carries a number; the highest spreads along rows and columns until nothing changes,
+    then the most frequent number of a frame is its largest piece.
     """
-    frames, height, width = mask.shape
-    numbers = torch.arange(1, height * width + 1, dtype=torch.float32)
-    label = rearrange(numbers, "(h w) -> 1 h w", h=height) * mask
+    inside = mask.numpy()
+    label = np.arange(1, inside[0].size + 1).reshape(inside[0].shape) * inside
     while True:
-        spread = F.max_pool2d(label[:, None], 3, stride=1, padding=1)[:, 0] * mask
-        if torch.equal(spread, label):
+        spread = _highest_in_run(_highest_in_run(label, inside, axis=1), inside, axis=2)
+        if np.array_equal(spread, label):
             break
         label = spread
-    piece = torch.zeros_like(mask)
-    for i in range(frames):
-        counts = torch.bincount(label[i].flatten().long(), minlength=2)
+    piece = np.zeros_like(inside)
+    for i, frame in enumerate(label):
+        counts = np.bincount(frame.ravel(), minlength=2)
         counts[0] = 0
-        if counts.max() > 0:
-            piece[i] = label[i] == counts.argmax()
-    return piece
+        piece[i] = (frame == counts.argmax()) & inside[i]
+    return torch.from_numpy(piece)
 
 
 def _border_color(frame: np.ndarray, width: int) -> np.ndarray | None:

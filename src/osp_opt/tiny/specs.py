@@ -79,13 +79,17 @@ class ClipSpec:
 
 def all_specs() -> tuple[ClipSpec, ...]:
     """All 3 x 6 x 4 x 5 = 360 combinations in a fixed order (shape slowest, motion fastest)."""
-    return tuple(ClipSpec(*values) for values in itertools.product(SHAPES, COLORS, BACKGROUNDS, MOTIONS))
+    return tuple(
+        ClipSpec(*values) for values in itertools.product(SHAPES, COLORS, BACKGROUNDS, MOTIONS)
+    )
 
 
 def _pairs(specs: Iterable[ClipSpec]) -> set[tuple[tuple[int, str], ...]]:
     """Every pair of attribute values that occurs together in one of the specs."""
     return {
-        pair for spec in specs for pair in itertools.combinations(tuple(enumerate(spec.values())), 2)
+        pair
+        for spec in specs
+        for pair in itertools.combinations(tuple(enumerate(spec.values())), 2)
     }
 
 

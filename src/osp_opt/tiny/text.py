@@ -67,8 +67,9 @@ def train_sentencepiece() -> bytes:
 
 
 def build_tokenizer(out_dir: Path) -> int:
-    """Write spiece.model, tokenizer_config.json and special_tokens_map.json; return the vocabulary's
-    size. The same bytes every time.
+    """Write spiece.model, tokenizer_config.json and special_tokens_map.json -> vocabulary size.
+
+    The same bytes every time.
     """
     import sentencepiece
 
