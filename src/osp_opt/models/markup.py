@@ -9,15 +9,15 @@ blanks becomes one blank, entities are resolved.
 from __future__ import annotations
 
 import html
+import re
 from html.entities import html5
 from html.parser import HTMLParser
 
 _HIDDEN = frozenset({"script", "style", "template", "rt", "rp"})
 _PREFORMATTED = frozenset({"pre", "textarea"})
-_VOID = frozenset(
-    ("area", "base", "basefont", "bgsound", "br", "col", "command", "embed", "frame", "hr")
-    + ("image", "img", "input", "isindex", "keygen", "link", "menuitem", "meta", "nextid")
-    + ("param", "source", "spacer", "track", "wbr")
+_VOID = re.compile(
+    "area|base|basefont|bgsound|br|col|command|embed|frame|hr|image|img|input|isindex|keygen|link"
+    "|menuitem|meta|nextid|param|source|spacer|track|wbr"
 )
 _BLANKS = "\n\t\f\r "
 _MAX_DIGITS = 8  # no code point needs more; int() itself refuses thousands of digits
@@ -60,7 +60,7 @@ class _TextReader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._end_piece()
-        if tag not in _VOID:
+        if not _VOID.fullmatch(tag):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

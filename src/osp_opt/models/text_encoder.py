@@ -15,7 +15,6 @@ from typing import Any
 import huggingface_hub
 import sentencepiece
 import torch
-from httpx import HTTPError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import BatchEncoding, MT5EncoderModel
@@ -61,7 +60,6 @@ _LOAD_ERRORS = (
     struct.error,
     SafetensorError,
     pickle.UnpicklingError,
-    HTTPError,
 )
 
 
@@ -211,7 +209,7 @@ def load_text_encoder(
             f"text encoder {path}: {len(missing)} weights missing or of another shape, "
             f"first {missing[0]}; the file is incomplete or another model's"
         )
-    model.eval()
+    model.train(False)
     return model
 
 
@@ -226,7 +224,7 @@ def _local_folder(path: str | Path, cache_dir: str | Path | None) -> Path:
             cache_dir=cache_dir,
             allow_patterns=["config.json", _PIECES, _TOKENIZER_CONFIG],
         )
-    except (OSError, ValueError, HTTPError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"text encoder {path}: not a folder here, and the hub did not deliver it "
             f"({_first_line(error)})"
