@@ -259,7 +259,10 @@ def make_noise(
     `kind` is "coupled" (one Brownian path per seed and prompt) or "independent" (fresh each step).
     Raises OptionError for another kind or when seeds and prompts do not pair up.
     """
-    kinds = {"coupled": CoupledNoise, "independent": IndependentNoise}
+    kinds: dict[str, type[CoupledNoise] | type[IndependentNoise]] = {
+        "coupled": CoupledNoise,
+        "independent": IndependentNoise,
+    }
     if kind not in kinds:
         raise OptionError(f"noise is {kind!r}; it must be coupled or independent")
     if len(seeds) != len(prompts):

@@ -1,0 +1,132 @@
+"""The network as a denoiser D(x, sigma), with classifier-free guidance, a cache or a recorder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from osp_opt.errors import OptionError
+from osp_opt.models.transformer import BlockLoop, TextContext, run_blocks
+from osp_opt.sampling.schedule import sigma_of
+from osp_opt.sampling.steps import vp_scale
+
+
+class Denoiser(Protocol):
+    """The denoised prediction D(x, sigma), in the symbols of Karras et al. 2022 (2206.00364)."""
+
+    def __call__(self, x: Tensor, sigma: float, *, timestep: float, step: int) -> Tensor:
+        """x [b c t h w] = x0 + sigma eps (VE scaling); returns the predicted x0, after guidance."""
+        ...
+
+
+class BlockLoops(Protocol):
+    """What supplies the transformer's block loop for a step: a block cache or a recorder."""
+
+    def at(self, step: int, branch: str = "both") -> BlockLoop: ...
+
+
+class Recorder(BlockLoops, Protocol):
+    """A `BlockLoops` that also keeps the denoised predictions."""
+
+    def record_denoised(self, step: int, denoised: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The prompts as the transformer takes them, one text context per network call of a step.
+
+    Keys are the guidance branches that a call computes: `both` (a batch of negative then positive
+    prompts, or positive ones alone without guidance), or `negative` and `positive` in turn.
+    """
+
+    branches: dict[str, TextContext]
+    guided: bool
+
+    @classmethod
+    def encode(
+        cls,
+        transformer: Any,
+        embeds: Tensor,
+        mask: Tensor,
+        negative: tuple[Tensor, Tensor] | None,
+        sequential: bool = False,
+    ) -> Conditions:
+        """Compute each prompt's text context once; `negative` (embeds, mask) turns guidance on.
+
+        `embeds` [b l c] and `mask` [b l]; `sequential` halves the network's batch and memory.
+        """
+        if negative is None:
+            return cls({"both": transformer.encode_text(embeds, mask)}, guided=False)
+        if sequential:
+            texts = {
+                "negative": transformer.encode_text(*negative),
+                "positive": transformer.encode_text(embeds, mask),
+            }
+            return cls(texts, guided=True)
+        embeds, mask = torch.cat([negative[0], embeds]), torch.cat([negative[1], mask])
+        return cls({"both": transformer.encode_text(embeds, mask)}, guided=True)
+
+
+class GuidedDenoiser:
+    """A transformer that predicts eps, as a `Denoiser` (calling it) and a `NoisePredictor`.
+
+    Guidance (Ho & Salimans 2022, arXiv 2207.12598): eps = eps_neg + g (eps_pos - eps_neg).
+    `cache` and `recorder` supply the block loop of each step and exclude each other (OptionError).
+    Latents stay float32; the network runs in its own dtype. Nothing waits for the device.
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        conditions: Conditions,
+        guidance_scale: float,
+        cache: BlockLoops | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        if cache is not None and recorder is not None:
+            raise OptionError("recording needs every block to run: use either cache or recorder")
+        self.transformer = transformer
+        self.conditions = conditions
+        self.guidance_scale = guidance_scale
+        self.recorder = recorder
+        self._loops: BlockLoops | None = cache if recorder is None else recorder
+
+    def __call__(self, x: Tensor, sigma: float, *, timestep: float, step: int) -> Tensor:
+        denoised = x - sigma * self._eps(x / vp_scale(sigma), timestep, step)
+        if self.recorder is not None:
+            self.recorder.record_denoised(step, denoised)
+        return denoised
+
+    def predict_noise(self, x: Tensor, *, timestep: float, step: int) -> Tensor:
+        """eps for x [b c t h w] in the network's own (VP) scaling, float32."""
+        eps = self._eps(x, timestep, step)
+        if self.recorder is not None:
+            sigma = sigma_of(timestep)
+            self.recorder.record_denoised(step, vp_scale(sigma) * x - sigma * eps)
+        return eps
+
+    def _eps(self, x: Tensor, timestep: float, step: int) -> Tensor:
+        if not self.conditions.guided:
+            return self._run(x, timestep, step, "both")
+        if "both" in self.conditions.branches:
+            doubled = self._run(torch.cat([x, x]), timestep, step, "both")
+            negative, positive = doubled.chunk(2)
+        else:
+            negative = self._run(x, timestep, step, "negative")
+            positive = self._run(x, timestep, step, "positive")
+        return negative + self.guidance_scale * (positive - negative)
+
+    def _run(self, x: Tensor, timestep: float, step: int, branch: str) -> Tensor:
+        loop = run_blocks if self._loops is None else self._loops.at(step, branch)
+        output: Tensor = self.transformer(
+            x.to(self.transformer.dtype),
+            torch.full((x.shape[0],), timestep, device=x.device, dtype=torch.float32),
+            text=self.conditions.branches[branch],
+            blocks=loop,
+            return_dict=False,
+        )[0]
+        # Checkpoints with a learned variance put it behind the noise; sampling does not use it.
+        return output[:, : x.shape[1]].float()

@@ -1,0 +1,95 @@
+"""Samplers: functions of (denoiser, x, schedule, noise).
+
+`sample_euler_ancestral` is the default method in our own formulas. `sample_with_scheduler` drives
+any of the ten diffusers schedulers with the same noise sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Protocol
+
+from torch import Tensor
+
+from osp_opt.sampling.denoiser import Denoiser
+from osp_opt.sampling.noise import NoiseSource
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.sampling.schedulers import (
+    SAMPLERS,
+    Scheduler,
+    StochasticScheduler,
+    custom_timestep_samplers,
+    make_scheduler,
+    set_schedule,
+)
+from osp_opt.sampling.steps import ancestral_step
+
+__all__ = [
+    "SAMPLERS",
+    "custom_timestep_samplers",
+    "make_scheduler",
+    "sample_euler_ancestral",
+    "sample_with_scheduler",
+    "set_schedule",
+]
+
+StepCallback = Callable[[int, float, Tensor], None]
+"""Called after each step with its index, its timestep and the latents it made."""
+
+
+class NoisePredictor(Protocol):
+    """eps of the network's input x_VE / sqrt(1 + sigma^2), after guidance."""
+
+    def __call__(self, x: Tensor, *, timestep: float, step: int) -> Tensor: ...
+
+
+def sample_euler_ancestral(
+    denoiser: Denoiser,
+    x: Tensor,
+    schedule: TimestepSchedule,
+    noise: NoiseSource,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Ancestral sampling with the exact step for a piecewise constant denoised prediction.
+
+    `x` [b c t h w] is x0 + sigma eps (VE scaling) at the schedule's first level; the result is x0.
+    """
+    for i, (a, b) in enumerate(pairwise(schedule.sigmas.tolist())):
+        denoised = denoiser(x, a, timestep=schedule.timesteps[i], step=i)
+        z = noise.step(i, a, b)  # also on the last step: a generator is consumed as by diffusers
+        x = ancestral_step(x, denoised, a, b, _like(z, x) if b > 0.0 else None)
+        if callback is not None:
+            callback(i, schedule.timesteps[i], x)
+    return x
+
+
+def sample_with_scheduler(
+    scheduler: Scheduler,
+    predict_noise: NoisePredictor,
+    x: Tensor,
+    noise: NoiseSource,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Sample with a diffusers scheduler whose timesteps are set (see `set_schedule`).
+
+    `x` [b c t h w] is unit normal noise times `scheduler.init_noise_sigma`, in the scheduler's own
+    scaling. `step` counts calls of the network: second-order methods make two per timestep.
+    """
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    for i, t in enumerate(scheduler.timesteps):
+        timestep = float(t)
+        eps = predict_noise(scheduler.scale_model_input(x, t), timestep=timestep, step=i)
+        arguments = {}
+        levels = scheduler.noise_levels(i) if isinstance(scheduler, StochasticScheduler) else None
+        if levels is not None:
+            arguments["variance_noise"] = _like(noise.step(i, *levels), x)
+        (x, *_) = scheduler.step(eps, t, x, return_dict=False, **arguments)
+        if callback is not None:
+            callback(i, timestep, x)
+    return x
+
+
+def _like(noise: Tensor, x: Tensor) -> Tensor:
+    return noise.reshape(x.shape).to(device=x.device, dtype=x.dtype)

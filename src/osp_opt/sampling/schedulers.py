@@ -1,0 +1,301 @@
+"""The ten sample methods of Open-Sora-Plan v1.2 on diffusers' scheduler classes.
+
+The constructor arguments are the reference's: defaults, except that DDIM and DDPM do not clip.
+(Heun's and KDPM2's default betas are not those the model was trained with; the reference uses
+them so, and so do we.) Four classes are extended where diffusers lacks something the reference or
+coupled noise needs: timesteps of one's own, or noise that comes from outside.
+
+Timesteps and sigmas stay on the CPU, so no step waits for a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_deis_multistep import DEISMultistepScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_dpmsolver_singlestep import DPMSolverSinglestepScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
+    EulerAncestralDiscreteScheduler,
+)
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete import (
+    KDPM2AncestralDiscreteScheduler,
+)
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from torch import Tensor
+
+from osp_opt.errors import OptionError, ScheduleError
+from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
+from osp_opt.sampling.steps import ancestral_step, ode_step, vp_scale
+
+
+class Scheduler(Protocol):
+    """What all diffusers schedulers have in common, as far as it is used here."""
+
+    timesteps: Tensor
+    init_noise_sigma: Any
+    config: Any
+
+    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor: ...
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None: ...
+    def step(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@runtime_checkable
+class StochasticScheduler(Protocol):
+    """A scheduler whose `step` takes its unit normal noise as `variance_noise`."""
+
+    def noise_levels(self, index: int) -> tuple[float, float] | None:
+        """Noise levels that call `index` of `step` goes between; None when it takes no noise."""
+        ...
+
+
+def _result(x: Tensor, denoised: Tensor, return_dict: bool) -> Any:
+    if not return_dict:
+        return x, denoised
+    return DDIMSchedulerOutput(prev_sample=x, pred_original_sample=denoised)
+
+
+class EulerAncestral(EulerAncestralDiscreteScheduler):
+    """Euler ancestral with timesteps of one's own (any floats) and noise from outside."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device = "cpu",
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        super().set_timesteps(num_inference_steps or len(timesteps or ()), device=device)
+        if timesteps is not None:
+            own = torch.tensor(timesteps, dtype=torch.float64)
+            table = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt().double()
+            low = own.floor().clamp(max=len(table) - 2).long()
+            sigmas = torch.lerp(table[low], table[low + 1], own - low)
+            self.sigmas = torch.cat([sigmas, sigmas.new_zeros(1)]).float()
+            self.timesteps = own.to(device)
+
+    def noise_levels(self, index: int) -> tuple[float, float]:
+        return float(self.sigmas[index]), float(self.sigmas[index + 1])
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+        variance_noise: Tensor | None = None,
+    ) -> Any:
+        if variance_noise is None:
+            return super().step(model_output, timestep, sample, generator, return_dict)
+        state: Any = self  # diffusers declares its counters as None
+        if state.step_index is None:
+            state._init_step_index(timestep)
+        a, b = self.noise_levels(state.step_index)
+        denoised = sample - a * model_output
+        x = ancestral_step(sample, denoised, a, b, variance_noise)
+        state._step_index += 1
+        return _result(x, denoised, return_dict)
+
+
+class DDPM(DDPMScheduler):
+    """DDPM with noise from outside: the Euler ancestral step on whole timesteps."""
+
+    def noise_levels(self, index: int) -> tuple[float, float] | None:
+        levels = _vp_levels(self, int(self.timesteps[index]))
+        return levels if levels[1] > 0 else None
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+        variance_noise: Tensor | None = None,
+    ) -> Any:
+        if variance_noise is None:
+            return super().step(model_output, timestep, sample, generator, return_dict)
+        a, b = _vp_levels(self, int(timestep))
+        x = sample * vp_scale(a)
+        denoised = x - a * model_output
+        x = ancestral_step(x, denoised, a, b, variance_noise) / vp_scale(b)
+        return _result(x, denoised, return_dict)
+
+
+class DDIM(DDIMScheduler):
+    """DDIM with whole timesteps of one's own; diffusers' steps back by a fixed stride only."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device = "cpu",
+        timesteps: Sequence[int] | None = None,
+    ) -> None:
+        super().set_timesteps(num_inference_steps or len(timesteps or ()), device=device)
+        self.custom_timesteps = timesteps is not None
+        if timesteps is not None:
+            self.timesteps = torch.tensor(timesteps, dtype=torch.int64, device=device)
+
+    def previous_timestep(self, timestep: int) -> int:
+        """The timestep after `timestep` in sampling order; -1 at the end."""
+        own = self.timesteps.tolist()
+        return int([*own, -1][own.index(timestep) + 1])
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if not self.custom_timesteps:
+            return super().step(model_output, timestep, sample, *args, **kwargs)
+        a, b = _vp_levels(self, int(timestep))
+        x = sample * vp_scale(a)
+        denoised = x - a * model_output
+        x = ode_step(x, denoised, a, b) / vp_scale(b)
+        return _result(x, denoised, kwargs.get("return_dict", True))
+
+
+class KDPM2Ancestral(KDPM2AncestralDiscreteScheduler):
+    """DPM2 ancestral with noise from outside; only every second call (the corrector) takes some."""
+
+    def noise_levels(self, index: int) -> tuple[float, float] | None:
+        if index % 2 == 0:
+            return None
+        return float(self.sigmas[index - 1]), float(self.sigmas[index])
+
+    def step(
+        self,
+        model_output: Any,
+        timestep: float | Tensor,
+        sample: Any,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+        variance_noise: Tensor | None = None,
+    ) -> Any:
+        if variance_noise is None:
+            return super().step(model_output, timestep, sample, generator, return_dict)
+        state: Any = self  # diffusers declares its counters as None
+        before = state.step_index - 1  # where the pair of calls began
+        middle = float(self.sigmas_interpol[before])
+        down, up = float(self.sigmas_down[before]), float(self.sigmas_up[before])
+        x = state.sample + (down - float(self.sigmas[before])) * model_output + up * variance_noise
+        state.sample = None
+        state._step_index += 1
+        return _result(x, sample - middle * model_output, return_dict)
+
+
+def _vp_levels(scheduler: Any, timestep: int) -> tuple[float, float]:
+    """sigma of a whole timestep and of the one that follows it in sampling (0 after the last)."""
+    following = int(scheduler.previous_timestep(timestep))
+    abar = scheduler.alphas_cumprod[timestep].item()
+    abar_next = scheduler.alphas_cumprod[following].item() if following >= 0 else 1.0
+    return ((1 - abar) / abar) ** 0.5, ((1 - abar_next) / abar_next) ** 0.5
+
+
+@dataclass(frozen=True)
+class _Method:
+    scheduler: type[Any]
+    arguments: Mapping[str, Any]
+    schedule: str | None  # how it takes a schedule: "float" or "whole" timesteps, None: not at all
+
+
+_METHODS: Mapping[str, _Method] = MappingProxyType(
+    {
+        "EulerAncestralDiscrete": _Method(EulerAncestral, {}, "float"),
+        "EulerDiscrete": _Method(EulerDiscreteScheduler, {}, "float"),
+        "DDIM": _Method(DDIM, {"clip_sample": False}, "whole"),
+        "DDPM": _Method(DDPM, {"clip_sample": False}, "whole"),
+        "DPMSolverMultistep": _Method(DPMSolverMultistepScheduler, {}, "whole"),
+        "DPMSolverSinglestep": _Method(DPMSolverSinglestepScheduler, {}, "whole"),
+        "PNDM": _Method(PNDMScheduler, {}, None),
+        "HeunDiscrete": _Method(HeunDiscreteScheduler, {}, "float"),
+        "DEISMultistep": _Method(DEISMultistepScheduler, {}, None),
+        "KDPM2AncestralDiscrete": _Method(KDPM2Ancestral, {}, None),
+    }
+)
+SAMPLERS: tuple[str, ...] = tuple(_METHODS)
+"""Values of `--sampler` (the reference's `--sample_method`); the first is the default."""
+
+
+def custom_timestep_samplers() -> tuple[str, ...]:
+    """The samplers that can follow a schedule file."""
+    return tuple(name for name, method in _METHODS.items() if method.schedule is not None)
+
+
+def make_scheduler(name: str) -> Scheduler:
+    """A fresh scheduler of sample method `name`. Raises OptionError for an unknown name."""
+    if name not in _METHODS:
+        raise OptionError(f"sampler {name!r} is unknown; use one of {', '.join(SAMPLERS)}")
+    method = _METHODS[name]
+    return cast(Scheduler, method.scheduler(**method.arguments))
+
+
+def sampler_name(scheduler: object) -> str:
+    """The sample method of a diffusers scheduler. Raises OptionError when it is none of the ten."""
+    for name, method in _METHODS.items():
+        if issubclass(method.scheduler, type(scheduler)):  # ours, or the diffusers class under it
+            return name
+    known = ", ".join(SAMPLERS)
+    raise OptionError(f"scheduler {type(scheduler).__name__} is none of {known}")
+
+
+def adopt_scheduler(scheduler: Any) -> Scheduler:
+    """A fresh scheduler like `scheduler`, of the class used here.
+
+    Fresh, because schedulers keep state between steps: two runs must not share one.
+    """
+    method = _METHODS[sampler_name(scheduler)]
+    return cast(Scheduler, method.scheduler.from_config(scheduler.config))
+
+
+def set_schedule(scheduler: Scheduler, schedule: TimestepSchedule) -> None:
+    """Make `scheduler` follow `schedule`; its own spacing when that is the default one.
+
+    Raises ScheduleError when the method takes no timesteps of one's own, or only whole ones and
+    two of the schedule's round to one.
+    """
+    if schedule.is_default:
+        scheduler.set_timesteps(len(schedule), device="cpu")
+        return
+    name = sampler_name(scheduler)
+    kind = _METHODS[name].schedule
+    if kind is None:
+        raise ScheduleError(
+            f"sampler {name} cannot follow a schedule; use one of "
+            f"{', '.join(custom_timestep_samplers())}"
+        )
+    timesteps: list[float] = list(schedule.timesteps)
+    if kind == "whole":
+        timesteps = [round(t) for t in timesteps]
+        for i in range(1, len(timesteps)):
+            if timesteps[i] == timesteps[i - 1]:
+                raise ScheduleError(
+                    f"sampler {name} takes whole timesteps, and {schedule.timesteps[i - 1]} and "
+                    f"{schedule.timesteps[i]} both round to {timesteps[i]}; use EulerAncestral"
+                    "Discrete, EulerDiscrete or HeunDiscrete, or fewer steps"
+                )
+    scheduler.set_timesteps(timesteps=timesteps, device="cpu")
+
+
+def first_sigma(scheduler: Scheduler) -> float | None:
+    """The level whose coupled noise starts a run: the first, for samplers that draw noise.
+
+    Deterministic samplers only scale their initial noise, so they take that of the largest level
+    (None) whatever timestep they start from: runs of different length then start alike.
+    """
+    if not isinstance(scheduler, StochasticScheduler):
+        return None
+    start = float(scheduler.init_noise_sigma)
+    return start if start > 1.0 else sigma_of(float(scheduler.timesteps[0]))
