@@ -55,7 +55,8 @@ def rotary_table(
     position is its index divided by the axis' interpolation scale.
     """
     third = head_width // 3
-    frequency = ROPE_BASE ** -(torch.arange(0, third, 2, dtype=torch.float32, device=device) / third)
+    exponent = torch.arange(0, third, 2, dtype=torch.float32, device=device) / third
+    frequency = ROPE_BASE**-exponent
     angles = []
     for size, scale in zip(grid, interpolation_scale, strict=True):
         position = torch.arange(size, dtype=torch.float32, device=device) / scale
@@ -145,7 +146,8 @@ class _Attention(nn.Module, AttentionModuleMixin):
         self.to_k = nn.Linear(key_width, inner, bias=bias)
         self.to_v = nn.Linear(key_width, inner, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(inner, width), nn.Dropout(dropout)])
-        self.processor = None  # diffusers asks for it; the kernel is chosen by `backend`
+        # diffusers asks for a processor; here the kernel is chosen by `backend`.
+        self.processor = None  # type: ignore[assignment]
         self.backend = AttentionBackendName.NATIVE
 
     def set_attention_backend(self, backend: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from osp_opt.artifacts import fingerprint_folder, read_json

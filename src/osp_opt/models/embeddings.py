@@ -6,7 +6,7 @@ Shape letters: b batch, c latent channels, d width, n tokens in (t h w) order, l
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         frames = self.proj(rearrange(latents, "b c t h w -> (b t) c h w"))
-        return rearrange(frames, "(b t) d h w -> b (t h w) d", b=latents.shape[0])
+        tokens: Tensor = rearrange(frames, "(b t) d h w -> b (t h w) d", b=latents.shape[0])
+        return tokens
 
 
 def _axis_sinusoids(positions: Tensor, width: int) -> Tensor:
@@ -110,10 +111,9 @@ def absolute_positions(
     ]
     time = _axis_sinusoids(axes[0], width)
     rows, columns = (_axis_sinusoids(axis, width // 2) for axis in axes[1:])
-    t, h, w = grid
+    _, h, w = grid
     spatial = torch.cat(
         (columns[None].expand(h, w, -1), rows[:, None].expand(h, w, -1)), dim=-1
     )
     # Rounded to float32 one by one before the sum, as the reference's two tables are.
-    table: Any = rearrange(spatial, "h w d -> (h w) d").float() + time.float()[:, None]
-    return cast(Tensor, table)
+    return rearrange(spatial, "h w d -> (h w) d").float() + time.float()[:, None]

@@ -9,16 +9,14 @@ order, l caption tokens, d model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.models.attention import FeedForward
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _check_attention_backend_requirements,
@@ -37,6 +35,14 @@ from osp_opt.models.attention import (
     SelfAttention,
     SequenceParallel,
 )
+from osp_opt.models.block import (
+    BlockLoop,
+    Layer,
+    OpenSoraBlock,
+    TextContext,
+    modulate,
+    run_blocks,
+)
 from osp_opt.models.embeddings import (
     CaptionProjection,
     PatchEmbedding,
@@ -44,30 +50,7 @@ from osp_opt.models.embeddings import (
     absolute_positions,
 )
 
-Layer = Callable[[Tensor], Tensor]  # one block with everything but the hidden state bound
-BlockLoop = Callable[[Sequence[Layer], Tensor], Tensor]
-
-
-def run_blocks(layers: Sequence[Layer], x: Tensor) -> Tensor:
-    """Run every block once, in order: the model as it was trained."""
-    for layer in layers:
-        x = layer(x)
-    return x
-
-
-@dataclass(frozen=True)
-class TextContext:
-    """What the transformer needs of a prompt; it does not depend on latents or timestep.
-
-    ``keys[i]`` and ``values[i]`` ``[b l heads k]`` belong to block i; ``mask`` is boolean
-    ``[b 1 1 l]``, or None when every token counts; l is the longest real prompt of the batch.
-    """
-
-    caption: Tensor  # [b l d], projected
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    mask: Tensor | None
-
+__all__ = ["BlockLoop", "Layer", "OpenSoraBlock", "OpenSoraT2V", "TextContext", "run_blocks"]
 
 # Config keys of the released family that would change the network, and the values built here.
 SUPPORTED: dict[str, tuple[object, ...]] = {
@@ -83,66 +66,7 @@ SUPPORTED: dict[str, tuple[object, ...]] = {
 }
 
 
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, x, 1 + scale)
-
-
-class OpenSoraBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward of one layer.
-
-    The adaLN-single table of the block plus the timestep's modulation give, in this order, shift,
-    scale and gate of the self-attention, then of the feed-forward. Cross-attention has neither
-    norm nor gate (PixArt-alpha, arXiv 2310.00426, section 2.3).
-    """
-
-    def __init__(
-        self,
-        index: int,
-        width: int,
-        heads: int,
-        head_width: int,
-        cross_attention_dim: int,
-        *,
-        activation_fn: str,
-        attention_bias: bool,
-        dropout: float,
-        norm_eps: float,
-        norm_elementwise_affine: bool,
-    ) -> None:
-        super().__init__()
-        self.index = index  # which keys and values of the text context are its own
-        norm = partial(nn.LayerNorm, width, norm_eps, norm_elementwise_affine)
-        self.norm1 = norm()
-        self.attn1 = SelfAttention(width, heads, head_width, width, attention_bias, dropout)
-        self.attn2 = CrossAttention(
-            width, heads, head_width, cross_attention_dim, attention_bias, dropout
-        )
-        self.norm2 = norm()
-        self.ff = FeedForward(width, dropout=dropout, activation_fn=activation_fn)
-        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        modulation: Tensor,
-        text: TextContext,
-        rotary: Rotary | None = None,
-        mask: Tensor | None = None,
-        sequence: SequenceParallel | None = None,
-    ) -> Tensor:
-        """``hidden_states [b n d]``, ``modulation [b 6 d]``; the rest as in models.attention."""
-        x = hidden_states
-        tables = (self.scale_shift_table + modulation)[:, :, None]
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = tables.unbind(1)
-        attended = self.attn1(
-            _modulate(self.norm1(x), shift_msa, scale_msa), rotary, mask, sequence
-        )
-        x = torch.addcmul(x, gate_msa, attended)
-        x = x + self.attn2(x, text.keys[self.index], text.values[self.index], text.mask)
-        return torch.addcmul(x, gate_mlp, self.ff(_modulate(self.norm2(x), shift_mlp, scale_mlp)))
-
-
-class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):
+class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
     """Text-to-video transformer with the released configuration keys and state dict.
 
     The constructor takes the keys of a released ``config.json``; keys that select a kernel
@@ -151,11 +75,11 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):
     """
 
     _supports_gradient_checkpointing = False
-    _no_split_modules = ["OpenSoraBlock"]
-    _repeated_blocks = ["OpenSoraBlock"]
-    _skip_layerwise_casting_patterns = ["pos_embed", "norm", "adaln_single"]
+    _no_split_modules = ("OpenSoraBlock",)  # type: ignore[assignment]
+    _repeated_blocks = ("OpenSoraBlock",)  # type: ignore[assignment]
+    _skip_layerwise_casting_patterns = ("pos_embed", "norm", "adaln_single")  # type: ignore[assignment]
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         num_attention_heads: int = 16,
@@ -253,6 +177,16 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):
         """Return to PyTorch's own scaled dot product attention."""
         self.set_attention_backend(AttentionBackendName.NATIVE.value)
 
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the block once for all blocks; arguments as of ``torch.compile``.
+
+        Inside the hooks that diffusers' caches put around a block, whose decisions are Python.
+        """
+        compiled = torch.compile(OpenSoraBlock.run, *args, **kwargs)
+        for block in self.modules():
+            if isinstance(block, OpenSoraBlock):
+                block.run = MethodType(compiled, block)  # type: ignore[method-assign]
+
     def encode_text(self, embeds: Tensor, mask: Tensor | None = None) -> TextContext:
         """Compute once what every step needs of a prompt.
 
@@ -308,7 +242,7 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):
         grid = self._token_grid(hidden_states)
         x = self.pos_embed(hidden_states)
         rotary: Rotary | None = None
-        if self.config.use_rope:
+        if self.config["use_rope"]:
             rotary = self.rotary_tables.get(grid, x.dtype, x.device)
         else:
             x = self._add_positions(x, grid)
@@ -331,16 +265,16 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):
             x = sequence.split_tokens(x)
         x = blocks(layers, x)
         shift, scale = (self.scale_shift_table + embedded[:, None])[:, :, None].unbind(1)
-        x = self.proj_out(_modulate(self.norm_out(x), shift, scale))
+        x = self.proj_out(modulate(self.norm_out(x), shift, scale))
         if sequence is not None:
             x = sequence.gather_tokens(x)
         t, h, w = grid
-        p = self.config.patch_size
+        p = self.config["patch_size"]
         sample = rearrange(x, "b (t h w) (p q c) -> b c t (h p) (w q)", t=t, h=h, w=w, p=p, q=p)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _token_grid(self, latents: Tensor) -> tuple[int, int, int]:
-        patch, channels = self.config.patch_size, self.config.in_channels
+        patch, channels = self.config["patch_size"], self.config["in_channels"]
         _, c, t, h, w = latents.shape if latents.ndim == 5 else (0,) * 5
         if c != channels or h % patch or w % patch:
             raise ShapeError(
@@ -350,9 +284,9 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):
         return t, h // patch, w // patch
 
     def _add_positions(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        size, patch = self.config.sample_size, self.config.patch_size
+        size, patch = self.config["sample_size"], self.config["patch_size"]
         height, width = (size, size) if isinstance(size, int) else size
-        base = (self.config.sample_size_t, height // patch, width // patch)
+        base = (self.config["sample_size_t"], height // patch, width // patch)
         table = absolute_positions(grid, base, self.interpolation_scale, x.shape[-1])
         return (x + rearrange(table, "t n d -> (t n) d").to(x.device)).to(x.dtype)
 
@@ -360,7 +294,7 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):
         """Boolean ``[b 1 1 n]`` of the patches in which any latent position counts, or None."""
         if attention_mask is None:
             return None
-        p = self.config.patch_size
+        p = self.config["patch_size"]
         patches = F.max_pool2d((attention_mask != 0).float(), kernel_size=p, stride=p)
         return _key_mask(_attendable(rearrange(patches, "b t h w -> b (t h w)") != 0))
 
