@@ -10,18 +10,18 @@ import typer
 import typer.main
 
 from osp_opt import __version__
-from osp_opt.flags import add_command, report_error, suggest
-from osp_opt.launch import launch
+from osp_opt.flags import OptionsCommand, add_command, field_spellings, kebab, report_error, suggest
 from osp_opt.options import (
     CalibrateOptions,
     DoctorOptions,
+    JobOptions,
     SampleOptions,
     SearchCacheOptions,
     SearchStepsOptions,
 )
 
 USAGE_EXIT_CODE = 2
-_UsageError = typer.BadParameter.__bases__[0]
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="osp-opt",
@@ -52,25 +52,25 @@ def _global_options(
 @add_command(app, CalibrateOptions)
 def calibrate(options: CalibrateOptions) -> int:
     """Sample videos with the original model and record what both searches need."""
-    return launch(options)
+    return _launch(options)
 
 
 @add_command(app, SearchStepsOptions)
 def search_steps(options: SearchStepsOptions) -> int:
     """Find the timesteps that make the same videos in fewer steps."""
-    return launch(options)
+    return _launch(options)
 
 
 @add_command(app, SearchCacheOptions)
 def search_cache(options: SearchCacheOptions) -> int:
     """Find which transformer blocks can be reused, and when, for a wanted speed-up."""
-    return launch(options)
+    return _launch(options)
 
 
 @add_command(app, SampleOptions)
 def sample(options: SampleOptions) -> int:
     """Make videos, with a searched schedule, a cache, both or neither."""
-    return launch(options)
+    return _launch(options)
 
 
 @add_command(app, DoctorOptions)
@@ -79,6 +79,12 @@ def doctor(options: DoctorOptions) -> int:
     from osp_opt.doctor import run
 
     return run(options)
+
+
+def _launch(options: JobOptions) -> int:
+    from osp_opt.launch import launch  # not needed for --help
+
+    return launch(options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +107,8 @@ def _usage_line(error: Exception) -> str:
     message = str(getattr(error, "message", error)).rstrip(".")
     if context is None:
         return message
-    if unknown is not None and message.startswith("No such option"):
-        flags = [flag for param in context.command.params for flag in param.opts]
-        return f"{context.info_name}: no option {unknown}{suggest(unknown, flags)}"
+    if isinstance(context.command, OptionsCommand) and message.startswith("No such option"):
+        flags = {kebab(spelling) for spelling in field_spellings(context.command.model)}
+        near = suggest(str(unknown).replace("_", "-"), [*flags, "--config", "--help"])
+        return f"{context.command_path}: no option {unknown}{near}"
     return f"{message} (see {context.command_path} --help)"

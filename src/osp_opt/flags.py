@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import typer
 import typer.core
@@ -29,6 +29,8 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 CONFIG_MAX_BYTES = 2**20
 _CONFIG_HELP = "YAML file with values for options; flags override it."
+_NO = "no__"
+_OptionalFlag = bool | None
 _BASIC_METAVARS: Mapping[Any, str] = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
@@ -38,18 +40,32 @@ def kebab(name: str) -> str:
 
 
 class OptionsCommand(typer.core.TyperCommand):
-    """A command whose flags may be spelled with underscores and whose lists may follow one flag."""
+    """A command for one options model.
+
+    Flags may be spelled with underscores or by an old name, and a list may follow one flag.
+    """
+
+    model: ClassVar[type[Options]]
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
-        extra.setdefault("token_normalize_func", lambda name: name.replace("_", "-"))
+        spellings = {
+            spelling.replace("_", "-"): name.replace("_", "-")
+            for spelling, name in field_spellings(self.model).items()
+        }
+
+        def primary(flag: str) -> str:
+            flag = flag.replace("_", "-")
+            return spellings.get(flag, flag)
+
+        extra.setdefault("token_normalize_func", primary)
         return super().make_context(info_name, args, *rest, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         many = {
-            name
+            flag
             for param in self.params
             if getattr(param, "multiple", False)
-            for name in param.opts
+            for flag in param.opts
         }
         return super().parse_args(ctx, _repeat_flags(args, many))
 
@@ -66,7 +82,7 @@ def add_command(
     def register(run: Callable[[OptionsT], int]) -> Callable[[OptionsT], int]:
         def command(**values: Any) -> None:
             config = values.pop("config")
-            given = {name: value for name, value in values.items() if value not in (None, [], ())}
+            given = _given(values)
             try:
                 code = run(resolve(model, given, Path(config) if config else None))
             except OspOptError as error:
@@ -80,7 +96,8 @@ def add_command(
         parameters = _parameters(model)
         vars(command)["__signature__"] = inspect.Signature(parameters)
         command.__annotations__ = {item.name: item.annotation for item in parameters}
-        app.command(model.command, cls=OptionsCommand, help=run.__doc__)(command)
+        own_class = type("ModelCommand", (OptionsCommand,), {"model": model})
+        app.command(model.command, cls=own_class, help=run.__doc__)(command)
         return run
 
     return register
@@ -112,7 +129,7 @@ def read_config(model: type[Options], path: Path) -> dict[str, Any]:
     """
     from osp_opt.options import COMMANDS
 
-    names = _field_names(model)
+    names = field_spellings(model)
     values: dict[str, Any] = {}
     content = _read_yaml(path)
     sections = {key: value for key, value in content.items() if str(key) in COMMANDS}
@@ -140,7 +157,7 @@ def suggest(word: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _field_names(model: type[Options]) -> dict[str, str]:
+def field_spellings(model: type[Options]) -> dict[str, str]:
     """Every spelling (underscores) of every field, to the field's name."""
     return {
         spelling: name
@@ -159,7 +176,9 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
             raise FileError(f"config {path}: YAML aliases (*name) are not allowed")
         content = yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise FileError(f"config {path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise FileError(
+            f"config {path}: not valid YAML ({' '.join(str(error).split())})"
+        ) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -167,48 +186,62 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     return content
 
 
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What was really on the command line; ``--no-x`` (hidden in the help) is x = False."""
+    given = {name: value for name, value in values.items() if value not in (None, [], ())}
+    for name in [name for name in given if name.startswith(_NO)]:
+        del given[name]
+        given[name.removeprefix(_NO)] = False
+    return given
+
+
 def _parameters(model: type[Options]) -> list[inspect.Parameter]:
     fields = sorted(
         model.model_fields.items(), key=lambda item: PANELS.index(option_extra(item[1])["panel"])
     )
+    made = [parameter for name, field in fields for parameter in _field_parameters(name, field)]
     config = typer.Option("--config", help=_CONFIG_HELP, metavar="FILE", rich_help_panel="Run")
-    made = [_parameter(name, field) for name, field in fields]
     made.append(_keyword("config", Annotated[str | None, config]))
     return made
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def _field_parameters(name: str, field: FieldInfo) -> list[inspect.Parameter]:
     extra = option_extra(field)
-    flags = [kebab(spelling) for spelling in (name, *extra["aliases"])]
-    text = field.description or ""
-    if extra["unit"]:
-        text += f" [{extra['unit']}]"
     settings: dict[str, Any] = {
-        "help": text.replace("[", r"\["),
+        "help": _help(field),
         "rich_help_panel": extra["panel"],
-        "show_default": _shown_default(field.default),
+        "show_default": False,
     }
-    if field.annotation is bool or bool in typing.get_args(field.annotation):
-        flags[0] += "/--no-" + flags[0].removeprefix("--")
-        return _keyword(name, Annotated[bool | None, typer.Option(*flags, **settings)])
+    if bool in _alternatives(field.annotation):
+        on = typer.Option(kebab(name), metavar="", **settings)
+        off = typer.Option(kebab("no_" + name), hidden=True, show_default=False)
+        return [
+            _keyword(name, Annotated[_OptionalFlag, on]),
+            _keyword(_NO + name, Annotated[_OptionalFlag, off]),
+        ]
     settings["metavar"] = extra["metavar"] or _metavar(field.annotation)
-    if field.annotation == typing.get_args(Texts)[0]:
-        return _keyword(name, Annotated[list[str] | None, typer.Option(*flags, **settings)])
-    return _keyword(name, Annotated[str | None, typer.Option(*flags, **settings)])
+    kind: Any = list[str] | None if field.annotation == typing.get_args(Texts)[0] else str | None
+    return [_keyword(name, Annotated[kind, typer.Option(kebab(name), **settings)])]
+
+
+def _help(field: FieldInfo) -> str:
+    """The description with unit, default and old names, escaped for rich."""
+    extra = option_extra(field)
+    notes = [extra["unit"]] if extra["unit"] else []
+    if field.default not in (None, False, ()):
+        default = field.default
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        notes.append(f"default {shown}")
+    if extra["aliases"]:
+        notes.append("also " + ", ".join(map(kebab, extra["aliases"])))
+    text = field.description or ""
+    return (f"{text} [{'; '.join(notes)}]" if notes else text).replace("[", r"\[")
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
-
-
-def _shown_default(default: Any) -> str | bool:
-    if default is None or default in (False, ()):
-        return False
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return str(default)
 
 
 def _metavar(annotation: Any) -> str:

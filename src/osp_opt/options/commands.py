@@ -16,7 +16,7 @@ from osp_opt.options.groups import (
     ShapeOptions,
 )
 
-_STEPS_ALIASES = ("num_sampling_steps", "num_inference_steps")
+_STEPS_ALIASES = ("num_sampling_steps",)
 _SCHEDULE = "Searched schedule: JSON list of timesteps / 1000."
 MAX_STEPS = 1000
 """The noise levels on which the released models were trained."""

@@ -1,0 +1,138 @@
+"""One worker process, started by torch.distributed.run: opens device and ranks, runs the job."""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from osp_opt.artifacts import write_json
+from osp_opt.device import Device
+from osp_opt.errors import OspOptError
+from osp_opt.launch import LIFELINE_VARIABLE, LOG_FOLDER
+from osp_opt.parallel import Parallel
+from osp_opt.progress import Progress
+from osp_opt.runfolder import load_run
+
+_PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """What a job gets besides its options."""
+
+    device: Device
+    parallel: Parallel
+    run_dir: Path
+    progress: Progress
+
+
+def main(argv: list[str]) -> int:
+    """Run the job that the ``options.json`` in ``argv[0]`` describes; return the exit code."""
+    path = Path(argv[0])
+    rank = int(os.environ.get("RANK", "0"))
+    logs = path.parent / LOG_FOLDER
+    _redirect_output(logs, rank)
+    if os.environ.get(LIFELINE_VARIABLE) == "1":
+        threading.Thread(target=_end_with_launcher, daemon=True).start()
+    progress = Progress(rank)
+    _show_own_warnings(progress)
+    try:
+        _run_job(path, progress)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except OspOptError as error:
+        _leave_error(logs, rank, str(error), error.exit_code)
+        return error.exit_code
+    except BaseException as error:
+        # Not handled, only noted: the launcher tells the user and the process still fails.
+        kind = type(error).__name__
+        text = " ".join(str(error).split())[:300]
+        _leave_error(logs, rank, f"rank {rank}: {kind}: {text}; see {logs}/rank{rank}.log", 1)
+        raise
+    return 0
+
+
+def _run_job(path: Path, progress: Progress) -> None:
+    run = load_run(path)
+    options = run.options
+    job = importlib.import_module("osp_opt.jobs." + options.command.replace("-", "_"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = Device.open(options.device, local_rank, dtype=options.dtype)
+    parallel = Parallel.open(device, timeout_s=options.timeout)
+    try:
+        job.run(options, WorkerContext(device, parallel, run.folder, progress))
+    finally:
+        parallel.close()
+
+
+def _redirect_output(logs: Path, rank: int) -> None:
+    """Stderr, and off rank 0 stdout too, go to this rank's log, native code's included."""
+    logs.mkdir(parents=True, exist_ok=True)
+    log = os.open(logs / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o640)
+    os.dup2(log, sys.stderr.fileno())
+    if rank != 0:
+        os.dup2(log, sys.stdout.fileno())
+    os.close(log)
+    faulthandler.enable()
+
+
+def _end_with_launcher() -> None:
+    """Wait until the launcher's end of the pipe on stdin closes, then end this process at once.
+
+    Files are written atomically and finished work is in the ledger, so nothing is lost.
+    """
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _show_own_warnings(progress: Progress) -> None:
+    """Warnings of this package reach the user as one line; those of libraries stay in the log."""
+    show_in_log = warnings.showwarning
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object
+    ) -> None:
+        if Path(filename).is_relative_to(_PACKAGE):
+            progress.say(f"warning: {message}")
+        else:
+            show_in_log(message, category, filename, lineno)
+
+    class ToUser(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            progress.say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+    warnings.showwarning = show
+    logging.getLogger("osp_opt").addHandler(ToUser(logging.WARNING))
+
+
+def _leave_error(logs: Path, rank: int, message: str, exit_code: int) -> None:
+    """Tell the launcher, and the log, why this worker ends."""
+    traceback.print_exc()
+    try:
+        write_json(
+            logs / f"error-rank{rank}.json",
+            {
+                "time": time.time(),
+                "rank": rank,
+                "message": message,
+                "exit_code": exit_code,
+                "traceback": traceback.format_exc(),
+            },
+        )
+    except OspOptError:
+        traceback.print_exc()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
