@@ -158,7 +158,7 @@ def read_clip(video: Tensor | np.ndarray) -> dict[str, Found]:
         raise ShapeError(
             f"video: found {array.dtype} {array.shape}, give uint8 frames x height x width x 3"
         )
-    frames = measure(array.astype(np.float64) / 255)
+    frames = measure(array.astype(np.float32) / 255)
     return {
         "shape": _name_shape(frames),
         "color": _name_colors(frames.color, COLORS, BACKGROUNDS, MAX_COLOR_DISTANCE),

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -43,13 +42,19 @@ class Frames:
     edge: np.ndarray
 
 
-def _dilate(mask: Tensor, radius: int) -> Tensor:
+def _dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     """Grow a boolean mask [t h w] by a square of the given radius in pixels."""
-    grown = F.max_pool2d(mask.float()[:, None], 2 * radius + 1, stride=1, padding=radius)
-    return grown[:, 0] > 0.5
+    for axis in (1, 2):
+        line = np.moveaxis(mask, axis, -1)
+        grown = line.copy()
+        for shift in range(1, radius + 1):
+            grown[..., shift:] |= line[..., :-shift]
+            grown[..., :-shift] |= line[..., shift:]
+        mask = np.moveaxis(grown, -1, axis)
+    return mask
 
 
-def _erode(mask: Tensor, radius: int) -> Tensor:
+def _erode(mask: np.ndarray, radius: int) -> np.ndarray:
     """Shrink a boolean mask [t h w]; outside the frame counts as inside the mask."""
     return ~_dilate(~mask, radius)
 
@@ -66,35 +71,37 @@ def _highest_in_run(label: np.ndarray, mask: np.ndarray, axis: int) -> np.ndarra
     return np.flip(label, axis)
 
 
-def largest_piece(mask: Tensor) -> Tensor:
+def largest_piece(mask: np.ndarray) -> np.ndarray:
     """The largest 4-connected piece of every frame of a boolean mask [t h w].
 
     Every pixel carries a number; the highest spreads along rows and columns until nothing changes,
     then the most frequent number of a frame is its largest piece.
     """
-    inside = mask.numpy()
-    label = np.arange(1, inside[0].size + 1).reshape(inside[0].shape) * inside
+    label = np.arange(1, mask[0].size + 1).reshape(mask[0].shape) * mask
     while True:
-        spread = _highest_in_run(_highest_in_run(label, inside, axis=1), inside, axis=2)
+        spread = _highest_in_run(_highest_in_run(label, mask, axis=1), mask, axis=2)
         if np.array_equal(spread, label):
             break
         label = spread
-    piece = np.zeros_like(inside)
+    piece = np.zeros_like(mask)
     for i, frame in enumerate(label):
         counts = np.bincount(frame.ravel(), minlength=2)
         counts[0] = 0
-        piece[i] = (frame == counts.argmax()) & inside[i]
-    return torch.from_numpy(piece)
+        piece[i] = (frame == counts.argmax()) & mask[i]
+    return piece
 
 
-def _border_color(frame: np.ndarray, width: int) -> np.ndarray | None:
-    """Median colour of the border of one frame [h w c], None when the border is not plain."""
-    inside = np.zeros(frame.shape[:2], dtype=bool)
-    inside[width:-width, width:-width] = True
-    border = frame[~inside]
-    color = np.median(border, axis=0)
-    plain = np.linalg.norm(border - color, axis=1) < NEAR
-    return color if plain.mean() >= MIN_BORDER else None
+def _border_colors(video: np.ndarray, width: int) -> np.ndarray:
+    """Median colour of each frame's border, `width` pixels wide: [t h w c] -> [t c].
+
+    NaN where the border is not plain.
+    """
+    rim = np.ones(video.shape[1:3], dtype=bool)
+    rim[width:-width, width:-width] = False
+    border = video[:, rim]
+    color = np.median(border, axis=1)
+    plain = np.linalg.norm(border - color[:, None], axis=-1) < NEAR
+    return np.where(plain.mean(axis=1)[:, None] >= MIN_BORDER, color, np.nan)
 
 
 def measure(video: np.ndarray) -> Frames:
@@ -102,24 +109,19 @@ def measure(video: np.ndarray) -> Frames:
     frames, height, width, _ = video.shape
     unit = min(height, width) / BASE_SIZE
     rim = max(1, round(2 * unit))
-    background = np.full((frames, 3), np.nan)
+    background = _border_colors(video, rim)
     color = np.full((frames, 3), np.nan)
     center = np.full((frames, 2), np.nan)
     edge = np.full(frames, np.nan)
-    for i in range(frames):
-        border = _border_color(video[i], rim)
-        if border is not None:
-            background[i] = border
 
     # NaN compares false: a frame without a background has no foreground either.
-    foreground = torch.from_numpy(
-        np.linalg.norm(video - rearrange(background, "t c -> t 1 1 c"), axis=-1) > NEAR
-    )
+    off = video - rearrange(background, "t c -> t 1 1 c")
+    foreground = np.einsum("thwc,thwc->thw", off, off) > NEAR**2
     piece = largest_piece(foreground)
-    core, around = _erode(piece, rim).numpy(), _dilate(piece, rim).numpy()
-    share = piece.sum(dim=(1, 2)) / foreground.sum(dim=(1, 2)).clamp(min=1)
+    core, around = _erode(piece, rim), _dilate(piece, rim)
+    share = piece.sum(axis=(1, 2)) / np.maximum(foreground.sum(axis=(1, 2)), 1)
 
-    solid = torch.zeros(frames, height, width)
+    solid = np.zeros((frames, height, width), dtype=bool)
     fronts: dict[int, np.ndarray] = {}
     xs, ys = np.arange(width) + 0.5, np.arange(height) + 0.5
     for i in range(frames):
@@ -129,23 +131,23 @@ def measure(video: np.ndarray) -> Frames:
         # How far each pixel is on the way from background to shape colour: its level 0.5 is the
         # outline, wherever a blur has smeared the edge to.
         axis = fronts[i] - background[i]
-        cover = (video[i] - background[i]) @ axis / max(float(axis @ axis), 1e-6)
+        cover = off[i] @ axis / max(float(axis @ axis), 1e-6)
         cover = np.where(around[i], cover.clip(0, 1), 0.0)
         outline = cover > 0.5
         area = outline.sum()
         legal = AREA_RANGE[0] <= area / min(height, width) ** 2 <= AREA_RANGE[1]
-        if not legal or area < MIN_OUTLINE * float(piece[i].sum()):
+        if not legal or area < MIN_OUTLINE * piece[i].sum():
             continue
-        solid[i] = torch.from_numpy(outline)
+        solid[i] = outline
         center[i] = (outline.sum(0) @ xs / area / unit, outline.sum(1) @ ys / area / unit)
         ramp = ((cover > 0.2) & (cover < 0.8)).sum()
         edge[i] = ramp / (0.6 * 2 * np.sqrt(np.pi * area)) / unit
-    inside = _erode(solid > 0.5, rim).numpy()
+    inside = _erode(solid, rim)
     for i, front in fronts.items():
-        off = np.linalg.norm(video[i][inside[i]] - front, axis=1)
-        if off.size and (off < NEAR).mean() >= MIN_PLAIN:
+        apart = np.linalg.norm(video[i][inside[i]] - front, axis=1)
+        if apart.size and (apart < NEAR).mean() >= MIN_PLAIN:
             color[i] = front
-    return Frames(background, color, center, overlaps(solid), edge)
+    return Frames(background, color, center, overlaps(torch.from_numpy(solid).float()), edge)
 
 
 def overlaps(solid: Tensor) -> np.ndarray:
