@@ -142,7 +142,7 @@ class Payload:
 def test_pickled_code_is_not_run(folder: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     save_ckpt(folder / "epoch.ckpt", {"state_dict": Payload(trace)})
-    with pytest.raises(CheckpointError, match="epoch.ckpt: holds Python objects besides tensors"):
+    with pytest.raises(CheckpointError, match=r"epoch\.ckpt: holds Python objects besides tensors"):
         read_state_dict(folder)
     assert not trace.exists()
 
@@ -239,7 +239,7 @@ def test_files_others_may_change_give_a_warning(folder: Path) -> None:
 def test_folders_and_subfolders_are_found(folder: Path) -> None:
     assert resolve_folder(folder.parent, "29x480p") == folder
     assert resolve_folder(str(folder)) == folder
-    with pytest.raises(CheckpointError, match="93x720p: no such folder; .* has 29x480p"):
+    with pytest.raises(CheckpointError, match=r"93x720p: no such folder; .* has 29x480p"):
         resolve_folder(folder.parent, "93x720p")
     with pytest.raises(CheckpointError, match="no such folder, and not a hub id"):
         resolve_folder(folder / "a" / "b" / "c")

@@ -51,12 +51,12 @@ def counted() -> Counted:
 def test_first_block_cache_skips_the_other_blocks(counted: Counted) -> None:
     exact = [counted.sample(t) for t in TIMESTEPS]
     counted.runs[:] = [0] * 4
-    counted.model.enable_cache(FirstBlockCacheConfig(threshold=0.2))  # the first change is 0.05, the last 0.4
+    # The first block's residual changes by 0.05 of itself, at the last step by 0.4.
+    counted.model.enable_cache(FirstBlockCacheConfig(threshold=0.2))
     cached = [counted.sample(t) for t in TIMESTEPS]
     assert counted.runs == [5, 2, 2, 2]
-    assert [torch.equal(a, b) for a, b in zip(cached, exact, strict=True)] == [
-        True, False, False, False, True
-    ]
+    equal = [torch.equal(a, b) for a, b in zip(cached, exact, strict=True)]
+    assert equal == [True, False, False, False, True]
     counted.model.disable_cache()
     assert torch.equal(counted.sample(TIMESTEPS[1]), exact[1])
 
@@ -96,6 +96,26 @@ def test_mag_cache_and_attention_broadcast_run(counted: Counted) -> None:
     for timestep in TIMESTEPS:
         counted.sample(timestep)
     assert counted.runs == [3, 3, 3, 3]
+
+
+class InsteadOfTheBlocks(torch.nn.Module):
+    """What cache-dit puts in place of the block list: runs all with the first one's arguments."""
+
+    def __init__(self, blocks: torch.nn.ModuleList) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states, *args, **kwargs)
+        return hidden_states
+
+
+def test_every_block_takes_the_same_arguments(counted: Counted) -> None:
+    expected = counted.sample(500.5)
+    stand_in = InsteadOfTheBlocks(counted.model.transformer_blocks)
+    counted.model.transformer_blocks = torch.nn.ModuleList([stand_in])
+    assert torch.equal(counted.sample(500.5), expected)
 
 
 def test_blocks_are_registered_and_attention_says_its_kind(counted: Counted) -> None:

@@ -82,7 +82,8 @@ def load_transformer(
 
     Raises CheckpointError when anything about the checkpoint is wrong.
     """
-    return _load(OpenSoraT2V, resolve_folder(source, subfolder, cache_dir), dtype)
+    model: OpenSoraT2V = _load(OpenSoraT2V, resolve_folder(source, subfolder, cache_dir), dtype)
+    return model
 
 
 def load_vae(
@@ -96,7 +97,10 @@ def load_vae(
 
     Raises CheckpointError when anything about the checkpoint is wrong.
     """
-    return _load(CausalVAEModel, resolve_folder(source, subfolder, cache_dir), dtype)
+    model: CausalVAEModel = _load(
+        CausalVAEModel, resolve_folder(source, subfolder, cache_dir), dtype
+    )
+    return model
 
 
 def model_fingerprint(folders: str | Path | Iterable[str | Path]) -> str:
@@ -134,11 +138,12 @@ def _load(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
     try:
         # On "meta" nothing is allocated or initialised: the file's tensors become the weights.
         with torch.device("meta"):
-            model: Model = model_class.from_config(config)
+            built: Any = model_class.from_config(config)
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{folder / 'config.json'}: cannot build a {model_class.__name__} from it ({error})"
         ) from error
+    model: Model = built
     _check_keys(model, state, folder)
     # Copied, because safetensors maps the file: saving to it later would pull the weights away.
     weights = {key: tensor.to(dtype, copy=True) for key, tensor in state.items()}

@@ -116,7 +116,7 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
         use_rope: bool = True,
         use_stable_fp32: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         width = num_attention_heads * attention_head_dim
         _check_config(self.config, width)
         # cross_attention_dim describes the projected caption, which has the model's width.
@@ -129,7 +129,7 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
         self.pos_embed = PatchEmbedding(in_channels, width, patch_size)
         self.adaln_single = TimestepModulation(width)
         self.caption_projection = CaptionProjection(caption_channels, width)
-        self.transformer_blocks = nn.ModuleList(
+        blocks = [
             OpenSoraBlock(
                 index,
                 width,
@@ -143,11 +143,12 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
                 norm_elementwise_affine=norm_elementwise_affine,
             )
             for index in range(num_layers)
-        )
+        ]
+        self.transformer_blocks = nn.ModuleList(blocks)
         # Outside caches (cache-dit) put one module of their own in place of the block list while
         # the model runs, and pass it the arguments of the first block: hence no block list in
         # encode_text, and arguments that are the same for every block. A tuple registers nothing.
-        self._cross_attentions = tuple(block.attn2 for block in self.transformer_blocks)
+        self._cross_attentions = tuple(block.attn2 for block in blocks)
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, patch_size_t * patch_size**2 * self.out_channels)
