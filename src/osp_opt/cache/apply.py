@@ -41,9 +41,8 @@ def apply_cache(
 ) -> CacheHandle:
     """Cache the blocks of `transformer` by `policy`; blocks are numbered over all its block lists.
 
-    Args:
-        num_steps: validates the policy against the length of the run as well.
-        timesteps, dtype, offload: as for BlockCache.
+    `num_steps`, when given, validates the policy against the length of the run as well; the other
+    options are BlockCache's.
 
     Raises PolicyError when the blocks are not registered with diffusers, when the policy does not
     fit them, when a range crosses a change of the block's streams (joint to concatenated), or when

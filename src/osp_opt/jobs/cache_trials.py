@@ -1,0 +1,185 @@
+"""Real sampling for the cache search: errors against the uncached video, and timed pairs.
+
+Everything measured goes into the ledger at once, so that a killed search goes on where it was.
+Errors are of raw latents; no codec is involved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from osp_opt.artifacts import atomic_write_bytes
+from osp_opt.cache.block_cache import BlockCache
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.errors import FileError
+from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.block_times import BlockTimer, BlockTimes
+from osp_opt.search.trials import TrialLedger
+
+if TYPE_CHECKING:
+    from osp_opt.worker import WorkerContext
+
+__all__ = ["CacheTrials", "Pair", "policy_key"]
+
+TIMED_STEPS = 16  # of the schedule's first steps, to time the blocks
+WARM_STEPS = 3
+
+
+def policy_key(policy: CachePolicy) -> str:
+    """A short name of a policy's content, for ledgers."""
+    text = json.dumps(policy.to_json(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One fresh video, sampled without and with the cache, one right after the other."""
+
+    request: Request
+    plain: Tensor
+    cached: Tensor
+    plain_seconds: float
+    cached_seconds: float
+
+    @property
+    def speedup(self) -> float:
+        return self.plain_seconds / self.cached_seconds
+
+    @property
+    def mse(self) -> float:
+        """Mean squared error of the scaled latents."""
+        return _mse(self.cached, self.plain)
+
+
+class CacheTrials:
+    """Measures policies for one model and schedule, over all ranks."""
+
+    def __init__(
+        self, maker: VideoMaker, schedule: TimestepSchedule, context: WorkerContext
+    ) -> None:
+        self._maker = maker
+        self._schedule = schedule
+        self._timesteps = maker.call_timesteps(schedule)
+        self._parallel = context.parallel
+        self._progress = context.progress
+        self._folder = context.run_dir
+        self._ledger = TrialLedger(context.run_dir / "trials.jsonl")
+        self._plain: dict[Request, Tensor] = {}
+        self.spent = 0.0  # work done, in uncached videos
+
+    def block_times(self, request: Request) -> BlockTimes:
+        """Seconds per block and of the rest of a step, measured here (rank 0's count)."""
+        timer = BlockTimer(self._maker.device.synchronize)
+        self._maker.denoise(request, self._first(WARM_STEPS), timer)
+        made = self._maker.denoise(request, self._first(TIMED_STEPS), timer)
+        steps = len(self._maker.call_timesteps(self._first(TIMED_STEPS)))
+        self.spent += (WARM_STEPS + TIMED_STEPS) / len(self._schedule)
+        return self._parallel.broadcast_object(timer.result(made.seconds / steps))
+
+    def baseline(self, requests: Sequence[Request]) -> None:
+        """Sample the uncached videos of `requests`, or find those of an earlier, killed run."""
+        wanted = [request for request in requests if request not in self._plain]
+        mine = self._parallel.share(wanted)
+        latents = []
+        with self._progress.task("sampling without cache", len(mine)) as task:
+            for request in mine:
+                latents.append(self._load(request))
+                if latents[-1] is None:
+                    latents[-1] = self._sample(request, None).latents.cpu()
+                    self._save(request, latents[-1])
+                task.advance()
+        self._plain |= dict(zip(wanted, self._parallel.gather_shared(latents), strict=True))
+
+    def errors(self, policies: Sequence[CachePolicy], requests: Sequence[Request]) -> list[float]:
+        """Latent MSE of policies[i] on requests[i], each against its uncached video."""
+        self.baseline(list(dict.fromkeys(requests)))
+        keys = [
+            f"error {policy_key(policy)} {request.seed} {request.prompt}"
+            for policy, request in zip(policies, requests, strict=True)
+        ]
+        known = self._parallel.broadcast_object({key: self._ledger.get(key) for key in keys})
+        todo = [i for i, key in enumerate(keys) if known[key] is None]
+        size = self._parallel.layout.dp
+        with self._progress.task("sampling with cache candidates", len(todo)) as task:
+            # One video per rank at a time: what is finished is in the ledger at once.
+            for wave in (todo[k : k + size] for k in range(0, len(todo), size)):
+                results = []
+                for i in self._parallel.share(wave):
+                    made = self._sample(requests[i], policies[i])
+                    mse = _mse(made.latents.cpu(), self._plain[requests[i]])
+                    results.append({"mse": mse, "seconds": made.seconds})
+                for i, values in zip(wave, self._parallel.gather_shared(results), strict=True):
+                    known[keys[i]] = values
+                    if self._parallel.is_main:
+                        self._ledger.add(keys[i], values)
+                    task.advance()
+        return [float(known[key]["mse"]) for key in keys]
+
+    def timed_pairs(self, policy: CachePolicy, requests: Sequence[Request]) -> list[Pair]:
+        """Each request without and with the cache, alternately and in turns which goes first."""
+        pairs = []
+        mine = self._parallel.share(list(enumerate(requests)))
+        with self._progress.task("timing without and with the cache", 2 * len(mine)) as task:
+            for number, request in mine:
+                made = {}
+                for cached in (False, True) if number % 2 == 0 else (True, False):
+                    made[cached] = self._sample(request, policy if cached else None)
+                    task.advance()
+                plain, with_cache = made[False], made[True]
+                pairs.append(
+                    Pair(
+                        request,
+                        plain.latents.cpu(),
+                        with_cache.latents.cpu(),
+                        plain.seconds,
+                        with_cache.seconds,
+                    )
+                )
+        return self._parallel.gather_shared(pairs)
+
+    def record(self, key: str, values: dict[str, Any]) -> None:
+        """Put a result of the search itself into the ledger (rank 0)."""
+        if self._parallel.is_main:
+            self._ledger.add(key, values)
+
+    def _sample(self, request: Request, policy: CachePolicy | None) -> Any:
+        cache = None if policy is None else BlockCache(policy, timesteps=self._timesteps)
+        made = self._maker.denoise(request, self._schedule, cache)
+        blocks, steps = self._maker.num_blocks, len(self._timesteps)
+        self.spent += 1.0 if policy is None else 1.0 / policy.speedup(blocks, steps)
+        return made
+
+    def _first(self, steps: int) -> TimestepSchedule:
+        if self._schedule.is_default:  # samplers with a spacing of their own take no other
+            return TimestepSchedule.uniform(steps)
+        return TimestepSchedule(self._schedule.timesteps[:steps])
+
+    def _path(self, request: Request) -> Any:
+        name = hashlib.sha256(f"{request.seed}\0{request.prompt}".encode()).hexdigest()[:16]
+        return self._folder / "baseline" / f"{name}.safetensors"
+
+    def _save(self, request: Request, latents: Tensor) -> None:
+        atomic_write_bytes(self._path(request), save_tensors({"latents": latents.contiguous()}))
+
+    def _load(self, request: Request) -> Tensor | None:
+        path = self._path(request)
+        if not path.is_file():
+            return None
+        try:
+            return load_tensors(path.read_bytes())["latents"]
+        except (SafetensorError, KeyError, OSError) as error:
+            raise FileError(f"{path}: damaged; delete it to sample that video again") from error
+
+
+def _mse(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).square().mean())

@@ -1,0 +1,170 @@
+"""Making and timing single videos: what sample and search-cache share."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from osp_opt.jobs.provenance import Setting
+from osp_opt.options import SamplingOptions
+from osp_opt.sampling.load import LoadedModel, load_pipeline
+from osp_opt.sampling.noise import make_noise
+from osp_opt.sampling.pipeline import PromptEmbeddings
+from osp_opt.sampling.samplers import make_scheduler, set_schedule
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.sampling.shape import VideoShape
+
+if TYPE_CHECKING:
+    from osp_opt.worker import WorkerContext
+
+__all__ = ["Denoised", "Request", "VideoMaker"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video: the prompt as the user wrote it, and its seed."""
+
+    prompt: str
+    seed: int
+
+    @property
+    def slug(self) -> str:
+        """The prompt as part of a file name: at most 40 plain characters."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")
+        return words[:40].strip("-") or "video"
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Scaled latents [1 c t h w] and the seconds of denoising that made them."""
+
+    latents: Tensor
+    seconds: float
+
+
+class VideoMaker:
+    """A loaded model with everything that the options leave to its defaults decided.
+
+    Raises what loading raises: CheckpointError, and ShapeError for a shape it was not trained for.
+    """
+
+    def __init__(self, options: SamplingOptions, context: WorkerContext) -> None:
+        self.options = options
+        self.device = context.device
+        self.loaded: LoadedModel = load_pipeline(options, context.device)
+        defaults = self.loaded.defaults
+        self.pipeline = self.loaded.pipeline
+        self.shape = VideoShape(
+            options.num_frames or defaults.num_frames,
+            options.height or defaults.height,
+            options.width or defaults.width,
+        )
+        self.shape.check_trained(self.loaded.transformer_config, options.allow_untrained_shape)
+        self.guidance_scale: float = _given(options.guidance_scale, defaults.guidance_scale)
+        self.negative_prompt: str = _given(options.negative_prompt, defaults.negative_prompt)
+        self.fps: float = _given(options.fps, defaults.fps)
+        self.max_sequence_length: int = _given(
+            options.max_sequence_length, defaults.max_sequence_length
+        )
+        self._embeddings: dict[str, PromptEmbeddings] = {}
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network runs on two guidance branches."""
+        return self.guidance_scale > 1.0
+
+    @property
+    def guided(self) -> bool:
+        """Whether a step evaluates two branches (classifier-free guidance)."""
+        return self.guidance_scale > 1.0
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether this is the package's own model, whose videos the checker can read."""
+        return self.options.model_path is None
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the transformer."""
+        return int(self.loaded.transformer_config["num_layers"])
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(c, t, h, w) of one video's latents."""
+        return self.shape.latent_tensor(int(self.loaded.transformer_config["in_channels"]))
+
+    def call_timesteps(self, schedule: TimestepSchedule) -> tuple[float, ...]:
+        """Timestep of every network evaluation: the steps as a cache counts them.
+
+        Some samplers evaluate the network twice per timestep of the schedule.
+        """
+        scheduler = make_scheduler(self.options.sampler)
+        set_schedule(scheduler, schedule)
+        return tuple(float(t) for t in scheduler.timesteps)
+
+    def setting(self, schedule: TimestepSchedule) -> Setting:
+        """What a searched artifact has to fit."""
+        return Setting(
+            model=self.loaded.fingerprint,
+            steps=len(schedule),
+            timesteps=schedule.timesteps,
+            num_frames=self.shape.num_frames,
+            height=self.shape.height,
+            width=self.shape.width,
+            sampler=self.options.sampler,
+            guidance_scale=self.guidance_scale,
+            dtype=str(self.device.dtype).removeprefix("torch."),
+        )
+
+    def embed(self, prompt: str) -> PromptEmbeddings:
+        """The prompt's embeddings, encoded once."""
+        if prompt not in self._embeddings:
+            text = self.loaded.defaults.prompt_template.format(prompt)
+            self._embeddings[prompt] = self.pipeline.encode_prompts(
+                [text], self.negative_prompt, self.max_sequence_length
+            )
+        return self._embeddings[prompt]
+
+    def denoise(
+        self,
+        request: Request,
+        schedule: TimestepSchedule,
+        cache: Any = None,
+        callback: Any = None,
+        recorder: Any = None,
+    ) -> Denoised:
+        """Latents of one video, and how long the denoising took (text encoding not counted)."""
+        embeddings = self.embed(request.prompt)
+        noise = make_noise(self.options.noise, [request.seed], [request.prompt], self.latent_shape)
+        if cache is not None:
+            cache.reset()
+        self.device.synchronize()
+        start = time.perf_counter()
+        latents = self.pipeline.generate_latents(
+            embeddings,
+            self.shape,
+            schedule,
+            noise,
+            guidance_scale=self.guidance_scale,
+            sampler=self.options.sampler,
+            cache=cache,
+            recorder=recorder,
+            callback=callback,
+        )
+        self.device.synchronize()
+        return Denoised(latents, time.perf_counter() - start)
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Frames uint8 [t h w c] of one video's latents [1 c t h w]."""
+        frames: np.ndarray = self.pipeline.decode_latents(latents)[0].cpu().numpy()
+        return frames
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value

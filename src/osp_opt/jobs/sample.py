@@ -1,0 +1,193 @@
+"""`osp-opt sample`: one video (or image) per prompt and seed, with a schedule and a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from osp_opt.artifacts import read_meta, write_json, write_meta
+from osp_opt.cache.block_cache import BlockCache
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.provenance import check_provenance
+from osp_opt.options import SampleOptions
+from osp_opt.prompts import given_prompts
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.tiny.prompts import load_prompts
+from osp_opt.video import read_image, read_video, write_grid, write_image, write_video
+
+if TYPE_CHECKING:
+    from osp_opt.worker import WorkerContext
+
+__all__ = ["requests_of", "run"]
+
+MANIFEST = "manifest.json"
+GRID_LIMIT = 16  # more tiles than that are no overview
+SCHEDULE_FATAL = ("model",)
+CACHE_FATAL = ("model", "steps")  # a policy names steps by number
+
+
+@dataclass(frozen=True)
+class _Video:
+    """A video to make: what, and in which file."""
+
+    request: Request
+    path: Path
+
+
+def run(options: SampleOptions, context: WorkerContext) -> None:
+    """Make the videos that are not there yet; write manifest and grid; print where they are."""
+    say = context.progress.say
+    maker = VideoMaker(options, context)
+    schedule = _schedule(options)
+    policy = _policy(options)
+    _check(options, maker, schedule, policy, context)
+    suffix = ".png" if maker.shape.num_frames == 1 else ".mp4"
+    videos = [
+        _Video(request, context.run_dir / f"{i:03d}-{request.slug}-s{request.seed}{suffix}")
+        for i, request in enumerate(requests_of(options), start=1)
+    ]
+    key = _key(options, maker, schedule, policy)
+    todo = context.parallel.broadcast_object([v for v in videos if _finished(v, key) is None])
+    if len(todo) < len(videos):
+        say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
+    _make(context.parallel.share(todo), maker, schedule, policy, key, context)
+    context.parallel.barrier()
+    if context.parallel.is_main:
+        _summarise(videos, maker, key, context)
+
+
+def requests_of(options: SampleOptions) -> list[Request]:
+    """Every (prompt, seed) asked for: prompts in order, each with its seeds."""
+    prompts = given_prompts(options) or list(load_prompts("sample"))
+    prompts = prompts[: options.num_prompts]
+    return [
+        Request(prompt, options.seed + k)
+        for prompt in prompts
+        for k in range(options.seeds_per_prompt)
+    ]
+
+
+def _schedule(options: SampleOptions) -> TimestepSchedule:
+    if options.schedule is None:
+        return TimestepSchedule.uniform(options.steps)
+    return TimestepSchedule.from_file(options.schedule)
+
+
+def _policy(options: SampleOptions) -> CachePolicy | None:
+    return None if options.cache is None else CachePolicy.from_file(options.cache)
+
+
+def _check(
+    options: SampleOptions,
+    maker: VideoMaker,
+    schedule: TimestepSchedule,
+    policy: CachePolicy | None,
+    context: WorkerContext,
+) -> None:
+    """Refuse what does not fit before anything is sampled."""
+    calls = len(maker.call_timesteps(schedule))
+    setting = maker.setting(schedule)
+    say, allow = context.progress.say, options.allow_mismatch
+    if options.schedule is not None:
+        check_provenance(options.schedule, "schedule", setting, SCHEDULE_FATAL, allow, say)
+    if policy is not None and options.cache is not None:
+        check_provenance(options.cache, "cache policy", setting, CACHE_FATAL, allow, say)
+        policy.validate(maker.num_blocks, calls)
+        say(
+            f"cache: {policy}; {policy.speedup(maker.num_blocks, calls):.2f}x fewer block "
+            f"evaluations"
+        )
+
+
+def _key(
+    options: SampleOptions,
+    maker: VideoMaker,
+    schedule: TimestepSchedule,
+    policy: CachePolicy | None,
+) -> dict[str, Any]:
+    """What, besides prompt and seed, decides a video; kept beside each."""
+    return {
+        "setting": maker.setting(schedule).as_json(),
+        "cache": None if policy is None else policy.to_json(),
+        "noise": options.noise,
+        "negative_prompt": maker.negative_prompt,
+        "max_sequence_length": maker.max_sequence_length,
+        "fps": maker.fps,
+        "tiling": [options.enable_tiling, options.tile_overlap_factor, options.save_memory],
+    }
+
+
+def _finished(video: _Video, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The sidecar of a finished video that was made in this very way, or None."""
+    if not video.path.is_file():
+        return None
+    meta = read_meta(video.path)
+    if meta is None or any(meta.get(name) != value for name, value in key.items()):
+        return None
+    if (meta.get("prompt"), meta.get("seed")) != (video.request.prompt, video.request.seed):
+        return None
+    return meta
+
+
+def _make(
+    videos: list[_Video],
+    maker: VideoMaker,
+    schedule: TimestepSchedule,
+    policy: CachePolicy | None,
+    key: dict[str, Any],
+    context: WorkerContext,
+) -> None:
+    timesteps = maker.call_timesteps(schedule)
+    cache = None if policy is None else BlockCache(policy, timesteps=timesteps)
+    for video in videos:
+        maker.embed(video.request.prompt)  # all text first: the encoder may then be set aside
+    if not videos:
+        return
+    with context.progress.task("sampling", len(videos) * len(timesteps)) as task:
+        for video in videos:
+            made = maker.denoise(video.request, schedule, cache, lambda *_: task.advance())
+            frames = maker.decode(made.latents)
+            if not context.parallel.is_leader:
+                continue
+            if len(frames) == 1:
+                write_image(video.path, frames[0])
+            else:
+                write_video(video.path, frames, maker.fps)
+            meta = {"prompt": video.request.prompt, "seed": video.request.seed, **key}
+            write_meta(video.path, {**meta, "denoising_seconds": made.seconds})
+            context.progress.say(f"{video.path}: denoised in {made.seconds:.2f} s")
+
+
+def _summarise(
+    videos: list[_Video], maker: VideoMaker, key: dict[str, Any], context: WorkerContext
+) -> None:
+    entries = []
+    for video in videos:
+        meta = _finished(video, key) or {}
+        entries.append(
+            {
+                "file": video.path.name,
+                "prompt": video.request.prompt,
+                "seed": video.request.seed,
+                "denoising_seconds": meta.get("denoising_seconds"),
+            }
+        )
+    write_json(context.run_dir / MANIFEST, {"command": "sample", **key, "videos": entries})
+    seconds = [e["denoising_seconds"] for e in entries if e["denoising_seconds"] is not None]
+    place = context.run_dir
+    if 1 < len(videos) <= GRID_LIMIT:
+        place = context.run_dir / f"grid{videos[0].path.suffix}"
+        tiles = [
+            read_image(v.path)[None] if v.path.suffix == ".png" else read_video(v.path)
+            for v in videos
+        ]
+        write_grid(place, tiles, maker.fps)
+    elif len(videos) == 1:
+        place = videos[0].path
+    context.progress.say(
+        f"{len(videos)} video{'s' if len(videos) > 1 else ''}: {place} "
+        f"(denoising {median(seconds):.2f} s a video, median)"
+    )

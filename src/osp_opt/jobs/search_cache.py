@@ -1,0 +1,284 @@
+"""`osp-opt search-cache`: score policies from the calibration, race the best, deliver the ratio.
+
+Nothing is sampled to prune; what is sampled uses prompts that the calibration did not see, some to
+choose and others to measure the winner (speed and error), so that the figures reported are not
+those it was chosen by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from osp_opt import __version__
+from osp_opt.artifacts import write_meta
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.calibration import Calibration
+from osp_opt.checks import CALIBRATION_FILE
+from osp_opt.errors import CalibrationError, PolicyError
+from osp_opt.jobs.cache_quality import Quality, measure_quality
+from osp_opt.jobs.cache_trials import CacheTrials
+from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.options import SearchCacheOptions
+from osp_opt.prompts import given_prompts
+from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
+from osp_opt.search.block_times import BlockTimes
+from osp_opt.search.cache_plans import free_candidates
+from osp_opt.search.cache_scores import (
+    ReuseErrors,
+    data_scale,
+    four_field_scores,
+    spearman,
+    step_importance,
+)
+from osp_opt.search.cache_search import (
+    MAX_INTERVAL,
+    Candidate,
+    Race,
+    RaceResult,
+    four_field_candidates,
+    largest_ratio,
+)
+from osp_opt.search.trials import Interval, mean_ci
+from osp_opt.tiny.prompts import load_prompts
+
+if TYPE_CHECKING:
+    from osp_opt.worker import WorkerContext
+
+__all__ = ["run"]
+
+CANDIDATES = 12
+TOLERANCE = 0.03  # a measured ratio may fall short of the wanted one by so much
+ATTEMPTS = 3  # policies that are timed before the ratio counts as not delivered
+ANCESTRAL = ("EulerAncestralDiscrete", "DDPM", "KDPM2AncestralDiscrete")
+
+
+@dataclass(frozen=True)
+class _Winner:
+    """A policy that was chosen, and what was measured of it (None: not verified)."""
+
+    candidate: Candidate
+    race: RaceResult | None = None
+    speedup: Interval | None = None
+    quality: Quality | None = None
+
+
+def run(options: SearchCacheOptions, context: WorkerContext) -> None:
+    """Search, verify, and write the policy with its provenance; print what it gives."""
+    search = _Search(options, context)
+    if options.max_loss is not None:
+        winner = search.fastest_within(options.max_loss)
+    elif search.verifies:
+        winner = search.deliver(options.ratio)
+    else:
+        winner = _Winner(search.candidates(options.ratio, 1)[0])
+    if context.parallel.is_main:
+        search.write(winner)
+    context.parallel.barrier()
+
+
+class _Search:
+    """The state of one search: model, schedule, statistics, block times."""
+
+    def __init__(self, options: SearchCacheOptions, context: WorkerContext) -> None:
+        self.options = options
+        self.context = context
+        self.say = context.progress.say
+        self.maker = VideoMaker(options, context)
+        self.schedule = (
+            TimestepSchedule.uniform(options.steps)
+            if options.schedule is None
+            else TimestepSchedule.from_file(options.schedule)
+        )
+        timesteps = self.maker.call_timesteps(self.schedule)
+        self.num_steps = len(timesteps)
+        self.verifies = options.model_path is None if options.verify is None else options.verify
+        calibration = _calibration(options, self.maker)
+        self.errors = ReuseErrors.of(calibration, timesteps, min(MAX_INTERVAL, self.num_steps) - 1)
+        if self.errors.num_blocks != self.maker.num_blocks:
+            raise CalibrationError(
+                f"{options.calibration_dir}: was recorded on {self.errors.num_blocks} blocks and "
+                f"the model has {self.maker.num_blocks}; run osp-opt calibrate with this model"
+            )
+        self.importance = step_importance(
+            np.append(sigma_of(np.asarray(timesteps, np.float64)), 0.0),
+            data_scale(calibration),
+            ancestral=options.sampler in ANCESTRAL,
+        )
+        count = options.verify_prompts
+        held_out = _held_out(options, calibration, 2 * count)
+        self.race_requests, self.fresh_requests = held_out[:count], held_out[count:]
+        self.trials = CacheTrials(self.maker, self.schedule, context)
+        self.times: BlockTimes = self.trials.block_times(self.race_requests[0])
+        self.say(
+            f"a step takes {self.times.step * 1e3:.1f} ms here, "
+            f"{100 * sum(self.times.blocks) / self.times.step:.0f} % of it in "
+            f"{self.maker.num_blocks} blocks"
+        )
+
+    def candidates(self, ratio: float, limit: int = CANDIDATES) -> list[Candidate]:
+        """The best-scored policies predicted to reach `ratio`. Raises PolicyError when none is."""
+        steps = self.num_steps
+        scores = four_field_scores(
+            self.errors, self.importance, range(2, min(MAX_INTERVAL, steps) + 1)
+        )
+        found = four_field_candidates(scores, self.times, steps, ratio, limit)
+        if self.options.policy == "free":
+            free = free_candidates(self.errors, self.importance, self.times, ratio, limit)
+            found = [*free, *found][: limit + 2]  # the best four-field ones stay in the race
+        return found
+
+    def race(self, candidates: list[Candidate], budget: float) -> RaceResult:
+        """Sample the candidates against each other on the race's prompts."""
+        requests = self.race_requests
+
+        def measure(pairs: list[tuple[int, int]]) -> list[float]:
+            policies = [candidates[c].policy for c, _ in pairs]
+            return self.trials.errors(policies, [requests[p] for _, p in pairs])
+
+        costs = [1.0 / candidate.speedup for candidate in candidates]
+        return Race(costs, len(requests), budget, measure).run()
+
+    def deliver(self, ratio: float) -> _Winner:
+        """The best measured policy whose measured speed-up is `ratio` (within the tolerance)."""
+        size = len(self.race_requests)
+        # One generation is the whole prompt set. Uncached videos, and the timed pairs of the
+        # winner, come off the budget first.
+        budget = (self.options.budget - 1.0) * size - 2.0 * len(self.fresh_requests)
+        wanted, measured, winner = ratio, 0.0, None
+        for attempt in range(ATTEMPTS):
+            candidates = self.candidates(wanted)
+            race = self.race(candidates, max(budget if attempt == 0 else size, 1.0))
+            chosen = candidates[race.winner]
+            self.say(f"raced {len(race.errors)} candidates; the best: {chosen.policy}")
+            winner = self.verified(chosen, candidates, race)
+            assert winner.speedup is not None
+            measured = winner.speedup.estimate
+            if measured >= ratio * (1.0 - TOLERANCE):
+                return winner
+            self.say(
+                f"measured {measured:.3f}x where {chosen.speedup:.3f}x was predicted; "
+                "taking a larger one"
+            )
+            wanted = min(
+                wanted * ratio / measured * 1.005, largest_ratio(self.times, self.num_steps)[0]
+            )
+        if winner is not None and self.options.force:
+            return winner
+        raise PolicyError(
+            f"--ratio {ratio:g}: measured {measured:.3f}x after {ATTEMPTS} attempts; the machine "
+            "may be busy: try again, or write it all the same with --force"
+        )
+
+    def verified(self, chosen: Candidate, candidates: list[Candidate], race: RaceResult) -> _Winner:
+        """Time `chosen` against no cache on fresh videos, and measure its error there."""
+        pairs = self.trials.timed_pairs(chosen.policy, self.fresh_requests)
+        speedup = mean_ci([pair.speedup for pair in pairs])
+        quality = measure_quality(pairs, self.maker)
+        self.trials.record(
+            f"verified {chosen.policy}",
+            {"speedup": speedup.as_json(), "predicted": chosen.speedup, **quality.as_json()},
+        )
+        return _Winner(chosen, race, speedup, quality)
+
+    def fastest_within(self, max_loss: float) -> _Winner:
+        """The fastest policy whose verified loss is at most `max_loss`, by bisection over ratios."""
+        largest = largest_ratio(self.times, self.num_steps)[0]
+        low, high = 1.05, largest
+        best: _Winner | None = None
+        while high / low > 1.08:
+            ratio = min((low * high) ** 0.5, 0.999 * largest)
+            candidates = self.candidates(ratio, 4)
+            race = self.race(candidates, 6.0)
+            winner = self.verified(candidates[race.winner], candidates, race)
+            assert winner.quality is not None and winner.speedup is not None
+            loss = winner.quality.loss
+            self.say(
+                f"{winner.speedup.estimate:.2f}x measured: {winner.quality.loss_name} "
+                f"{100 * loss:.2f} %"
+            )
+            if loss <= max_loss:
+                best, low = winner, ratio
+            else:
+                high = ratio
+        if best is None:
+            raise PolicyError(
+                f"--max-loss {100 * max_loss:g}%: no policy tried stays below it; "
+                "allow more, or use more steps"
+            )
+        return best
+
+    def write(self, winner: _Winner) -> None:
+        """Write the policy and its provenance; print the summary."""
+        path = self.options.policy_path
+        policy = winner.candidate.policy
+        policy.save(path)
+        write_meta(path, self._meta(winner))
+        self.say(f"cache policy: {policy} -> {path}")
+        if not policy.is_four_field:
+            self.say(
+                "only osp-opt reads this form of policy (the reference tool reads four fields)"
+            )
+        self.say(f"predicted speed-up of denoising: {winner.candidate.speedup:.3f}x")
+        if winner.speedup is None or winner.quality is None:
+            self.say("not verified by sampling (--verify does)")
+            return
+        self.say(f"measured speed-up of denoising: {winner.speedup}x")
+        for line in winner.quality.lines():
+            self.say(line)
+        self.say(f"work spent on sampling: {self._generations():.1f} generations of the prompt set")
+
+    def _generations(self) -> float:
+        return self.trials.spent * self.context.parallel.layout.dp / len(self.race_requests)
+
+    def _meta(self, winner: _Winner) -> dict[str, Any]:
+        meta: dict[str, Any] = {
+            "made_by": f"osp-opt {__version__} search-cache",
+            "setting": self.maker.setting(self.schedule).as_json(),
+            "schedule_file": None if self.options.schedule is None else str(self.options.schedule),
+            "policy": str(winner.candidate.policy),
+            "device": self.context.device.name,
+            "block_times_seconds": self.times.as_json(),
+            "predicted_speedup": winner.candidate.speedup,
+            "generations_spent": self._generations(),
+        }
+        if winner.speedup is not None and winner.quality is not None and winner.race is not None:
+            meta["measured"] = {"speedup": winner.speedup.as_json(), **winner.quality.as_json()}
+            meta["verified_on"] = [
+                {"prompt": r.prompt, "seed": r.seed} for r in self.fresh_requests
+            ]
+        return meta
+
+
+def predictor_report(candidates: Sequence[Candidate], race: RaceResult, steps: int) -> str:
+    """Rank correlation with the measured error on the videos that all raced on, beside trivial."""
+    first = [c for c in race.errors if 0 in race.errors[c]]
+    measured = [race.errors[c][0] for c in first]
+    score = spearman([candidates[c].score for c in first], measured)
+    trivial = spearman([candidates[c].policy.reused_blocks(steps) for c in first], measured)
+    return f"rank correlation with the measured error: score {score:.2f}, blocks {trivial:.2f}"
+
+
+def _calibration(options: SearchCacheOptions, maker: VideoMaker) -> Calibration:
+    place = options.calibration_dir
+    calibration = Calibration.load(place if place.is_file() else place / CALIBRATION_FILE)
+    setting = calibration.metadata.get("setting", {})
+    if setting.get("model", maker.loaded.fingerprint) != maker.loaded.fingerprint:
+        raise CalibrationError(f"{place}: was recorded with another model; run osp-opt calibrate")
+    return calibration
+
+
+def _held_out(options: SearchCacheOptions, calibration: Calibration, count: int) -> list[Request]:
+    """`count` videos that the calibration did not see; further seeds when prompts run out."""
+    prompts = given_prompts(options) or list(load_prompts("verification"))
+    seen = set(zip(calibration.prompts, calibration.seeds, strict=True))
+    requests: list[Request] = []
+    seed = options.seed
+    while len(requests) < count:
+        new = [Request(p, seed) for p in dict.fromkeys(prompts) if (p, seed) not in seen]
+        requests += new
+        seed += 1
+    return requests[:count]
