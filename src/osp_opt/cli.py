@@ -10,8 +10,10 @@ import typer
 import typer.main
 
 from osp_opt import __version__
-from osp_opt.flags import OptionsCommand, add_command, field_spellings, kebab, report_error, suggest
+from osp_opt.config_file import field_spellings, suggest
+from osp_opt.flags import OptionsCommand, add_command, dashed, kebab, report_error
 from osp_opt.options import (
+    COMMANDS,
     CalibrateOptions,
     DoctorOptions,
     JobOptions,
@@ -29,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"token_normalize_func": dashed},
     help="Make Open-Sora-Plan v1.2 sample faster: fewer steps, cached blocks, the same videos.",
     epilog="A first tour, on the bundled model: calibrate, search-steps, search-cache, sample.",
 )
@@ -108,7 +111,17 @@ def _usage_line(error: Exception) -> str:
     if context is None:
         return message
     if isinstance(context.command, OptionsCommand) and message.startswith("No such option"):
-        flags = {kebab(spelling) for spelling in field_spellings(context.command.model)}
-        near = suggest(str(unknown).replace("_", "-"), [*flags, "--config", "--help"])
-        return f"{context.command_path}: no option {unknown}{near}"
+        return _unknown_flag(
+            context.command, f"{context.command_path}: no option {unknown}", unknown
+        )
     return f"{message} (see {context.command_path} --help)"
+
+
+def _unknown_flag(command: OptionsCommand, text: str, flag: str) -> str:
+    """``text`` with the nearest flag there is, or the subcommands that do have this one."""
+    name = dashed(flag).removeprefix("--").replace("-", "_")
+    owners = [other for other, model in COMMANDS.items() if name in field_spellings(model)]
+    if owners:
+        return f"{text}; it belongs to {' and '.join(owners)}"
+    flags = [kebab(spelling) for spelling in field_spellings(command.model)]
+    return text + suggest(kebab(name), [*flags, "--config", "--help"])

@@ -6,7 +6,6 @@ configuration file obey the same rules and fail with the same words.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 import traceback
@@ -21,22 +20,26 @@ import typer.core
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from osp_opt.artifacts import read_bytes
-from osp_opt.errors import FileError, OptionError, OspOptError
+from osp_opt.config_file import field_spellings, read_config, suggest
+from osp_opt.errors import OptionError, OspOptError
 from osp_opt.options.base import PANELS, Options, Texts, option_extra
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
-CONFIG_MAX_BYTES = 2**20
 _CONFIG_HELP = "YAML file with values for options; flags override it."
 _NO = "no__"
 _OptionalFlag = bool | None
 _BASIC_METAVARS: Mapping[Any, str] = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
+def dashed(name: str) -> str:
+    """A name with dashes for underscores, which mean the same everywhere."""
+    return name.replace("_", "-")
+
+
 def kebab(name: str) -> str:
     """``num_frames`` as it stands on the command line: ``--num-frames``."""
-    return "--" + name.replace("_", "-")
+    return "--" + dashed(name)
 
 
 class OptionsCommand(typer.core.TyperCommand):
@@ -49,13 +52,11 @@ class OptionsCommand(typer.core.TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         spellings = {
-            spelling.replace("_", "-"): name.replace("_", "-")
-            for spelling, name in field_spellings(self.model).items()
+            dashed(spelling): dashed(name) for spelling, name in field_spellings(self.model).items()
         }
 
         def primary(flag: str) -> str:
-            flag = flag.replace("_", "-")
-            return spellings.get(flag, flag)
+            return spellings.get(dashed(flag), dashed(flag))
 
         extra.setdefault("token_normalize_func", primary)
         return super().make_context(info_name, args, *rest, **extra)
@@ -118,72 +119,6 @@ def resolve(model: type[OptionsT], given: Mapping[str, Any], config: Path | None
         return model(**{**filed, **given})
     except ValidationError as error:
         raise OptionError(_explain(model, error, given, config)) from error
-
-
-def read_config(model: type[Options], path: Path) -> dict[str, Any]:
-    """Values for the fields of ``model`` from a YAML mapping.
-
-    Keys are option names, with dashes or underscores, or old names. A key that is the name of a
-    subcommand holds values for that one only. Raises OptionError for unknown or doubled keys,
-    FileError when the file is no plain YAML mapping.
-    """
-    from osp_opt.options import COMMANDS
-
-    names = field_spellings(model)
-    values: dict[str, Any] = {}
-    content = _read_yaml(path)
-    sections = {key: value for key, value in content.items() if str(key) in COMMANDS}
-    own = sections.get(model.command) or {}
-    if not isinstance(own, dict):
-        raise FileError(f"config {path}: {model.command} must hold a mapping of options")
-    general = {key: value for key, value in content.items() if key not in sections}
-    for part in (general, own):
-        seen: set[str] = set()
-        for key, value in part.items():
-            field = names.get(str(key).replace("-", "_"))
-            if field is None:
-                hint = suggest(str(key).replace("-", "_"), names)
-                raise OptionError(f"config {path}: unknown key {key!r}{hint}")
-            if field in seen:
-                raise OptionError(f"config {path}: {field} is given twice, as {key!r} too")
-            seen.add(field)
-            values[field] = value
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def suggest(word: str, known: typing.Iterable[str]) -> str:
-    """``; did you mean X?`` when one of ``known`` is near ``word``, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.55)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def field_spellings(model: type[Options]) -> dict[str, str]:
-    """Every spelling (underscores) of every field, to the field's name."""
-    return {
-        spelling: name
-        for name, field in model.model_fields.items()
-        for spelling in (name, *option_extra(field).get("aliases", ()))
-    }
-
-
-def _read_yaml(path: Path) -> dict[Any, Any]:
-    import yaml
-
-    data = read_bytes(path, "config", CONFIG_MAX_BYTES)
-    try:
-        # Aliases can make a small file expand without bound; presets need none.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, yaml.SafeLoader)):
-            raise FileError(f"config {path}: YAML aliases (*name) are not allowed")
-        content = yaml.safe_load(data)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise FileError(
-            f"config {path}: not valid YAML ({' '.join(str(error).split())})"
-        ) from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise FileError(f"config {path}: must be a mapping of option names to values")
-    return content
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,7 +199,7 @@ def _repeat_flags(args: list[str], many: set[str]) -> list[str]:
     flag: str | None = None
     taken = False
     for position, arg in enumerate(args):
-        if arg.replace("_", "-") in many:
+        if dashed(arg) in many:
             flag, taken = arg, False
         elif flag is not None and taken and not arg.startswith("-"):
             result.append(flag)

@@ -1,0 +1,161 @@
+"""Flags, configuration files and the words in which they are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from parsing import parse
+
+from osp_opt.cli import main
+from osp_opt.config_file import read_config
+from osp_opt.errors import FileError, OptionError
+from osp_opt.flags import resolve
+from osp_opt.options import COMMANDS, SampleOptions, SearchCacheOptions, SearchStepsOptions
+from osp_opt.options.base import PANELS, option_extra
+
+PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """What the command line says when it refuses; checks form and exit code."""
+    assert main(args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, "more than one line"
+    assert captured.err.startswith("osp-opt: error: ")
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--fpss", "3"], ["--fpss", "did you mean --fps?"]),
+        (["--num_sampling_step", "4"], ["did you mean --num-sampling-steps?"]),
+        (["--cache_ratio", "1.3"], ["--cache-ratio", "search-cache"]),
+        (["--height", "100"], ["--height 100", "multiple of 16"]),
+        (["--num_frames", "28"], ["--num-frames 28", "25 or 29"]),
+        (["--num-frames", "many"], ["--num-frames many", "integer"]),
+        (["--sample_method", "EulerDiscret"], ["did you mean EulerDiscrete?"]),
+        (["--model_type", "udit"], ["--model-type udit", "not supported"]),
+        (["--model_type", "latte"], ["--model-type latte", "not supported"]),
+        (["--device", "npu:3"], ["--device npu:3", "ASCEND_RT_VISIBLE_DEVICES"]),
+        (["--guidance-scale", "nan"], ["--guidance-scale nan", "finite"]),
+        (["--steps", "0"], ["--steps 0", "steps"]),
+        (["--text-prompt", ""], ["--text-prompt", "empty"]),
+        (["--nnodes", "2"], ["--nnodes 2", "--master-addr"]),
+        (["--model-path", "/does/not/exist"], ["--model-path /does/not/exist", "no such folder"]),
+        (["--schedule", "/does/not/exist"], ["schedule /does/not/exist", "no such file"]),
+        (["--prompt-file", "/does/not/exist"], ["prompt file /does/not/exist", "no such file"]),
+        (["--config", "/does/not/exist"], ["config /does/not/exist", "no such file"]),
+        (["--parallel", "sp=3"], ["--parallel sp=3"]),
+        (["surplus"], ["surplus"]),
+    ],
+)
+def test_wrong_input_is_one_line_that_names_it(
+    capsys: pytest.CaptureFixture[str], args: list[str], words: list[str]
+) -> None:
+    line = refusal(capsys, "sample", *args)
+    for word in words:
+        assert word in line
+
+
+def test_other_subcommands_are_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "sample" in refusal(capsys, "sampel")
+    line = refusal(capsys, "search-steps", "--search_type", "dit_cache")
+    assert "osp-opt search-cache" in line
+    line = refusal(capsys, "search-cache", "--search_type", "restep")
+    assert "osp-opt search-steps" in line
+
+
+def test_a_search_without_calibration_says_what_to_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = refusal(capsys, "search-cache", "--workdir", str(tmp_path / "w"))
+    assert "osp-opt calibrate" in line
+    assert not (tmp_path / "w").exists(), "a refused command left something behind"
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--schedule", "/does/not/exist", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "num_frames: 29\nsample-method: DDIM\nseed: 7\nsave_memory: true\n"
+        "sample:\n  seed: 8\nsearch-steps: {steps: 20}\n"
+    )
+    options = parse("sample", f"--config {config} --num-frames 33 --no-save-memory")
+    assert isinstance(options, SampleOptions)
+    assert options.num_frames == 33
+    assert options.save_memory is False
+    assert options.sampler == "DDIM"
+    assert options.seed == 8
+    assert options.steps == 100
+    search = parse("search-steps", f"--config {config}")
+    assert isinstance(search, SearchStepsOptions)
+    assert (search.steps, search.seed) == ((20,), 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        ("num_frame: 29", OptionError, ["num_frame", "did you mean num_frames?"]),
+        ("steps: 5\nnum_sampling_steps: 6", OptionError, ["twice"]),
+        ("height: 100", OptionError, ["config", "height 100", "multiple of 16"]),
+        ("- 1\n- 2", FileError, ["mapping"]),
+        ("a: [", FileError, ["not valid YAML"]),
+        ("a: &x [1]\nb: *x", FileError, ["aliases"]),
+        ("sample: 3", FileError, ["sample"]),
+        ("!!python/object/apply:os.system ['true']", FileError, ["not valid YAML"]),
+    ],
+)
+def test_a_broken_config_is_refused(
+    tmp_path: Path, text: str, kind: type[Exception], words: list[str]
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(text)
+    with pytest.raises(kind) as refused:
+        resolve(SampleOptions, {}, config)
+    for word in words:
+        assert word in str(refused.value)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_presets_serve_every_command(preset: Path, command: str) -> None:
+    values = read_config(COMMANDS[command], preset)
+    options = COMMANDS[command](**values)
+    content = yaml.safe_load(preset.read_text())
+    assert options.model_dump()["num_frames"] == content["num_frames"]
+
+
+def test_there_are_presets() -> None:
+    expected = {"bundled", "1x480p", "29x480p", "29x720p", "93x480p", "93x720p"}
+    assert {path.stem for path in PRESETS} == expected
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_described_and_has_a_panel(command: str) -> None:
+    for name, field in COMMANDS[command].model_fields.items():
+        assert field.description, name
+        assert option_extra(field)["panel"] in PANELS, name
+
+
+def test_lists_and_percentages() -> None:
+    several = parse("search-steps", "--steps 10,20,50")
+    assert isinstance(several, SearchStepsOptions)
+    assert several.steps == (10, 20, 50)
+    bounded = parse("search-cache", "--max-loss 1%")
+    assert isinstance(bounded, SearchCacheOptions)
+    assert bounded.max_loss == pytest.approx(0.01)
+
+
+def test_options_survive_their_file() -> None:
+    options = parse("sample", "--text-prompt a b --steps 30 --schedule s.txt --no-compile")
+    copy = SampleOptions.model_validate(options.model_dump(mode="json", exclude_unset=True))
+    assert copy == options
+    assert copy.model_fields_set == options.model_fields_set

@@ -1,0 +1,54 @@
+"""`--help` answers without the heavy libraries, and shows what there is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from osp_opt import __version__
+from osp_opt.flags import kebab
+from osp_opt.options import COMMANDS
+
+HEAVY = ("torch", "diffusers", "transformers", "numpy", "einops", "imageio_ffmpeg")
+PROBE = f"""
+import sys
+from osp_opt.cli import main
+code = main(sys.argv[1:])
+print("LOADED", [name for name in {HEAVY} if name in sys.modules])
+sys.exit(code)
+"""
+
+
+def run(*args: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *args], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("args", [(), *((command,) for command in COMMANDS)])
+def test_help_loads_nothing_heavy(args: tuple[str, ...]) -> None:
+    output = run(*args, "--help")
+    assert "LOADED []" in output
+    assert "Usage: osp-opt" in output
+
+
+def test_help_lists_every_option_in_panels() -> None:
+    output = run("search-cache", "--help")
+    for panel in ("Job", "Model", "Sampling", "Device", "Launch"):
+        assert f" {panel} " in output
+    words = output.replace("│", " ").split()
+    for name in COMMANDS["search-cache"].model_fields:
+        assert kebab(name) in words
+
+
+def test_version() -> None:
+    assert run("--version").startswith(f"osp-opt {__version__}\n")
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    code = "import sys, osp_opt; print([n for n in ('torch', 'pydantic') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
