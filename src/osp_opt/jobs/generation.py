@@ -76,11 +76,6 @@ class VideoMaker:
 
     @property
     def guided(self) -> bool:
-        """Whether the network runs on two guidance branches."""
-        return self.guidance_scale > 1.0
-
-    @property
-    def guided(self) -> bool:
         """Whether a step evaluates two branches (classifier-free guidance)."""
         return self.guidance_scale > 1.0
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from osp_opt import __version__
 from osp_opt.artifacts import write_meta
-from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
 from osp_opt.checks import CALIBRATION_FILE
 from osp_opt.errors import CalibrationError, PolicyError
@@ -185,7 +184,7 @@ class _Search:
         return _Winner(chosen, race, speedup, quality)
 
     def fastest_within(self, max_loss: float) -> _Winner:
-        """The fastest policy whose verified loss is at most `max_loss`, by bisection over ratios."""
+        """The fastest policy whose verified loss is at most `max_loss` (bisection of ratios)."""
         largest = largest_ratio(self.times, self.num_steps)[0]
         low, high = 1.05, largest
         best: _Winner | None = None
@@ -194,7 +193,8 @@ class _Search:
             candidates = self.candidates(ratio, 4)
             race = self.race(candidates, 6.0)
             winner = self.verified(candidates[race.winner], candidates, race)
-            assert winner.quality is not None and winner.speedup is not None
+            assert winner.quality is not None
+            assert winner.speedup is not None
             loss = winner.quality.loss
             self.say(
                 f"{winner.speedup.estimate:.2f}x measured: {winner.quality.loss_name} "
