@@ -115,6 +115,9 @@ class SearchStepsOptions(SearchOptions):
         metavar="N[,N...]",
         min_length=1,
     )
+    all_steps: bool = option(
+        False, "Write a schedule of every length below the original's, and a table.", panel="Job"
+    )
     method: Literal["dp", "ays"] = option(
         "dp",
         "dp: exact optimum on the recorded table; ays: coordinate descent.",
@@ -133,6 +136,16 @@ class SearchStepsOptions(SearchOptions):
     )
     candidates: int = option(
         11, "Candidates per timestep (method ays).", panel="Job", ge=2, le=1000
+    )
+    guided: bool = option(
+        True, "Evaluate candidates with guidance, as in sampling (method ays).", panel="Job"
+    )
+    budget: float = option(
+        10,
+        "Work spent on deciding among schedules.",
+        panel="Verification",
+        unit="generations",
+        gt=0,
     )
     videos_path: Path | None = option(
         None,
