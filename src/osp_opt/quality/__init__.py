@@ -1,0 +1,1 @@
+"""What a faster video lost and what it gained: fidelity, intervals, time and memory."""
