@@ -18,10 +18,10 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from osp_opt.artifacts import atomic_write_bytes
-from osp_opt.cache.block_cache import BlockCache
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.errors import FileError
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.options import CacheMemoryOptions
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.block_times import BlockTimer, BlockTimes
 from osp_opt.search.trials import TrialLedger
@@ -65,8 +65,13 @@ class CacheTrials:
     """Measures policies for one model and schedule, over all ranks."""
 
     def __init__(
-        self, maker: VideoMaker, schedule: TimestepSchedule, context: WorkerContext
+        self,
+        maker: VideoMaker,
+        schedule: TimestepSchedule,
+        options: CacheMemoryOptions,
+        context: WorkerContext,
     ) -> None:
+        self._options = options
         self._maker = maker
         self._schedule = schedule
         self._timesteps = maker.call_timesteps(schedule)
@@ -153,7 +158,9 @@ class CacheTrials:
             self._ledger.add(key, values)
 
     def _sample(self, request: Request, policy: CachePolicy | None) -> Any:
-        cache = None if policy is None else BlockCache(policy, timesteps=self._timesteps)
+        cache = None
+        if policy is not None:
+            cache = self._maker.block_cache(policy, self._schedule, self._options)
         made = self._maker.denoise(request, self._schedule, cache)
         blocks, steps = self._maker.num_blocks, len(self._timesteps)
         self.spent += 1.0 if policy is None else 1.0 / policy.speedup(blocks, steps)

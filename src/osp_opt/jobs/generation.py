@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from osp_opt.cache.block_cache import BlockCache
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.device import DTYPES
 from osp_opt.jobs.provenance import Setting
-from osp_opt.options import SamplingOptions
+from osp_opt.options import CacheMemoryOptions, SamplingOptions
 from osp_opt.sampling.load import LoadedModel, load_pipeline
 from osp_opt.sampling.noise import make_noise
 from osp_opt.sampling.pipeline import PromptEmbeddings
@@ -102,6 +105,14 @@ class VideoMaker:
         scheduler = make_scheduler(self.options.sampler)
         set_schedule(scheduler, schedule)
         return tuple(float(t) for t in scheduler.timesteps)
+
+    def block_cache(
+        self, policy: CachePolicy, schedule: TimestepSchedule, memory: CacheMemoryOptions
+    ) -> BlockCache:
+        """The runtime of `policy` for this schedule."""
+        dtype = None if memory.cache_dtype == "auto" else DTYPES[memory.cache_dtype]
+        timesteps = self.call_timesteps(schedule)
+        return BlockCache(policy, timesteps=timesteps, dtype=dtype, offload=memory.cache_offload)
 
     def setting(self, schedule: TimestepSchedule) -> Setting:
         """What a searched artifact has to fit."""

@@ -8,7 +8,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from osp_opt.artifacts import read_meta, write_json, write_meta
-from osp_opt.cache.block_cache import BlockCache
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.jobs.generation import Request, VideoMaker
 from osp_opt.jobs.provenance import check_provenance
@@ -53,7 +52,7 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     todo = context.parallel.broadcast_object([v for v in videos if _finished(v, key) is None])
     if len(todo) < len(videos):
         say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
-    _make(context.parallel.share(todo), maker, schedule, policy, key, context)
+    _make(context.parallel.share(todo), maker, schedule, policy, key, options, context)
     context.parallel.barrier()
     if context.parallel.is_main:
         _summarise(videos, maker, key, context)
@@ -112,6 +111,7 @@ def _key(
     return {
         "setting": maker.setting(schedule).as_json(),
         "cache": None if policy is None else policy.to_json(),
+        "cache_dtype": options.cache_dtype,
         "noise": options.noise,
         "negative_prompt": maker.negative_prompt,
         "max_sequence_length": maker.max_sequence_length,
@@ -138,10 +138,11 @@ def _make(
     schedule: TimestepSchedule,
     policy: CachePolicy | None,
     key: dict[str, Any],
+    options: SampleOptions,
     context: WorkerContext,
 ) -> None:
     timesteps = maker.call_timesteps(schedule)
-    cache = None if policy is None else BlockCache(policy, timesteps=timesteps)
+    cache = None if policy is None else maker.block_cache(policy, schedule, options)
     for video in videos:
         maker.embed(video.request.prompt)  # all text first: the encoder may then be set aside
     if not videos:

@@ -110,7 +110,7 @@ class _Search:
         count = options.verify_prompts
         held_out = _held_out(options, calibration, 2 * count)
         self.race_requests, self.fresh_requests = held_out[:count], held_out[count:]
-        self.trials = CacheTrials(self.maker, self.schedule, context)
+        self.trials = CacheTrials(self.maker, self.schedule, options, context)
         self.times: BlockTimes = self.trials.block_times(self.race_requests[0])
         self.say(
             f"a step takes {self.times.step * 1e3:.1f} ms here, "

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from osp_opt.options.base import Options, option, option_extra
 from osp_opt.options.commands import (
+    CacheMemoryOptions,
     CalibrateOptions,
     DoctorOptions,
     SampleOptions,
@@ -44,6 +45,7 @@ COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
 
 __all__ = [
     "COMMANDS",
+    "CacheMemoryOptions",
     "CalibrateOptions",
     "DeviceOptions",
     "DoctorOptions",

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from osp_opt.options.base import Fraction, Numbers, option
+from osp_opt.options.base import Fraction, Numbers, Options, option
 from osp_opt.options.groups import (
+    DTYPE_ALIASES,
     DeviceOptions,
     LaunchOptions,
     ModelOptions,
@@ -186,7 +187,21 @@ class SearchStepsOptions(SearchOptions):
         return _file_at(self.out or self.run_dir, "searched_schedule.txt", ".txt", ".json")
 
 
-class SearchCacheOptions(SearchOptions):
+class CacheMemoryOptions(Options):
+    """Where a block cache keeps what it reuses: for models whose hidden states are large."""
+
+    cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Number format of the stored changes; auto: as computed.", panel="Device"
+    )
+    cache_offload: bool = option(False, "Keep the stored changes in host memory.", panel="Device")
+
+    @field_validator("cache_dtype", mode="before")
+    @classmethod
+    def _long_cache_dtype(cls, value: Any) -> Any:
+        return DTYPE_ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
     """Find which transformer blocks can be reused, and when."""
 
     command: ClassVar[str] = "search-cache"
@@ -250,7 +265,7 @@ class SearchCacheOptions(SearchOptions):
         return _file_at(self.out or self.run_dir, "dit_cache_config.json", ".json")
 
 
-class SampleOptions(SamplingOptions, LaunchOptions):
+class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
     """Make videos, with a searched schedule and a cache where wanted."""
 
     command: ClassVar[str] = "sample"
