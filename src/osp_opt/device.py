@@ -5,8 +5,11 @@ Ascend NPU, a CUDA GPU and the CPU is written once, here.
 
 A vendor package counts as present when it can be *imported*: torch_npu installed on a machine
 without CANN has metadata, and libraries that read metadata believe in it, but it does not load.
-In that state even ``import torch`` fails while TORCH_DEVICE_BACKEND_AUTOLOAD is on, so
-:func:`environment_for_workers` switches that off and this module imports torch_npu itself.
+In that state even ``import torch`` fails unless TORCH_DEVICE_BACKEND_AUTOLOAD=0, so the launcher
+sets that for its workers and this module imports torch_npu itself, when it is asked for an NPU.
+
+What ran on hardware: the CPU. CUDA and NPU code is written to torch's and torch_npu 2.13's
+interfaces; the NPU branches run in the tests on a stand-in torch_npu, never yet on an Ascend.
 """
 
 from __future__ import annotations
@@ -59,8 +62,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             "nccl",
             torch.bfloat16,
             "CUDA_VISIBLE_DEVICES",
-            ("native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math")
-            + ("flash", "_flash", "flex", "sage", "_sage", "aiter", "xformers"),
+            (
+                *("native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math"),
+                *("flash", "_flash", "flex", "sage", "_sage", "aiter", "xformers"),
+            ),
         ),
         "cpu": Kind("gloo", torch.float32, None, ("native", "_native_flash", "_native_math")),
     }
@@ -180,14 +185,6 @@ class Device:
             yield
         finally:
             torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def environment_for_workers(environment: Mapping[str, str]) -> dict[str, str]:
-    """``environment`` with torch's automatic import of vendor packages switched off.
-
-    Otherwise ``import torch`` fails wherever torch_npu is installed without CANN.
-    """
-    return {**environment, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
 
 
 def discover() -> tuple[Discovery, ...]:

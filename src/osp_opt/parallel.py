@@ -7,6 +7,7 @@ At world size 1 everything here is the identity and no process group is made. Wi
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,29 @@ class RankGroup:
             arrived = torch.stack([sent[self.rank] for sent in self._gather(parts)])
         return torch.cat(arrived.unbind(0), join_dim)
 
+    def gather_lists(self, tensors: Sequence[Tensor], like: Tensor) -> list[list[Tensor]]:
+        """Every rank's tensors: any number, any shapes, device and dtype of ``like``.
+
+        Collective. Rank r's are element r of the result.
+        """
+        if self.size == 1:
+            return [list(tensors)]
+        shapes: list[Any] = [None] * self.size
+        with _named_failure("gathering of shapes"):
+            dist.all_gather_object(shapes, [tuple(each.shape) for each in tensors], self.handle)
+        counts = [[math.prod(shape) for shape in each] for each in shapes]
+        # Only tensors of one length can be gathered, so all are laid end to end and padded.
+        longest = max(sum(each) for each in counts)
+        mine = [each.flatten() for each in tensors]
+        flat = torch.cat([*mine, like.new_zeros(longest - sum(counts[self.rank]))])
+        return [
+            [
+                part.view(shape)
+                for part, shape in zip(whole[: sum(sizes)].split(sizes), form, strict=True)
+            ]
+            for whole, sizes, form in zip(self._gather(flat), counts, shapes, strict=True)
+        ]
+
     def _gather(self, x: Tensor) -> list[Tensor]:
         gathered = [torch.empty_like(x) for _ in range(self.size)]
         with _named_failure("gathering of tensors"):
@@ -77,6 +101,7 @@ class RankGroup:
 
 
 ALONE = RankGroup()
+ONE_RANK = Layout()
 
 
 @dataclass(frozen=True)
@@ -90,7 +115,7 @@ class Parallel:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    layout: Layout = Layout()
+    layout: Layout = ONE_RANK
     sequence: RankGroup = ALONE
     cfg: RankGroup = ALONE
     replica: RankGroup = ALONE
@@ -105,6 +130,7 @@ class Parallel:
         """Join the job that RANK, WORLD_SIZE and LOCAL_RANK describe (none set: alone).
 
         Args:
+            device: whose tensors the ranks exchange.
             layout: ``auto`` or ``dp=..,cfg=..,sp=..``. ``auto`` spreads independent work over all
                 ranks until :meth:`for_workload` knows better.
             timeout_s: seconds after which a collective that some rank does not join fails.

@@ -65,7 +65,8 @@ def test_auto_follows_the_workload(both: list[dict[str, Any]]) -> None:
 
 def test_a_layout_for_another_number_of_processes_is_refused(both: list[dict[str, Any]]) -> None:
     for made in both:
-        assert "sp=3" in made["wrong_layout"] and "dp=2,cfg=1,sp=1" in made["wrong_layout"]
+        assert "sp=3" in made["wrong_layout"]
+        assert "dp=2,cfg=1,sp=1" in made["wrong_layout"]
 
 
 def test_a_barrier_names_the_rank_that_does_not_come(both: list[dict[str, Any]]) -> None:
@@ -103,5 +104,6 @@ def test_one_process_is_the_identity() -> None:
         assert parallel.gather_objects("x") == ["x"]
         assert parallel.gather_shared(ITEMS) == ITEMS
         assert parallel.broadcast_object("x") == "x"
-        assert parallel.is_main and parallel.is_leader
+        assert parallel.is_main
+        assert parallel.is_leader
         parallel.barrier()

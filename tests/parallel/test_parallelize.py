@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import models_on_ranks
 import pytest
 import torch
-import transformer_on_ranks
 from launching import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
@@ -15,8 +15,8 @@ from osp_opt.cache.policy import CachePolicy
 from osp_opt.device import Device
 from osp_opt.errors import OptionError, ShapeError
 from osp_opt.layout import Layout, layouts_for
+from osp_opt.models.checkpoint import load_transformer
 from osp_opt.models.parallelize import ParallelTransformer, parallelize_transformer
-from osp_opt.models.transformer import OpenSoraT2V
 from osp_opt.parallel import Parallel, RankGroup
 
 TOLERANCE = 1e-5  # issue 5: float32 latents of any layout
@@ -30,8 +30,8 @@ def golden_folder() -> Path:
 @pytest.fixture(scope="module")
 def alone(golden_folder: Path) -> dict[str, Tensor]:
     with torch.no_grad():
-        transformer = OpenSoraT2V.from_pretrained(golden_folder / "transformer" / "main")
-        return transformer_on_ranks.results(golden_folder, transformer)
+        transformer = load_transformer(golden_folder / "transformer" / "main")
+        return models_on_ranks.results(golden_folder, transformer)
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -40,11 +40,11 @@ def ranks(
 ) -> list[dict[str, Tensor]]:
     """What every rank of 2, then 4, processes made."""
     folder = tmp_path_factory.mktemp("ranks")
-    run_ranks(Path(transformer_on_ranks.__file__), request.param, golden_folder, folder)
+    run_ranks(Path(models_on_ranks.__file__), request.param, golden_folder, folder)
     return [load_file(folder / f"{rank}.safetensors") for rank in range(request.param)]
 
 
-@pytest.mark.parametrize("name", [*transformer_on_ranks.CASES, "odd_frames", "cached"])
+@pytest.mark.parametrize("name", [*models_on_ranks.CASES, "odd_frames", "cached"])
 def test_every_layout_gives_the_result_of_one_process(
     name: str, ranks: list[dict[str, Tensor]], alone: dict[str, Tensor]
 ) -> None:
@@ -55,7 +55,7 @@ def test_every_layout_gives_the_result_of_one_process(
             )
 
 
-@pytest.mark.parametrize("case", transformer_on_ranks.CASES)
+@pytest.mark.parametrize("case", models_on_ranks.CASES)
 def test_every_layout_gives_the_official_result(
     case: str, ranks: list[dict[str, Tensor]], golden_folder: Path
 ) -> None:
@@ -73,17 +73,27 @@ def test_all_gather_stands_in_for_all_to_all(
         )
 
 
+def test_tiles_spread_over_ranks_give_the_same_latents_and_video(
+    ranks: list[dict[str, Tensor]], golden_folder: Path
+) -> None:
+    with torch.no_grad():
+        expected = models_on_ranks.tiled_video(golden_folder)
+    for made in ranks:
+        for name, video in expected.items():
+            torch.testing.assert_close(made[name], video, rtol=0, atol=0)
+
+
 def test_the_cached_run_reuses_blocks(alone: dict[str, Tensor], golden_folder: Path) -> None:
     # Otherwise equality of the cached runs would say nothing about the cache.
-    transformer = OpenSoraT2V.from_pretrained(golden_folder / "transformer" / "main")
-    never = CachePolicy.four_field(1, 2, transformer_on_ranks.CACHED_STEPS - 1, 2)
+    transformer = load_transformer(golden_folder / "transformer" / "main")
+    never = CachePolicy.four_field(1, 2, models_on_ranks.CACHED_STEPS - 1, 2)
     with torch.no_grad():
-        uncached = transformer_on_ranks.cached_run(transformer, never)
+        uncached = models_on_ranks.cached_run(transformer, never)
     assert (uncached - alone["cached"]).abs().max() > 100 * TOLERANCE
 
 
 def test_one_rank_keeps_the_model_itself(golden_folder: Path) -> None:
-    transformer = OpenSoraT2V.from_pretrained(golden_folder / "transformer" / "main")
+    transformer = load_transformer(golden_folder / "transformer" / "main")
     parallel = Parallel.open(Device.open("cpu"))
     assert parallelize_transformer(transformer, parallel) is transformer
 
@@ -98,7 +108,7 @@ def test_one_rank_keeps_the_model_itself(golden_folder: Path) -> None:
 def test_uneven_heads_or_tokens_are_refused_with_what_would_work(
     layout: Layout, frames: int, found: str, golden_folder: Path
 ) -> None:
-    transformer = OpenSoraT2V.from_pretrained(golden_folder / "transformer" / "main")
+    transformer = load_transformer(golden_folder / "transformer" / "main")
     model = ParallelTransformer(transformer, Parallel(world_size=layout.sp, layout=layout))
     latents = torch.zeros(2, 4, frames, 4, 10)
     with pytest.raises(OptionError, match=found) as caught:
@@ -107,7 +117,7 @@ def test_uneven_heads_or_tokens_are_refused_with_what_would_work(
 
 
 def test_an_odd_batch_has_no_guidance_branches_to_split(golden_folder: Path) -> None:
-    transformer = OpenSoraT2V.from_pretrained(golden_folder / "transformer" / "main")
+    transformer = load_transformer(golden_folder / "transformer" / "main")
     layout = Layout(cfg=2)
     model = ParallelTransformer(
         transformer, Parallel(world_size=2, layout=layout, cfg=RankGroup(0, 2))

@@ -10,6 +10,7 @@ Shape letters: b batch, n tokens, h heads, k head width, d width, c channels, t 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from osp_opt.errors import ShapeError
 from osp_opt.layout import Workload, check_layout
 from osp_opt.models.transformer import BlockLoop, OpenSoraT2V, TextContext, run_blocks
+from osp_opt.models.vae_tiling import MapTiles, TileFunction
 from osp_opt.parallel import Parallel, RankGroup
 
 TOKEN_DIM, HEAD_DIM = 1, 2  # of ``b n h k``
@@ -149,3 +151,17 @@ def parallelize_transformer(
     if parallel.layout.replica_size == 1:
         return transformer
     return ParallelTransformer(transformer, parallel)
+
+
+def spread_tiles(group: RankGroup) -> MapTiles:
+    """A ``map_tiles`` for the VAE that runs every ``size``-th tile here, the others elsewhere.
+
+    All ranks of ``group`` call it with the same tiles and get all results (collective).
+    """
+
+    def map_tiles(function: TileFunction, tiles: Sequence[Tensor]) -> list[Tensor]:
+        mine = [function(tile) for tile in tiles[group.rank :: group.size]]
+        by_rank = group.gather_lists(mine, like=tiles[0])
+        return [by_rank[index % group.size][index // group.size] for index in range(len(tiles))]
+
+    return map_tiles

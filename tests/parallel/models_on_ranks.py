@@ -1,4 +1,4 @@
-"""Run by torch.distributed.run: the golden transformer in every layout of these ranks.
+"""Run by torch.distributed.run: the golden models in every layout of these ranks.
 
 Arguments: the golden folder and a folder for the results, one safetensors file per rank.
 """
@@ -17,9 +17,11 @@ from osp_opt.cache.block_cache import BlockCache
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.device import Device
 from osp_opt.layout import Layout, layouts_for
-from osp_opt.models.parallelize import ParallelTransformer, parallelize_transformer
+from osp_opt.models.checkpoint import load_transformer, load_vae
+from osp_opt.models.parallelize import ParallelTransformer, parallelize_transformer, spread_tiles
 from osp_opt.models.transformer import OpenSoraT2V
-from osp_opt.parallel import Parallel
+from osp_opt.models.vae_tiling import Tiling, run_tiles
+from osp_opt.parallel import Parallel, RankGroup
 
 CASES = ("case_a_video", "case_b_image")
 CACHED_STEPS = 6
@@ -63,10 +65,20 @@ def results(golden: Path, model: OpenSoraT2V | ParallelTransformer) -> dict[str,
     return made
 
 
+def tiled_video(golden: Path, group: RankGroup | None = None) -> dict[str, Tensor]:
+    """The golden VAE's tiled encode and decode, tiles spread over ``group``."""
+    vae = load_vae(golden / "vae" / "d4_4x8x8")
+    vae.enable_tiling(Tiling(sample_size=32, latent_size=4, sample_frames=5, latent_frames=2))
+    map_tiles = run_tiles if group is None else spread_tiles(group)
+    generator = torch.Generator().manual_seed(7)
+    mean = vae.encode(torch.randn(1, 3, 9, 40, 72, generator=generator), map_tiles).mean
+    return {"vae_mean": mean, "vae_video": vae.decode(mean, map_tiles)}
+
+
 def main(golden: Path, out: Path) -> None:
     torch.set_grad_enabled(False)
     parallel = Parallel.open(Device.open("cpu"), timeout_s=120)
-    transformer = OpenSoraT2V.from_pretrained(golden / "transformer" / "main")
+    transformer = load_transformer(golden / "transformer" / "main")
     made: dict[str, Tensor] = {}
     for layout in layouts_for(parallel.world_size):
         model = parallelize_transformer(transformer, parallel.arranged(layout))
@@ -76,6 +88,7 @@ def main(golden: Path, out: Path) -> None:
     lacking = replace(spread, sequence=replace(spread.sequence, has_all_to_all=False))
     model = parallelize_transformer(transformer, lacking)
     made["without all-to-all/odd_frames"] = model(**odd_frames()).sample
+    made |= tiled_video(golden, spread.replica)
     save_file(
         {name: x.contiguous() for name, x in made.items()}, out / f"{parallel.rank}.safetensors"
     )
