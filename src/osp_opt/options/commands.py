@@ -154,6 +154,9 @@ class SearchStepsOptions(SearchOptions):
         panel="Job",
         metavar="DIR",
     )
+    resize: bool = option(
+        False, "Resize the videos of --videos-path to the sampled size.", panel="Job"
+    )
     search_type: Literal["restep"] = option(
         "restep", "Only restep here; dit_cache is `osp-opt search-cache`.", panel="Job"
     )
