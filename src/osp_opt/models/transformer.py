@@ -207,7 +207,7 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
             keep = _attendable(keep)
             longest = int(keep.any(0).nonzero().max()) + 1
             embeds, keep = embeds[:, :longest], keep[:, :longest]
-        caption = self.caption_projection(embeds.to(self.proj_out.weight.dtype))
+        caption = self.caption_projection(embeds.to(self.dtype))
         pairs = [attention.encode(caption) for attention in self._cross_attentions]
         return TextContext(
             caption=caption,
