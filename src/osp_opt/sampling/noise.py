@@ -32,7 +32,6 @@ LOG2_TAU_MAX = 16  # the path covers sigma in [2^-8, 2^8], i.e. log2(tau) in [-1
 DEPTH = 12  # 2^12 cells, each 0.54 % wide in tau; trained timesteps are 0.99 % or more apart
 _CELLS = 1 << DEPTH
 _CELLS_PER_OCTAVE = _CELLS / (2 * LOG2_TAU_MAX)
-_TICKS = 1 << 20  # a level's place inside its cell is rounded to 1 / _TICKS: float fuzz is harmless
 
 
 class NoiseSource(Protocol):
@@ -75,9 +74,8 @@ class _Level:
         if not math.isfinite(sigma) or not 2.0**-8 <= sigma < 2.0**8:
             raise ScheduleError(f"noise level {sigma}: coupled noise covers sigma in [2^-8, 2^8)")
         place = (LOG2_TAU_MAX - 2.0 * math.log2(sigma)) * _CELLS_PER_OCTAVE
-        ticks = min(round(place * _TICKS), _CELLS * _TICKS - 1)
-        cell, tick = divmod(ticks, _TICKS)
-        return cls(cell, tick / _TICKS)
+        cell = min(int(place), _CELLS - 1)
+        return cls(cell, place - cell)
 
     @property
     def width(self) -> float:
@@ -88,9 +86,9 @@ class _Level:
         return _node_tau(self.cell) + self.fraction * self.width
 
     @property
-    def bridge_variance(self) -> float:
-        """Variance of W at the level, given W at both ends of its cell."""
-        return self.fraction * (1.0 - self.fraction) * self.width
+    def deviation(self) -> float:
+        """Standard deviation of W at the level, given W at both ends of its cell."""
+        return math.sqrt(max(0.0, self.fraction * (1.0 - self.fraction)) * self.width)
 
 
 def _node_tau(node: int) -> float:
@@ -102,16 +100,16 @@ class CoupledNoise:
     """One Brownian path per (seed, prompt) in the clock tau = 1 / sigma^2, any level on demand.
 
     A fixed tree of Brownian bridges: W at both ends of [2^-16, 2^16], then at midpoints (in
-    log tau) down to 2^12 cells, then one bridge draw at the level itself. Each draw is keyed by its
-    place, hence any order of levels and any schedule reads the same path. A step costs one
+    log tau) down to 2^12 cells, then to the level itself with one draw per cell. Each draw is keyed
+    by its place, hence any order of levels and any schedule reads the same path. A step costs one
     descent, of which neighbouring levels share the upper part (about 6 draws per step at 100
     steps), and only one descent is held in memory (16 tensors of the video's size), however many
     steps are made.
 
-    Exactness: z is always exactly unit normal, and a level asked for twice has one value. z of
+    Exactness: z is always exactly unit normal, and W is a continuous function of the level. z of
     disjoint intervals are exactly independent as long as the levels lie in different cells, which
     any levels do that are 0.54 % apart in tau (0.27 % in sigma, at most 0.55 of a timestep); even
-    1000 uniform steps are. Two levels inside one cell lose the correlation of their bridge draws.
+    1000 uniform steps are. Only inside one cell is the path smoother than Brownian.
     """
 
     def __init__(self, seed: int, prompt: str, shape: Sequence[int]) -> None:
@@ -131,10 +129,10 @@ class CoupledNoise:
             return torch.zeros(self.shape)
         start, end = _Level.of(sigma_from), _Level.of(sigma_to)
         variance = end.tau - start.tau
-        if start.cell == end.cell:  # two bridge draws instead of one increment
-            variance = variance**2 / start.width + start.bridge_variance + end.bridge_variance
-        if start == end or variance <= 0.0:
-            raise ScheduleError(f"noise levels {sigma_from} and {sigma_to} do not descend enough")
+        if start.cell == end.cell:  # both levels are made of the same three draws
+            variance = variance**2 / start.width + (end.deviation - start.deviation) ** 2
+        if not sigma_to < sigma_from or variance <= 0.0:
+            raise ScheduleError(f"noise levels {sigma_from} and {sigma_to} do not descend")
         before = self._value(start)  # first, so that the descent kept is the next step's start
         return (self._value(end) - before) / math.sqrt(variance)
 
@@ -147,10 +145,7 @@ class CoupledNoise:
             return self._latest[1]
         left, right = self._cell_ends(level.cell)
         value = torch.lerp(left, right, level.fraction)
-        if level.bridge_variance > 0.0:
-            tick = int(level.fraction * _TICKS)
-            normal = self._normal(f"leaf {level.cell} {tick}")
-            value.add_(normal, alpha=math.sqrt(level.bridge_variance))
+        value.add_(self._normal(f"cell {level.cell}"), alpha=level.deviation)
         self._latest = (level, value)
         return value
 

@@ -30,6 +30,7 @@ from diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete import (
     KDPM2AncestralDiscreteScheduler,
 )
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from osp_opt.errors import OptionError, ScheduleError
@@ -245,7 +246,8 @@ def make_scheduler(name: str) -> Scheduler:
 def sampler_name(scheduler: object) -> str:
     """The sample method of a diffusers scheduler. Raises OptionError when it is none of the ten."""
     for name, method in _METHODS.items():
-        if issubclass(method.scheduler, type(scheduler)):  # ours, or the diffusers class under it
+        # the class used here, or the diffusers class under it
+        if isinstance(scheduler, SchedulerMixin) and issubclass(method.scheduler, type(scheduler)):
             return name
     known = ", ".join(SAMPLERS)
     raise OptionError(f"scheduler {type(scheduler).__name__} is none of {known}")
