@@ -73,12 +73,12 @@ def test_names_are_the_reference_tools() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-@pytest.mark.parametrize("count", [10, 25])
-def test_timesteps(name: str, count: int) -> None:
+def test_timesteps(name: str) -> None:
     scheduler = make_scheduler(name)
-    set_schedule(scheduler, TimestepSchedule.uniform(count))
-    want = METHODS[name][f"timesteps_{count}"]
-    assert scheduler.timesteps.tolist() == pytest.approx(want, abs=1e-3)
+    for count in (10, 25):
+        set_schedule(scheduler, TimestepSchedule.uniform(count))
+        want = METHODS[name][f"timesteps_{count}"]
+        assert scheduler.timesteps.tolist() == pytest.approx(want, abs=1e-3)
     assert float(scheduler.init_noise_sigma) == pytest.approx(METHODS[name]["init_noise_sigma"])
 
 
@@ -186,7 +186,7 @@ def test_timesteps_that_round_to_one_are_refused() -> None:
 
 
 def test_unknown_sampler_is_refused() -> None:
-    with pytest.raises(OptionError, match="UniPC.*EulerAncestralDiscrete"):
+    with pytest.raises(OptionError, match=r"UniPC.*EulerAncestralDiscrete"):
         make_scheduler("UniPC")
 
 
