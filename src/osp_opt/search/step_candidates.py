@@ -100,7 +100,11 @@ class StepTable:
 
     def uniform(self, num_steps: int) -> StepCandidate:
         """The evenly spaced schedule that every other has to beat."""
-        return StepCandidate(TimestepSchedule.uniform(num_steps), "uniform")
+        timesteps = TimestepSchedule.uniform(num_steps).timesteps
+        if self._whole:
+            timesteps = tuple(float(round(t)) for t in timesteps)
+        # Not the sampler's own default spacing: what a schedule file would hold.
+        return StepCandidate(TimestepSchedule(timesteps), "uniform")
 
     def costs(self, schedule: TimestepSchedule, objective: StepObjective) -> np.ndarray:
         """The estimated error of `schedule` for each video, [P].
@@ -127,7 +131,9 @@ class StepTable:
         ratio = np.log(self.costs(schedule, objective) / self.costs(other, objective))
         return mean_ci([float(value) for value in ratio])
 
-    def shortlist(self, num_steps: int, objectives: Sequence[StepObjective]) -> list[StepCandidate]:
+    def shortlist(
+        self, num_steps: int, objectives: Sequence[StepObjective], limit: int | None = None
+    ) -> list[StepCandidate]:
         """Uniform first, then each objective's best and half-way blends, without near twins.
 
         A blend with uniform keeps what both agree on; where few steps make an objective overreach
@@ -140,7 +146,7 @@ class StepTable:
         for candidate in [*found[:2], *blends, *found[2:]]:
             if all(_distance(candidate, other) > _SAME_RMS for other in kept):
                 kept.append(candidate)
-        return kept
+        return kept[:limit]
 
     @property
     def _whole(self) -> bool:

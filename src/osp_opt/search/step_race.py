@@ -34,11 +34,12 @@ class RaceResult:
         """The best candidate."""
         return self.ranking[0]
 
-    def against(self, candidate: int, other: int) -> Interval:
+    def against(self, candidate: int, other: int, level: float = 0.95) -> Interval:
         """Log of `candidate`'s error over `other`'s, mean over the prompts that both ran."""
         common = sorted(set(self.errors[candidate]) & set(self.errors[other]))
         return mean_ci(
-            [_log(self.errors[candidate][p]) - _log(self.errors[other][p]) for p in common]
+            [_log(self.errors[candidate][p]) - _log(self.errors[other][p]) for p in common],
+            level,
         )
 
 

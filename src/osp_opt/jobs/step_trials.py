@@ -1,0 +1,173 @@
+"""Real sampling for the step search: schedules against the full-length video, and verification.
+
+Everything measured goes into the ledger at once, so that a killed search goes on where it was.
+The race compares raw latents; verification compares decoded frames. No codec is involved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from osp_opt.artifacts import atomic_write_bytes
+from osp_opt.errors import FileError
+from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.quality.metrics import MAX_PSNR, mse, psnr, ssim
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.trials import TrialLedger
+from osp_opt.tiny.captions import parse
+from osp_opt.tiny.checker import check
+
+if TYPE_CHECKING:
+    from osp_opt.worker import WorkerContext
+
+__all__ = ["StepTrials", "schedule_key"]
+
+_MIN_SSIM_SIZE = 11  # pixels; smaller frames have no SSIM
+
+
+def schedule_key(schedule: TimestepSchedule) -> str:
+    """A short name of a schedule's content, for ledgers."""
+    text = ",".join(f"{t:.4f}" for t in schedule.timesteps)
+    return f"{len(schedule)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+class StepTrials:
+    """Measures schedules for one model against `reference`, the full-length schedule."""
+
+    def __init__(
+        self, maker: VideoMaker, reference: TimestepSchedule, context: WorkerContext
+    ) -> None:
+        self._maker = maker
+        self._reference = reference
+        self._parallel = context.parallel
+        self._progress = context.progress
+        self._folder = context.run_dir / "baseline"
+        self._ledger = TrialLedger(context.run_dir / "trials.jsonl")
+        self._latents: dict[Request, Tensor] = {}
+        self._seconds: dict[Request, float] = {}
+        # A folder may outlive the weights it was made with.
+        self._prefix = f"{maker.loaded.fingerprint[:12]} {schedule_key(reference)}"
+
+    def errors(
+        self, schedules: Sequence[TimestepSchedule], requests: Sequence[Request]
+    ) -> list[float]:
+        """Latent MSE of schedules[i] on requests[i], against the full-length video."""
+        keys = [
+            f"error {self._prefix} {schedule_key(schedule)} {request.seed} {request.prompt}"
+            for schedule, request in zip(schedules, requests, strict=True)
+        ]
+
+        def measure(i: int) -> dict[str, Any]:
+            made = self._maker.denoise(requests[i], schedules[i])
+            error = mse(made.latents.cpu(), self._latents[requests[i]])
+            return {"mse": error, "seconds": made.seconds}
+
+        found = self._measured(keys, requests, measure, "sampling candidate schedules")
+        return [float(values["mse"]) for values in found]
+
+    def verified(
+        self, schedules: Sequence[TimestepSchedule], requests: Sequence[Request]
+    ) -> list[list[dict[str, Any]]]:
+        """Frames of each schedule on each request against the full-length video's.
+
+        The result's [s][r] holds psnr (dB), ssim, seconds of denoising (not for the full length),
+        and, for prompts that the bundled model's checker can read, `right`, the share of
+        attributes that are as asked, and `all_right`, 1 when all are.
+        """
+        pairs = [(schedule, request) for schedule in schedules for request in requests]
+        keys = [
+            f"verify {self._prefix} {schedule_key(schedule)} {request.seed} {request.prompt}"
+            for schedule, request in pairs
+        ]
+
+        def measure(i: int) -> dict[str, Any]:
+            schedule, request = pairs[i]
+            full = frames = self._maker.decode(self._latents[request])
+            values: dict[str, Any] = {}
+            if schedule != self._reference:
+                made = self._maker.denoise(request, schedule)
+                frames = self._maker.decode(made.latents)
+                values["seconds"] = made.seconds
+            values["psnr"] = MAX_PSNR if frames is full else psnr(frames, full)
+            if min(frames.shape[1:3]) >= _MIN_SSIM_SIZE:
+                values["ssim"] = 1.0 if frames is full else ssim(frames, full)
+            if parse(request.prompt) is not None:
+                right = check(frames, request.prompt).right
+                values["right"] = sum(right.values()) / len(right)
+                values["all_right"] = float(all(right.values()))
+            return values
+
+        found = self._measured(
+            keys, [request for _, request in pairs], measure, "sampling to verify"
+        )
+        n = len(requests)
+        return [found[k * n : (k + 1) * n] for k in range(len(schedules))]
+
+    def full_seconds(self, requests: Sequence[Request]) -> list[float]:
+        """Seconds of denoising of the full-length videos."""
+        self._baseline(requests)
+        return [self._seconds[request] for request in requests]
+
+    def _measured(
+        self, keys: Sequence[str], requests: Sequence[Request], measure: Any, what: str
+    ) -> list[dict[str, Any]]:
+        """The values of every key: from the ledger, or by `measure`, shared out over the ranks."""
+        known = self._parallel.broadcast_object({key: self._ledger.get(key) for key in keys})
+        todo = [i for i, key in enumerate(keys) if known[key] is None]
+        self._baseline(list(dict.fromkeys(requests[i] for i in todo)))
+        size = self._parallel.layout.dp
+        if todo:
+            with self._progress.task(what, len(todo)) as task:
+                # One video per rank at a time: what is finished is in the ledger at once.
+                for wave in (todo[k : k + size] for k in range(0, len(todo), size)):
+                    results = [measure(i) for i in self._parallel.share(wave)]
+                    gathered = self._parallel.gather_shared(results)
+                    for i, values in zip(wave, gathered, strict=True):
+                        known[keys[i]] = values
+                        if self._parallel.is_main:
+                            self._ledger.add(keys[i], values)
+                    task.advance(len(wave))
+        return [known[key] for key in keys]
+
+    def _baseline(self, requests: Sequence[Request]) -> None:
+        """Sample the full-length videos, or find those of an earlier, killed run."""
+        wanted = [request for request in requests if request not in self._latents]
+        if not wanted:
+            return
+        mine = self._parallel.share(wanted)
+        made = []
+        with self._progress.task(f"sampling {len(self._reference)} steps", len(mine)) as task:
+            for request in mine:
+                made.append(self._load(request) or self._sample_full(request))
+                task.advance()
+        for request, found in zip(wanted, self._parallel.gather_shared(made), strict=True):
+            self._latents[request], self._seconds[request] = found
+
+    def _sample_full(self, request: Request) -> tuple[Tensor, float]:
+        made = self._maker.denoise(request, self._reference)
+        latents = made.latents.float().cpu().contiguous()
+        data = save_tensors({"latents": latents, "seconds": torch.tensor(made.seconds)})
+        atomic_write_bytes(self._path(request), data)
+        return latents, made.seconds
+
+    def _path(self, request: Request) -> Any:
+        text = f"{self._prefix}\0{request.seed}\0{request.prompt}"
+        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+
+    def _load(self, request: Request) -> tuple[Tensor, float] | None:
+        path = self._path(request)
+        if not path.is_file():
+            return None
+        try:
+            found = load_tensors(path.read_bytes())
+            return found["latents"], float(found["seconds"])
+        except (SafetensorError, KeyError, OSError) as error:
+            raise FileError(f"{path}: damaged; delete it to sample that video again") from error

@@ -1,0 +1,116 @@
+"""Verification of a searched schedule on fresh prompts, in numbers that people ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from osp_opt.jobs.generation import Request
+from osp_opt.jobs.step_trials import StepTrials
+from osp_opt.quality.intervals import Interval, mean_ci, paired_difference
+from osp_opt.sampling.schedule import TimestepSchedule
+
+__all__ = ["Verification", "verify"]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A schedule and the uniform one of its length against the full-length videos.
+
+    psnr, psnr_uniform: dB to the full-length video, over prompts; psnr_gain: their difference in
+    pairs. ssim: as psnr, None for frames too small. loss: of quality against the full length, as
+    a share, by `measure`. speedup: of denoising, measured (ratio of medians).
+    """
+
+    steps: int
+    psnr: Interval
+    psnr_uniform: Interval
+    psnr_gain: Interval
+    ssim: Interval | None
+    ssim_uniform: Interval | None
+    loss: Interval
+    measure: str
+    speedup: float
+    videos: list[dict[str, Any]] = field(repr=False)
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        return [
+            f"verified on {self.psnr.count} fresh prompts: {self.steps} steps, "
+            f"{self.speedup:.2f}x faster denoising",
+            f"  PSNR to the full-length video {_db(self.psnr)}, uniform {_db(self.psnr_uniform)}, "
+            f"gain {_db(self.psnr_gain)}",
+            f"  loss of {self.measure}: {self.loss.estimate:.1%} "
+            f"[{self.loss.low:.1%}, {self.loss.high:.1%}]",
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields; intervals as objects."""
+        fields = ("psnr", "psnr_uniform", "psnr_gain", "ssim", "ssim_uniform", "loss")
+        values = {name: getattr(self, name) for name in fields}
+        return {
+            **{name: None if value is None else value.as_json() for name, value in values.items()},
+            "steps": self.steps,
+            "measure": self.measure,
+            "speedup": self.speedup,
+            "videos": self.videos,
+        }
+
+
+def verify(
+    trials: StepTrials,
+    schedule: TimestepSchedule,
+    uniform: TimestepSchedule,
+    reference: TimestepSchedule,
+    requests: Sequence[Request],
+) -> Verification:
+    """Sample the full length, uniform and `schedule` on `requests` with coupled noise; compare."""
+    full, even, own = trials.verified([reference, uniform, schedule], requests)
+    loss, measure = _loss(full, own)
+    seconds = [values["seconds"] for values in own]
+    return Verification(
+        steps=len(schedule),
+        psnr=mean_ci(_column(own, "psnr")),
+        psnr_uniform=mean_ci(_column(even, "psnr")),
+        psnr_gain=paired_difference(_column(own, "psnr"), _column(even, "psnr")),
+        ssim=mean_ci(_column(own, "ssim")) if "ssim" in own[0] else None,
+        ssim_uniform=mean_ci(_column(even, "ssim")) if "ssim" in even[0] else None,
+        loss=loss,
+        measure=measure,
+        speedup=median(trials.full_seconds(requests)) / median(seconds),
+        videos=[
+            {"prompt": r.prompt, "seed": r.seed, "full": f, "uniform": e, "searched": o}
+            for r, f, e, o in zip(requests, full, even, own, strict=True)
+        ],
+    )
+
+
+def _loss(full: list[dict[str, Any]], own: list[dict[str, Any]]) -> tuple[Interval, str]:
+    """Loss against the full length as a share: of attributes that are right, else of SSIM, else
+    (frames too small for SSIM) of PSNR below the 40 dB at which differences can hardly be seen.
+    """
+    if all("right" in values for values in full):
+        reference = _column(full, "right")
+        mean = sum(reference) / len(reference)
+        if mean > 0:
+            drop = paired_difference(reference, _column(own, "right"))
+            return _scaled(drop, 1.0 / mean), "attributes as asked"
+    if all("ssim" in values for values in own):
+        return mean_ci([1.0 - value for value in _column(own, "ssim")]), "SSIM"
+    return mean_ci([max(0.0, 1.0 - value / 40.0) for value in _column(own, "psnr")]), "PSNR"
+
+
+def _scaled(interval: Interval, factor: float) -> Interval:
+    return Interval(
+        interval.estimate * factor, interval.low * factor, interval.high * factor, interval.count
+    )
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> list[float]:
+    return [float(row[name]) for row in rows]
+
+
+def _db(interval: Interval) -> str:
+    return f"{interval.estimate:.1f} [{interval.low:.1f}, {interval.high:.1f}] dB"
