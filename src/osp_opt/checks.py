@@ -49,6 +49,21 @@ def check_before_launch(options: JobOptions) -> list[str]:
     return notes
 
 
+def with_predecessors(options: JobOptions) -> tuple[JobOptions, list[str]]:
+    """The options with what earlier commands left in the working folder, and notes on it.
+
+    Steps and cache are made to be used together, so search-cache is for the schedule that
+    search-steps wrote, unless ``--schedule`` or ``--steps`` say what it is for.
+    """
+    if not isinstance(options, SearchCacheOptions):
+        return options, []
+    found = SearchStepsOptions(workdir=options.workdir).schedule_path
+    if options.model_fields_set & {"schedule", "steps"} or not found.is_file():
+        return options, []
+    note = f"searching a cache for the steps of {found}; --steps N for N uniform ones"
+    return options.model_copy(update={"schedule": found}), [note]
+
+
 def schedule_length(path: Path) -> int:
     """Number of steps in a schedule file. Raises FileError or ScheduleError."""
     values = read_json(path, "schedule", max_bytes=SCHEDULE_MAX_BYTES)

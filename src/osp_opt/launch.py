@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from osp_opt.artifacts import read_json
-from osp_opt.checks import check_before_launch
+from osp_opt.checks import check_before_launch, with_predecessors
 from osp_opt.errors import FileError, OptionError
 from osp_opt.flags import report_error
 from osp_opt.options import JobOptions, LaunchOptions
@@ -45,7 +45,8 @@ def launch(options: JobOptions) -> int:
     0: done; 2: the user's input was refused; 128 + n: ended by signal n; else: a worker failed.
     Raises OspOptError for what is wrong before anything is started.
     """
-    for note in check_before_launch(options):
+    options, notes = with_predecessors(options)
+    for note in [*notes, *check_before_launch(options)]:
         print(f"note: {note}", file=sys.stderr)
     _check_port(options)
     with open_run(options) as run:

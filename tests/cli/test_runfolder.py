@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from osp_opt.checks import check_before_launch
+from osp_opt.checks import check_before_launch, with_predecessors
 from osp_opt.errors import CheckpointError, FileError, OptionError, ScheduleError
 from osp_opt.options import SampleOptions, SearchCacheOptions
 from osp_opt.prompts import given_prompts, read_prompt_file
@@ -126,3 +126,17 @@ def test_calibration_may_lie_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "calibration.safetensors").write_bytes(b"")
     given = SearchCacheOptions(workdir=tmp_path / "w", calibration=tmp_path)
     assert check_before_launch(given) == []
+
+
+def test_search_cache_is_for_the_schedule_found_before(tmp_path: Path, golden: Path) -> None:
+    schedule = tmp_path / "search-steps" / "searched_schedule.txt"
+    assert with_predecessors(SearchCacheOptions(workdir=tmp_path))[1] == []
+    schedule.parent.mkdir()
+    schedule.write_bytes((golden / "reference_tool_files/searched_schedule.txt").read_bytes())
+    found, notes = with_predecessors(SearchCacheOptions(workdir=tmp_path))
+    assert isinstance(found, SearchCacheOptions)
+    assert found.schedule == schedule
+    assert str(schedule) in notes[0]
+    uniform, notes = with_predecessors(SearchCacheOptions(workdir=tmp_path, steps=100))
+    assert isinstance(uniform, SearchCacheOptions)
+    assert (uniform.schedule, notes) == (None, [])

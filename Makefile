@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo-output
+BIN := $(VENV)/bin
+OSP := $(BIN)/osp-opt
+
+.PHONY: demo test lint install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(OSP) calibrate --workdir $(DEMO)
+	$(OSP) search-steps --steps 50 --workdir $(DEMO)
+	$(OSP) search-cache --ratio 1.3 --workdir $(DEMO)
+	$(OSP) sample --num-prompts 1 --workdir $(DEMO) --out $(DEMO)/baseline
+	$(OSP) sample --num-prompts 1 --workdir $(DEMO) --out $(DEMO)/faster \
+	    --schedule $(DEMO)/search-steps/searched_schedule.txt \
+	    --cache $(DEMO)/search-cache/dit_cache_config.json
+	$(BIN)/python -m osp_opt.demo $(DEMO)/baseline $(DEMO)/faster
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info
