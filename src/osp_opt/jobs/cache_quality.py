@@ -10,72 +10,101 @@ import numpy as np
 
 from osp_opt.jobs.cache_trials import Pair
 from osp_opt.jobs.generation import VideoMaker
-from osp_opt.search.trials import Interval, mean_ci
+from osp_opt.quality.intervals import Interval, mean_ci, paired_difference
+from osp_opt.quality.metrics import SSIM_WINDOW, psnr, ssim
 from osp_opt.tiny.captions import parse
 from osp_opt.tiny.checker import check
+from osp_opt.tiny.specs import ATTRIBUTES
 
 __all__ = ["Quality", "measure_quality"]
 
-MAX_PSNR = 100.0  # of identical frames, where the logarithm has no value
+VISIBLE_PSNR = 40.0  # dB, at which differences can hardly be seen
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Errors against the uncached videos, with intervals over videos.
+    """Errors against the uncached videos, over videos.
 
-    latent_mse: geometric mean. psnr: of raw uint8 frames, dB. loss: of task quality, the share of
-    the checker's attributes that are lost on the bundled model, elsewhere the share of frame
-    variance that differs (1 - R^2 of the frames).
+    latent_mse: of the scaled latents, geometric mean. psnr: of raw frames, dB. ssim: None for
+    frames too small. loss: of quality as a share, of `measure`. task: share of the bundled model's
+    attributes that are as asked, without and with the cache.
     """
 
     latent_mse: float
     psnr: Interval
-    loss: float
-    loss_name: str
+    ssim: Interval | None
+    loss: Interval
+    measure: str
     task: tuple[float, float] | None = None
 
     def as_json(self) -> dict[str, Any]:
+        """The fields; intervals as objects."""
         return {
             "latent_mse": self.latent_mse,
             "psnr": self.psnr.as_json(),
-            "loss": self.loss,
-            "loss_name": self.loss_name,
+            "ssim": None if self.ssim is None else self.ssim.as_json(),
+            "loss": self.loss.as_json(),
+            "measure": self.measure,
             "task_quality": None if self.task is None else list(self.task),
         }
 
     def lines(self) -> list[str]:
         """For the terminal."""
-        lines = [f"PSNR to the uncached video: {self.psnr} dB (95 % interval over videos)"]
+        lines = [
+            f"error against the uncached video, {self.psnr.count} fresh videos: "
+            f"PSNR {self.psnr.estimate:.1f} [{self.psnr.low:.1f}, {self.psnr.high:.1f}] dB"
+        ]
+        if self.ssim is not None:
+            lines[0] += f", SSIM {self.ssim.estimate:.4f}"
         if self.task is not None:
             lines.append(
-                f"attributes read correctly: {100 * self.task[0]:.0f} % without cache, "
-                f"{100 * self.task[1]:.0f} % with it"
+                f"attributes as asked: {self.task[0]:.0%} without cache, {self.task[1]:.0%} with it"
             )
         return lines
 
 
 def measure_quality(pairs: Sequence[Pair], maker: VideoMaker) -> Quality:
     """Decode both videos of each pair and compare them."""
-    psnr, unexplained, right = [], [], []
+    fidelity: list[float] = []
+    similarity: list[float] = []
+    right: list[tuple[float, float]] = []
     for pair in pairs:
-        plain, cached = (maker.decode(latents) for latents in (pair.plain, pair.cached))
-        mse = float(np.mean((plain.astype(np.float64) - cached) ** 2))
-        psnr.append(MAX_PSNR if mse == 0 else min(MAX_PSNR, 10 * np.log10(255.0**2 / mse)))
-        unexplained.append(mse / max(float(np.var(plain.astype(np.float64))), 1.0))
-        spec = parse(pair.request.prompt) if maker.is_bundled else None
-        if spec is not None:
-            right.append([_share_right(video, pair.request.prompt) for video in (plain, cached)])
+        plain, cached = maker.decode(pair.plain), maker.decode(pair.cached)
+        fidelity.append(psnr(cached, plain))
+        if min(plain.shape[1:3]) >= SSIM_WINDOW:
+            similarity.append(ssim(cached, plain))
+        prompt = pair.request.prompt
+        if maker.is_bundled and len(plain) > 1 and parse(prompt) is not None:
+            right.append((_share_right(plain, prompt), _share_right(cached, prompt)))
     latent_mse = float(np.exp(np.mean([np.log(max(pair.mse, 1e-30)) for pair in pairs])))
-    if not right:
-        loss = float(np.mean(unexplained))
-        return Quality(latent_mse, mean_ci(psnr), loss, "frame variance that differs:")
-    before, after = np.mean(right, axis=0)
-    task = (float(before), float(after))
-    loss = max(task[0] - task[1], 0.0)
-    return Quality(latent_mse, mean_ci(psnr), loss, "loss of attributes read correctly:", task)
+    loss, measure, task = _loss(fidelity, similarity, right)
+    return Quality(
+        latent_mse,
+        mean_ci(fidelity),
+        mean_ci(similarity) if similarity else None,
+        loss,
+        measure,
+        task,
+    )
+
+
+def _loss(
+    fidelity: list[float], similarity: list[float], right: list[tuple[float, float]]
+) -> tuple[Interval, str, tuple[float, float] | None]:
+    """As the step search: of attributes that are as asked, else of SSIM, else of PSNR."""
+    task = None
+    if right:
+        before, after = ([pair[i] for pair in right] for i in (0, 1))
+        task = float(np.mean(before)), float(np.mean(after))
+        if task[0] > 0:
+            lost = paired_difference([x / task[0] for x in before], [x / task[0] for x in after])
+            return lost, "attributes as asked", task
+    if similarity:
+        return mean_ci([1.0 - value for value in similarity]), "SSIM", task
+    below = [max(0.0, 1.0 - value / VISIBLE_PSNR) for value in fidelity]
+    return mean_ci(below), "PSNR", task
 
 
 def _share_right(video: np.ndarray, prompt: str) -> float:
     result = check(video, prompt)
-    attributes = (result.shape, result.color, result.background, result.motion)
-    return float(np.mean([attribute.right for attribute in attributes]))
+    return float(np.mean([getattr(result, name).right for name in ATTRIBUTES]))

@@ -21,7 +21,9 @@ from osp_opt.artifacts import atomic_write_bytes
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.errors import FileError
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.step_trials import schedule_key
 from osp_opt.options import CacheMemoryOptions
+from osp_opt.quality.metrics import mse
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.block_times import BlockTimer, BlockTimes
 from osp_opt.search.trials import TrialLedger
@@ -52,13 +54,9 @@ class Pair:
     cached_seconds: float
 
     @property
-    def speedup(self) -> float:
-        return self.plain_seconds / self.cached_seconds
-
-    @property
     def mse(self) -> float:
         """Mean squared error of the scaled latents."""
-        return _mse(self.cached, self.plain)
+        return mse(self.cached, self.plain)
 
 
 class CacheTrials:
@@ -80,6 +78,8 @@ class CacheTrials:
         self._folder = context.run_dir
         self._ledger = TrialLedger(context.run_dir / "trials.jsonl")
         self._plain: dict[Request, Tensor] = {}
+        # A folder may outlive the weights it was made with.
+        self._prefix = f"{maker.loaded.fingerprint[:12]} {schedule_key(schedule)}"
         self.spent = 0.0  # work done, in uncached videos
 
     def block_times(self, request: Request) -> BlockTimes:
@@ -109,7 +109,7 @@ class CacheTrials:
         """Latent MSE of policies[i] on requests[i], each against its uncached video."""
         self.baseline(list(dict.fromkeys(requests)))
         keys = [
-            f"error {policy_key(policy)} {request.seed} {request.prompt}"
+            f"error {self._prefix} {policy_key(policy)} {request.seed} {request.prompt}"
             for policy, request in zip(policies, requests, strict=True)
         ]
         known = self._parallel.broadcast_object({key: self._ledger.get(key) for key in keys})
@@ -121,8 +121,8 @@ class CacheTrials:
                 results = []
                 for i in self._parallel.share(wave):
                     made = self._sample(requests[i], policies[i])
-                    mse = _mse(made.latents.cpu(), self._plain[requests[i]])
-                    results.append({"mse": mse, "seconds": made.seconds})
+                    error = mse(made.latents.cpu(), self._plain[requests[i]])
+                    results.append({"mse": error, "seconds": made.seconds})
                 for i, values in zip(wave, self._parallel.gather_shared(results), strict=True):
                     known[keys[i]] = values
                     if self._parallel.is_main:
@@ -172,7 +172,8 @@ class CacheTrials:
         return TimestepSchedule(self._schedule.timesteps[:steps])
 
     def _path(self, request: Request) -> Any:
-        name = hashlib.sha256(f"{request.seed}\0{request.prompt}".encode()).hexdigest()[:16]
+        text = f"{self._prefix}\0{request.seed}\0{request.prompt}"
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
         return self._folder / "baseline" / f"{name}.safetensors"
 
     def _save(self, request: Request, latents: Tensor) -> None:
@@ -186,7 +187,3 @@ class CacheTrials:
             return load_tensors(path.read_bytes())["latents"]
         except (SafetensorError, KeyError, OSError) as error:
             raise FileError(f"{path}: damaged; delete it to sample that video again") from error
-
-
-def _mse(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).square().mean())

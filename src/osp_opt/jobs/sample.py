@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from osp_opt.artifacts import read_meta, write_json, write_meta
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.errors import FileError
 from osp_opt.jobs.generation import Request, VideoMaker
 from osp_opt.jobs.provenance import check_provenance
 from osp_opt.options import SampleOptions
@@ -165,19 +166,22 @@ def _make(
 def _summarise(
     videos: list[_Video], maker: VideoMaker, key: dict[str, Any], context: WorkerContext
 ) -> None:
-    entries = []
+    entries: list[dict[str, Any]] = []
+    seconds: list[float] = []
     for video in videos:
-        meta = _finished(video, key) or {}
+        meta = _finished(video, key)
+        if meta is None:
+            raise FileError(f"{video.path}: gone or damaged; run sample again to make it")
+        seconds.append(float(meta["denoising_seconds"]))
         entries.append(
             {
                 "file": video.path.name,
                 "prompt": video.request.prompt,
                 "seed": video.request.seed,
-                "denoising_seconds": meta.get("denoising_seconds"),
+                "denoising_seconds": seconds[-1],
             }
         )
     write_json(context.run_dir / MANIFEST, {"command": "sample", **key, "videos": entries})
-    seconds = [e["denoising_seconds"] for e in entries if e["denoising_seconds"] is not None]
     place = context.run_dir
     if 1 < len(videos) <= GRID_LIMIT:
         place = context.run_dir / f"grid{videos[0].path.suffix}"

@@ -21,8 +21,11 @@ from osp_opt.errors import CalibrationError, PolicyError
 from osp_opt.jobs.cache_quality import Quality, measure_quality
 from osp_opt.jobs.cache_trials import CacheTrials
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.prompt_sets import default_prompts
 from osp_opt.options import SearchCacheOptions
 from osp_opt.prompts import given_prompts
+from osp_opt.quality.intervals import Interval
+from osp_opt.quality.timing import speedup as paired_speedup
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 from osp_opt.search.block_times import BlockTimes
 from osp_opt.search.cache_plans import free_candidates
@@ -41,8 +44,6 @@ from osp_opt.search.cache_search import (
     four_field_candidates,
     largest_ratio,
 )
-from osp_opt.search.trials import Interval, mean_ci
-from osp_opt.tiny.prompts import load_prompts
 
 if TYPE_CHECKING:
     from osp_opt.worker import WorkerContext
@@ -175,7 +176,9 @@ class _Search:
     def verified(self, chosen: Candidate, candidates: list[Candidate], race: RaceResult) -> _Winner:
         """Time `chosen` against no cache on fresh videos, and measure its error there."""
         pairs = self.trials.timed_pairs(chosen.policy, self.fresh_requests)
-        speedup = mean_ci([pair.speedup for pair in pairs])
+        speedup = paired_speedup(
+            [pair.plain_seconds for pair in pairs], [pair.cached_seconds for pair in pairs]
+        )
         quality = measure_quality(pairs, self.maker)
         self.trials.record(
             f"verified {chosen.policy}",
@@ -195,10 +198,10 @@ class _Search:
             winner = self.verified(candidates[race.winner], candidates, race)
             assert winner.quality is not None
             assert winner.speedup is not None
-            loss = winner.quality.loss
+            loss = winner.quality.loss.estimate
             self.say(
-                f"{winner.speedup.estimate:.2f}x measured: {winner.quality.loss_name} "
-                f"{100 * loss:.2f} %"
+                f"{winner.speedup.estimate:.2f}x measured: loses {loss:.2%} of "
+                f"{winner.quality.measure}"
             )
             if loss <= max_loss:
                 best, low = winner, ratio
@@ -273,7 +276,7 @@ def _calibration(options: SearchCacheOptions, maker: VideoMaker) -> Calibration:
 
 def _held_out(options: SearchCacheOptions, calibration: Calibration, count: int) -> list[Request]:
     """`count` videos that the calibration did not see; further seeds when prompts run out."""
-    prompts = given_prompts(options) or list(load_prompts("verification"))
+    prompts = given_prompts(options) or default_prompts(options, "verification")
     seen = set(zip(calibration.prompts, calibration.seeds, strict=True))
     requests: list[Request] = []
     seed = options.seed

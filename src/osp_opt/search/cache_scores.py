@@ -139,7 +139,9 @@ def data_scale(calibration: Calibration) -> float:
     return float(np.sqrt(np.mean(calibration.step_gram[:, -1, -1])))
 
 
-def step_importance(sigmas: Sequence[float], c: float, *, ancestral: bool = True) -> FloatArray:
+def step_importance(
+    sigmas: Sequence[float] | FloatArray, c: float, *, ancestral: bool = True
+) -> FloatArray:
     r"""How much a squared error of the noise prediction at each step adds to the result's, [S].
 
     A step from s_i to s_{i+1} is x_{i+1} = D + r (x_i - D) + noise with r = (s_{i+1}/s_i)^2 (the

@@ -17,8 +17,8 @@ import numpy as np
 
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.errors import PolicyError
+from osp_opt.quality.intervals import mean_ci
 from osp_opt.search.block_times import BlockTimes
-from osp_opt.search.trials import mean_ci
 
 __all__ = [
     "MAX_INTERVAL",
