@@ -2,19 +2,67 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+GOLDEN = Path(__file__).parent / "golden"
+
+TINY_DEFAULTS = {
+    "guidance_scale": 2.0,
+    "negative_prompt": "",
+    "prompt_template": "{}",
+    "max_sequence_length": 16,
+    "num_frames": 5,
+    "height": 16,
+    "width": 16,
+    "fps": 12,
+}
+
 
 @pytest.fixture
 def golden() -> Path:
     """The folder of golden data."""
-    return Path(__file__).parent / "golden"
+    return GOLDEN
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the bundled model's with random weights, for 5x16x16 videos.
+
+    transformer/ (4 layers, 24 wide, RoPE), vae/ (the released structure, 32 channels),
+    text_encoder/ (the golden mT5 and tokenizer), defaults.json.
+    """
+    import torch
+
+    from osp_opt.models.transformer import OpenSoraT2V
+    from osp_opt.models.vae import CausalVAEModel
+
+    folder = tmp_path_factory.mktemp("tiny-checkpoint")
+    config = json.loads((GOLDEN / "vae" / "d4_4x8x8" / "config.json").read_text())
+    kept = {name: value for name, value in config.items() if not name.startswith("_")}
+    text_config = json.loads((GOLDEN / "pipeline" / "text_encoder" / "config.json").read_text())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        OpenSoraT2V(
+            num_layers=4,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            cross_attention_dim=24,
+            caption_channels=text_config["d_model"],
+            sample_size_t=2,
+            sample_size=(2, 2),
+        ).save_pretrained(folder / "transformer")
+        CausalVAEModel(**kept).save_pretrained(folder / "vae")
+    shutil.copytree(GOLDEN / "pipeline" / "text_encoder", folder / "text_encoder")
+    (folder / "defaults.json").write_text(json.dumps(TINY_DEFAULTS))
+    return folder
