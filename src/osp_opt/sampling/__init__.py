@@ -1,0 +1,1 @@
+"""From noise to video: schedules, noise, samplers and the pipeline (nothing is imported here)."""

@@ -262,6 +262,15 @@ def adopt_scheduler(scheduler: Any) -> Scheduler:
     return cast(Scheduler, method.scheduler.from_config(scheduler.config))
 
 
+def is_stock(scheduler: Scheduler, name: str) -> bool:
+    """Whether the scheduler is method `name` with the reference's arguments."""
+    return sampler_name(scheduler) == name and all(
+        scheduler.config[key] == value
+        for key, value in make_scheduler(name).config.items()
+        if not key.startswith("_")
+    )
+
+
 def set_schedule(scheduler: Scheduler, schedule: TimestepSchedule) -> None:
     """Make `scheduler` follow `schedule`; its own spacing when that is the default one.
 

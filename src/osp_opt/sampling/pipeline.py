@@ -1,0 +1,336 @@
+"""The text-to-video pipeline of Open-Sora-Plan v1.2.
+
+Shapes: b videos, c latent channels, t h w latent frames and size, l tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.outputs import BaseOutput
+from einops import rearrange
+from torch import Tensor
+
+from osp_opt.errors import OptionError, OspOptError, ShapeError
+from osp_opt.models.text_encoder import preprocess_prompt, tokenize
+from osp_opt.models.vae import VAE_SCALE
+from osp_opt.models.vae_tiling import MapTiles, run_tiles
+from osp_opt.sampling.denoiser import BlockLoops, Conditions, GuidedDenoiser, Recorder
+from osp_opt.sampling.embeddings import PromptEmbeddings
+from osp_opt.sampling.noise import GeneratorNoise, NoiseSource, make_noise
+from osp_opt.sampling.samplers import (
+    StepCallback,
+    make_scheduler,
+    sample_euler_ancestral,
+    sample_with_scheduler,
+    set_schedule,
+)
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.sampling.schedulers import SAMPLERS, adopt_scheduler, first_sigma, is_stock
+from osp_opt.sampling.shape import VAE_STRIDE, VideoShape
+
+__all__ = ["OpenSoraPlanOutput", "OpenSoraPlanPipeline", "PromptEmbeddings"]
+
+OUTPUT_TYPES = ("uint8", "np", "latent")
+
+
+@dataclass
+class OpenSoraPlanOutput(BaseOutput):  # type: ignore[misc]
+    """`videos` [b t h w c]: uint8 tensor, or float array in [0, 1]; for "latent" [b c t h w]."""
+
+    videos: Tensor | np.ndarray[Any, Any]
+
+    @property
+    def images(self) -> Tensor | np.ndarray[Any, Any]:
+        """The videos under the name of the original pipeline."""
+        return self.videos
+
+
+class OpenSoraPlanPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Tokenizer, text encoder, video autoencoder, transformer and sampler as one.
+
+    `text_encoder` and `tokenizer` may be None when embeddings are passed in.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["tokenizer", "text_encoder"]  # noqa: RUF012 - diffusers' own form
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_encoder: Any,
+        vae: Any,
+        transformer: Any,
+        scheduler: Any = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae,
+            transformer=transformer,
+            scheduler=make_scheduler(SAMPLERS[0]) if scheduler is None else scheduler,
+        )
+
+    @torch.no_grad()
+    def encode_prompts(
+        self,
+        prompts: list[str],
+        negative_prompt: str,
+        max_sequence_length: int,
+        clean_caption: bool = True,
+    ) -> PromptEmbeddings:
+        """Encode prompts and the negative prompt of all; longer ones are cut.
+
+        `clean_caption` applies the original caption cleaning, else prompts are lower-cased only.
+        """
+        if self.text_encoder is None or self.tokenizer is None:
+            raise OptionError("the text encoder was released or never given; pass prompt_embeds")
+        texts = [preprocess_prompt(text, clean_caption) for text in (*prompts, negative_prompt)]
+        ids, mask = tokenize(self.tokenizer, texts, max_sequence_length)
+        device = self.text_encoder.device
+        embeds = self.text_encoder(ids.to(device), attention_mask=mask.to(device))[0]
+        mask = mask.to(device)
+        b = len(prompts)
+        return PromptEmbeddings(
+            embeds[:b], mask[:b], embeds[b:].expand(b, -1, -1), mask[b:].expand(b, -1)
+        )
+
+    @torch.no_grad()
+    def generate_latents(
+        self,
+        embeddings: PromptEmbeddings,
+        shape: VideoShape,
+        schedule: TimestepSchedule,
+        noise: NoiseSource,
+        *,
+        guidance_scale: float,
+        sampler: str | Any = SAMPLERS[0],
+        latents: Tensor | None = None,
+        cache: BlockLoops | None = None,
+        recorder: Recorder | None = None,
+        callback: Callable[[int, int], None] | None = None,
+        step_callback: StepCallback | None = None,
+        sequential_guidance: bool = False,
+        transformer: Any = None,
+    ) -> Tensor:
+        """Sample latents [b c t h w], float32 on the transformer's device, times VAE_SCALE.
+
+        Args:
+            schedule: its default form means the sampler's own spacing of that many steps.
+            noise: draws of b videos; for one video also without the b axis.
+            guidance_scale: 1 or less evaluates the prompt alone.
+            sampler: a name from SAMPLERS, or one of their diffusers schedulers.
+            latents: unit normal start in place of the noise's own.
+            cache, recorder: supply the block loop of each step; one of them. Steps are counted in
+                evaluations of the network.
+            callback: called after each step with the steps done so far and their number.
+            step_callback: called after each step with its index, timestep and latents.
+            sequential_guidance: the two guidance branches one after the other: half the memory.
+            transformer: called in place of the pipeline's own (the same one spread over ranks).
+
+        Raises:
+            ScheduleError: the sampler cannot follow the schedule.
+            OptionError: noise or latents do not fit, a prompt is missing.
+            OspOptError: the result is not finite.
+        """
+        model = self.transformer if transformer is None else transformer
+        scheduler = (
+            make_scheduler(sampler) if isinstance(sampler, str) else adopt_scheduler(sampler)
+        )
+        set_schedule(scheduler, schedule)
+        device = model.device
+        size = (len(embeddings), model.config.in_channels, *shape.latent())
+        guided = guidance_scale > 1.0
+        if guided and embeddings.negative is None:
+            raise OptionError(f"guidance_scale {guidance_scale} needs a negative prompt")
+        conditions = Conditions.encode(
+            model,
+            embeddings.embeds.to(device),
+            embeddings.mask.to(device),
+            _moved(embeddings.negative, device) if guided else None,
+            sequential_guidance,
+        )
+        denoiser = GuidedDenoiser(model, conditions, guidance_scale, cache, recorder)
+        total = len(scheduler.timesteps)
+
+        def report(step: int, timestep: float, x: Tensor) -> None:
+            if step_callback is not None:
+                step_callback(step, timestep, x)
+            if callback is not None:
+                callback(step + 1, total)
+
+        ancestral = is_stock(scheduler, SAMPLERS[0])
+        start = float(schedule.sigmas[0]) if ancestral else float(scheduler.init_noise_sigma)
+        if latents is None:
+            latents = noise.initial(size, first_sigma(scheduler))
+        elif latents.shape != size:
+            raise ShapeError(f"latents are {tuple(latents.shape)}; {shape} needs {size}")
+        x = latents.to(device=device, dtype=torch.float32) * start
+        if ancestral:
+            x = sample_euler_ancestral(denoiser, x, schedule, noise, report)
+        else:
+            x = sample_with_scheduler(scheduler, denoiser.predict_noise, x, noise, report)
+        if not bool(torch.isfinite(x).all()):  # the only wait for the device
+            raise OspOptError(
+                f"sampling in {model.dtype} gave NaN or infinite latents; "
+                "try --dtype float32, or check the checkpoint and the given latents"
+            )
+        return x
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor, map_tiles: MapTiles = run_tiles) -> Tensor:
+        """Videos uint8 [b t h w c] on the CPU from latents as `generate_latents` makes them."""
+        return (self._decode(latents, map_tiles) * 255).to(torch.uint8).cpu()  # truncates
+
+    def _decode(self, latents: Tensor, map_tiles: MapTiles = run_tiles) -> Tensor:
+        """Videos [b t h w c], float32 in [0, 1]; one after the other, to bound memory."""
+        latents = latents.to(device=self.vae.device, dtype=self.vae.dtype) / VAE_SCALE
+        videos = [self.vae.decode(one[None], map_tiles)[0].float() for one in latents]
+        return rearrange(torch.stack(videos) / 2 + 0.5, "b c t h w -> b t h w c").clamp(0, 1)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str = "",
+        num_inference_steps: int = 100,
+        timesteps: Sequence[float] | None = None,
+        guidance_scale: float = 7.5,
+        num_images_per_prompt: int = 1,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        output_type: str = "uint8",
+        return_dict: bool = True,
+        callback: StepCallback | None = None,
+        clean_caption: bool = True,
+        max_sequence_length: int = 512,
+        *,
+        mask_feature: bool = True,
+        device: str | torch.device | None = None,
+        schedule: TimestepSchedule | str | Path | None = None,
+        seed: int = 0,
+        noise: str = "coupled",
+        cache: BlockLoops | None = None,
+        sequential_guidance: bool = False,
+    ) -> OpenSoraPlanOutput | tuple[Any]:
+        """Make videos from text.
+
+        Args:
+            prompt: one or several; with `prompt_embeds` [b l c] and their mask it is not encoded.
+            num_inference_steps: used when neither `timesteps` nor `schedule` is given.
+            timesteps: descending timesteps in [0, 999]; `schedule`: the same as an object or file.
+            guidance_scale: classifier-free guidance; 1 is none.
+            num_frames, height, width: of the video; default: what the transformer was trained for.
+            generator: consumed as diffusers does: initial latents, then one draw for each step.
+                Without one, noise comes from (seed, prompt), `noise` "coupled" or "independent".
+            latents: unit normal [b c t h w] to start from.
+            output_type: "uint8" (tensor [b t h w c]), "np" (float array) or "latent".
+            callback: called after each step with index, timestep and latents.
+            clean_caption: the original cleaning of prompts, else only lower case.
+            mask_feature, device: taken for the original's callers; the mask is always applied,
+                and the pipeline runs where its components are (OptionError for anything else).
+            cache: a `BlockCache`; reset it between videos.
+
+        Raises:
+            InputError: one of its kinds, for whatever does not fit.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise OptionError(f"output_type is {output_type!r}; use one of {OUTPUT_TYPES}")
+        here = self.transformer.device
+        if not mask_feature or (device is not None and torch.device(device).type != here.type):
+            raise OptionError(
+                f"mask_feature={mask_feature}, device={device}: padding is always masked and the "
+                f"components are on {here}; use pipe.to(device)"
+            )
+        shape = self._shape(num_frames, height, width)
+        if timesteps is not None:
+            if schedule is not None:
+                raise OptionError("timesteps and schedule exclude each other; give one")
+            schedule = TimestepSchedule(tuple(float(t) for t in timesteps))
+        elif schedule is None:
+            schedule = TimestepSchedule.uniform(num_inference_steps)
+        elif not isinstance(schedule, TimestepSchedule):
+            schedule = TimestepSchedule.from_file(schedule)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        if prompt_embeds is None:
+            if not prompts:
+                raise OptionError("give a prompt, or prompt_embeds with prompt_attention_mask")
+            embeddings = self.encode_prompts(
+                prompts, negative_prompt, max_sequence_length, clean_caption
+            )
+        else:
+            embeddings = PromptEmbeddings(
+                _flat(prompt_embeds, 3),
+                _flat(prompt_attention_mask, 2),
+                _flat(negative_prompt_embeds, 3),
+                _flat(negative_prompt_attention_mask, 2),
+            )
+            prompts = prompts or [""] * len(embeddings)
+        embeddings = embeddings.repeated(num_images_per_prompt)
+        count = len(embeddings)
+        size = (count, self.transformer.config.in_channels, *shape.latent())
+        source: NoiseSource
+        if generator is not None:
+            source = GeneratorNoise(generator, size, embeddings.embeds.dtype)
+        else:
+            seeds = [seed + i % num_images_per_prompt for i in range(count)]
+            keys = [prompts[i // num_images_per_prompt] for i in range(count)]
+            source = make_noise(noise, seeds, keys, size[1:])
+        if latents is not None and not bool(torch.isfinite(latents).all()):
+            raise OptionError("the given latents hold NaN or infinite values")
+        with self.progress_bar(total=len(schedule)) as bar:
+            result = self.generate_latents(
+                embeddings,
+                shape,
+                schedule,
+                source,
+                guidance_scale=guidance_scale,
+                sampler=self.scheduler,
+                latents=latents,
+                cache=cache,
+                callback=lambda done, total: bar.update(),
+                step_callback=callback,
+                sequential_guidance=sequential_guidance,
+            )
+        videos: Any = result
+        if output_type == "uint8":
+            videos = self.decode_latents(result)
+        elif output_type == "np":
+            videos = self._decode(result).cpu().numpy()
+        self.maybe_free_model_hooks()
+        return OpenSoraPlanOutput(videos=videos) if return_dict else (videos,)
+
+    def _shape(self, num_frames: int | None, height: int | None, width: int | None) -> VideoShape:
+        config = self.transformer.config
+        size = config.sample_size
+        rows, columns = (size, size) if isinstance(size, int) else size
+        return VideoShape(
+            (config.sample_size_t - 1) * VAE_STRIDE[0] + 1 if num_frames is None else num_frames,
+            rows * VAE_STRIDE[1] if height is None else height,
+            columns * VAE_STRIDE[2] if width is None else width,
+        )
+
+
+def _flat(x: Tensor | None, ndim: int) -> Any:
+    """Drop the axis of size 1 that the original's embeddings [b 1 l c] and masks [b 1 l] have."""
+    return x if x is None or x.ndim == ndim else x.flatten(0, 1)
+
+
+def _moved(
+    pair: tuple[Tensor, Tensor] | None, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    return None if pair is None else (pair[0].to(device), pair[1].to(device))
