@@ -1,0 +1,201 @@
+"""The house plan, held: who may import whom, and one home for each concern."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "osp_opt"
+MODULES = sorted(SOURCE.rglob("*.py"))
+TEXT_FILES = sorted(
+    path
+    for place in ("src", "tests", "configs", "docs", "benchmarks", ".ci")
+    for path in (ROOT / place).rglob("*")
+    if path.suffix in (".py", ".yaml", ".md", ".txt", ".json", ".sh", ".toml", "")
+    and path.is_file()
+    and "golden" not in path.parts
+    and "__pycache__" not in path.parts
+) + sorted(path for path in ROOT.glob("*") if path.is_file() and path.name != ".coverage")
+
+# Top to bottom; a module imports from its own layer or from below.
+LAYERS = (
+    ("__main__",),
+    ("cli", "demo"),
+    ("jobs", "report", "doctor", "diagnosis"),
+    ("worker",),
+    ("launch",),
+    ("runfolder",),
+    ("flags", "config_file"),
+    ("checks",),
+    ("tiny",),
+    ("search",),
+    ("calibration",),
+    ("quality",),
+    ("sampling",),
+    ("cache",),
+    ("models",),
+    ("parallel",),
+    ("device", "precision"),
+    ("video", "progress", "host", "prompts"),
+    ("options",),
+    ("layout", "sampling.shape"),
+    ("artifacts",),
+    ("errors",),
+)
+MAX_LINES = 400
+MAY_PRINT = {"cli", "demo", "doctor", "flags", "launch", "progress", "worker", "tiny"}
+NO_TORCH = (
+    *("cli", "flags", "config_file", "launch", "runfolder", "checks", "prompts", "options"),
+    *("progress", "artifacts", "errors", "layout", "sampling.shape", "cache.policy"),
+)
+DRAWS = {"rand", "rand_like", "randn", "randn_like", "randint", "randperm", "normal", "bernoulli"}
+
+
+def name_of(path: Path) -> str:
+    """``cache.policy`` for ``src/osp_opt/cache/policy.py``."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def layer_of(name: str) -> int:
+    """The layer of a module: that of its longest listed prefix."""
+    assert name, "a module outside the house plan: give it a layer"
+    for level, members in enumerate(LAYERS):
+        if name in members:
+            return level
+    return layer_of(name.rpartition(".")[0])
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imports(path: Path, *, at_import_time_only: bool = False) -> Iterator[str]:
+    """Full names of what a module imports, at module level or anywhere."""
+    tree = tree_of(path)
+    for node in _top_level(tree.body) if at_import_time_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = ["osp_opt", *name_of(path).split(".")[: -node.level]] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                full = f"{module}.{alias.name}"
+                yield full if _is_module(full) else module
+
+
+def _top_level(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """Statements that run on import: not those of functions or under TYPE_CHECKING."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) != "TYPE_CHECKING":
+            yield from _top_level(node.body + node.orelse)
+        elif isinstance(node, ast.Try):
+            yield from _top_level(node.body)
+
+
+def _is_module(full: str) -> bool:
+    if not full.startswith("osp_opt."):
+        return False
+    place = SOURCE.joinpath(*full.split(".")[1:])
+    return place.with_suffix(".py").exists() or (place / "__init__.py").exists()
+
+
+def attributes(path: Path) -> Iterator[str]:
+    """Every dotted name that a module writes down, such as ``torch.cuda.synchronize``."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_downward(path: Path) -> None:
+    name = name_of(path)
+    if name == "__init__":
+        return  # the public names come from everywhere, on first use
+    for imported in imports(path):
+        target = imported.removeprefix("osp_opt").removeprefix(".")
+        if not imported.startswith("osp_opt") or not target:
+            continue
+        assert layer_of(target) >= layer_of(name), f"{name} imports {target}, which lies above it"
+
+
+def test_one_home_per_concern() -> None:
+    """Devices in device.py, torch.distributed in parallel.py, noise in sampling/noise.py."""
+    for path in MODULES:
+        name = name_of(path)
+        dotted = {*imports(path), *attributes(path)}
+        if name != "device":
+            named = [d for d in dotted if re.match(r"(torch\.(cuda|npu|mps)|torch_npu)(\.|$)", d)]
+            assert not named, f"{name} names {named}"
+        if name != "parallel":
+            named = [d for d in dotted if re.match(r"torch\.distributed(\.|$)", d)]
+            assert not named, f"{name} names {named}"
+        # The first values of a model's parameters are random too, until weights are loaded.
+        if name != "sampling.noise" and not name.startswith(("tiny", "models")):
+            named = [d for d in dotted if d in {f"torch.{draw}" for draw in DRAWS}]
+            assert not named, f"{name} draws {named}"
+
+
+def test_what_help_needs_does_not_load_torch() -> None:
+    heavy = ("torch", "diffusers", "transformers", "numpy")
+
+    def closure(name: str, seen: set[str]) -> None:
+        if name in seen:
+            return
+        seen.add(name)
+        place = SOURCE.joinpath(*name.split("."))
+        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        for imported in imports(path, at_import_time_only=True):
+            assert imported.split(".")[0] not in heavy, f"{name} loads {imported}"
+            if imported.startswith("osp_opt."):
+                closure(imported.removeprefix("osp_opt."), seen)
+
+    seen: set[str] = set()
+    for name in NO_TORCH:
+        closure(name, seen)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_habits(path: Path) -> None:
+    text = path.read_text()
+    tree = tree_of(path)
+    name = name_of(path)
+    assert len(text.splitlines()) <= MAX_LINES, "split this file"
+    if not text.strip():
+        return
+    assert ast.get_docstring(tree), "no module docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+            raises = isinstance(node.body[-1], ast.Raise)
+            assert not broad or raises, f"line {node.lineno}: catches everything"
+        assert not isinstance(node, ast.Global), "a global variable is rebound"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+            assert name.split(".")[0] in MAY_PRINT, f"line {node.lineno}: prints"
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            described = ast.get_docstring(node) or _is_overload(node) or node.name == "main"
+            assert described, f"{node.name}: no docstring"
+
+
+def _is_overload(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    return any(ast.unparse(decorator) == "overload" for decorator in node.decorator_list)
+
+
+def test_no_machine_paths_and_no_registry_hosts() -> None:
+    folders = "|".join(("work", "root", "home/[a-z]+"))
+    hosts = "|".join(("pypi", "pythonhosted", "npmjs", "debian"))
+    forbidden = re.compile(rf"(?<![\w.])/(?:{folders})/|\b(?:{hosts})\.(?:org|com|net)\b")
+    for path in TEXT_FILES:
+        if path.name == "LICENSE":
+            continue
+        found = forbidden.search(path.read_text(errors="replace"))
+        assert found is None, f"{path.relative_to(ROOT)}: {found}"
