@@ -68,7 +68,7 @@ def results(golden: Path, model: OpenSoraT2V | ParallelTransformer) -> dict[str,
 def tiled_video(golden: Path, group: RankGroup | None = None) -> dict[str, Tensor]:
     """The golden VAE's tiled encode and decode, tiles spread over ``group``."""
     vae = load_vae(golden / "vae" / "d4_4x8x8")
-    vae.enable_tiling(Tiling(sample_size=32, latent_size=4, sample_frames=5, latent_frames=2))
+    vae.enable_tiling(Tiling(32, 4, sample_frames=5, latent_frames=2, overlap=0.25))
     map_tiles = run_tiles if group is None else spread_tiles(group)
     generator = torch.Generator().manual_seed(7)
     mean = vae.encode(torch.randn(1, 3, 9, 40, 72, generator=generator), map_tiles).mean

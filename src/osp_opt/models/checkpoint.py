@@ -23,6 +23,7 @@ __all__ = [
     "load_transformer",
     "load_vae",
     "model_fingerprint",
+    "open_checkpoint",
     "read_config",
     "read_state_dict",
     "resolve_folder",
@@ -131,7 +132,11 @@ def _download(repo: str, subfolder: str | None, cache_dir: str | Path | None) ->
     return Path(folder)
 
 
-def _load(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+def open_checkpoint(model_class: type[Model], folder: Path) -> tuple[Model, dict[str, Tensor]]:
+    """The model without weights (on "meta") and the weights that fit it, of a local folder.
+
+    safetensors are mapped, not read, so this is cheap; raises CheckpointError as loading does.
+    """
     config = read_config(folder, model_class.__name__)
     warn_if_writable([folder / "config.json"])
     state = read_state_dict(folder)
@@ -145,6 +150,11 @@ def _load(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
         ) from error
     model: Model = built
     _check_keys(model, state, folder)
+    return model, state
+
+
+def _load(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+    model, state = open_checkpoint(model_class, folder)
     # Copied, because safetensors maps the file: saving to it later would pull the weights away.
     weights = {key: tensor.to(dtype, copy=True) for key, tensor in state.items()}
     model.load_state_dict(weights, assign=True)
