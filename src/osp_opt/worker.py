@@ -67,12 +67,12 @@ def _run_job(path: Path, progress: Progress) -> None:
     options = run.options
     job = importlib.import_module("osp_opt.jobs." + options.command.replace("-", "_"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = Device.open(options.device, local_rank, dtype=options.dtype)
-    parallel = Parallel.open(device, timeout_s=options.timeout)
-    try:
+    device = Device.open(
+        options.device, local_rank, dtype=options.dtype, attention=options.attention
+    )
+    opened = Parallel.open(device, layout=options.parallel, timeout_s=options.timeout)
+    with opened as parallel, device.exact_float32():
         job.run(options, WorkerContext(device, parallel, run.folder, progress))
-    finally:
-        parallel.close()
 
 
 def _redirect_output(logs: Path, rank: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,10 @@ from osp_opt.cache.block_cache import BlockCache
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.device import DTYPES
 from osp_opt.jobs.provenance import Setting
+from osp_opt.layout import Workload, check_layout
+from osp_opt.models.parallelize import parallelize_transformer, spread_tiles
 from osp_opt.options import CacheMemoryOptions, SamplingOptions
+from osp_opt.parallel import Parallel
 from osp_opt.sampling.load import LoadedModel, load_pipeline
 from osp_opt.sampling.noise import make_noise
 from osp_opt.sampling.pipeline import PromptEmbeddings
@@ -76,6 +79,29 @@ class VideoMaker:
             options.max_sequence_length, defaults.max_sequence_length
         )
         self._embeddings: dict[str, PromptEmbeddings] = {}
+        check_layout(context.parallel.layout, self.workload())
+        self._spread_over(context.parallel)
+
+    def arranged(self, context: WorkerContext, videos: int) -> WorkerContext:
+        """`context` with the layout for making that many videos (collective).
+
+        Raises OptionError when the layout asked for cannot make them, naming those that can.
+        """
+        context = replace(context, parallel=context.parallel.for_workload(self.workload(videos)))
+        self._spread_over(context.parallel)
+        return context
+
+    def workload(self, videos: int | None = None) -> Workload:
+        """What a layout has to divide; `videos` is how many are to be made, if that is known."""
+        config = self.loaded.transformer_config
+        t, h, w = self.shape.latent()
+        patch = int(config["patch_size"])
+        tokens = t * (h // patch) * (w // patch)
+        return Workload(int(config["num_attention_heads"]), tokens, self.guided, videos)
+
+    def _spread_over(self, parallel: Parallel) -> None:
+        self._transformer = parallelize_transformer(self.pipeline.transformer, parallel)
+        self._map_tiles = spread_tiles(parallel.replica)
 
     @property
     def guided(self) -> bool:
@@ -162,13 +188,14 @@ class VideoMaker:
             cache=cache,
             recorder=recorder,
             callback=callback,
+            transformer=self._transformer,
         )
         self.device.synchronize()
         return Denoised(latents, time.perf_counter() - start)
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Frames uint8 [t h w c] of one video's latents [1 c t h w]."""
-        frames: np.ndarray = self.pipeline.decode_latents(latents)[0].cpu().numpy()
+        frames: np.ndarray = self.pipeline.decode_latents(latents, self._map_tiles)[0].numpy()
         return frames
 
 

@@ -53,6 +53,7 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     todo = context.parallel.broadcast_object([v for v in videos if _finished(v, key) is None])
     if len(todo) < len(videos):
         say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
+    context = maker.arranged(context, len(todo))
     _make(context.parallel.share(todo), maker, schedule, policy, key, options, context)
     context.parallel.barrier()
     if context.parallel.is_main:
