@@ -230,7 +230,7 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
     )
     schedule: Path | None = option(
         None,
-        _SCHEDULE + " The cache is then for these steps.",
+        _SCHEDULE + " The cache is then for these steps; default: what search-steps left.",
         panel="Job",
         aliases=("schedule_timestep",),
         metavar="FILE",
