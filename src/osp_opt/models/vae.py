@@ -96,12 +96,8 @@ class _Encoder(nn.Module):
         super().__init__()
         hidden, groups = config["hidden_size"], config["norm_num_groups"]
         widths = [hidden * m for m in config["hidden_size_mult"]]
-        attention = blocks.pick(
-            blocks.ATTENTIONS, config["encoder_attention"], "encoder_attention"
-        )
-        self.conv_in = blocks.make_conv(
-            config["encoder_conv_in"], 3, hidden, 3, "encoder_conv_in"
-        )
+        attention = blocks.pick(blocks.ATTENTIONS, config["encoder_attention"], "encoder_attention")
+        self.conv_in = blocks.make_conv(config["encoder_conv_in"], 3, hidden, 3, "encoder_conv_in")
         levels, resolution, before = [], config["resolution"], hidden
         for i, width in enumerate(widths):
             space = config["encoder_spatial_downsample"][i]
@@ -149,9 +145,7 @@ class _Decoder(nn.Module):
         super().__init__()
         hidden, groups = config["hidden_size"], config["norm_num_groups"]
         widths = [hidden * m for m in config["hidden_size_mult"]]
-        attention = blocks.pick(
-            blocks.ATTENTIONS, config["decoder_attention"], "decoder_attention"
-        )
+        attention = blocks.pick(blocks.ATTENTIONS, config["decoder_attention"], "decoder_attention")
         before = widths[-1]
         self.conv_in = blocks.make_conv(
             config["decoder_conv_in"], config["z_channels"], before, 3, "decoder_conv_in"

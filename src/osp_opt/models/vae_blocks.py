@@ -258,7 +258,9 @@ def pick(kinds: dict[str, type], name: str, option: str) -> type:
     return kinds[name]
 
 
-def make_conv(name: str, in_channels: int, out_channels: int, kernel: int, option: str) -> nn.Module:
+def make_conv(
+    name: str, in_channels: int, out_channels: int, kernel: int, option: str
+) -> nn.Module:
     """A "same" convolution of the named kind, ``CausalConv3d`` or per-frame ``Conv2d``."""
     kind = pick({"CausalConv3d": CausalConv3d, "Conv2d": FrameConv2d}, name, option)
     return kind(in_channels, out_channels, kernel, padding=kernel // 2)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from osp_opt.tiny.train_vae import train_vae
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=["vae", "transformer", "all"])
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=4500, help="updates of the transformer")
     args = parser.parse_args()
     if args.stage in ("vae", "all"):
+        from osp_opt.tiny.train_vae import train_vae
+
         train_vae(args.out / "vae", args.seed)
+    if args.stage in ("transformer", "all"):
+        from osp_opt.tiny.train_transformer import train_transformer
+
+        train_transformer(args.out, args.seed, args.steps)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from osp_opt.models.vae import VAE_SCALE, CausalVAEModel
-from osp_opt.tiny.clips import render_clips
+from osp_opt.artifacts import atomic_path
+from osp_opt.tiny.clips import ClipGeometry, draw_geometry, render
 from osp_opt.tiny.optim import MuonWithAdamW, WeightAverage, warm_then_linear
-from osp_opt.tiny.specs import all_specs
+from osp_opt.tiny.specs import ClipSpec, all_specs
+from osp_opt.tiny.thumbnail import start_as_thumbnail
 
 RESNET_2D, RESNET_3D = "ResnetBlock2D", "ResnetBlock3D"
 # The released structure (4x8x8, attention in the middle), narrow; the two large levels of the
@@ -24,7 +27,7 @@ VAE_CONFIG = {
     "hidden_size": 32,
     "hidden_size_mult": [1, 1, 2, 2],
     "num_res_blocks": 1,
-    "norm_num_groups": 8,
+    "norm_num_groups": 1,
     "encoder_conv_in": "Conv2d",
     "encoder_attention": "AttnBlock3DFix",
     "decoder_attention": "AttnBlock3DFix",
@@ -45,42 +48,50 @@ VAE_CONFIG = {
     ],
     "decoder_temporal_upsample": [""] * 4,
 }
-# Weight of the KL term per latent element, in units of the mean absolute pixel error: enough to
+# Weight of the KL term per latent element, beside the pixel error: enough to
 # make the latents smooth (the diffusion model sees noise on them), too little to blur.
-KL_WEIGHT = 3e-4
-LEARNING_RATE = 2e-3
+KL_WEIGHT = 6e-4
+# Weight of the mean absolute error beside the mean squared one; it sharpens edges late in training.
+L1_WEIGHT = 0.2
+LEARNING_RATE = 1e-3
+
+
+# Updates, clips per update, frames per clip. Single frames show the most colours and shapes per
+# second of training; group normalisation gathers over time, so the end must see the real length.
+PHASES = ((400, 32, 1), (400, 8, 5), (120, 2, 29))
 
 
 def train_vae(
-    out: Path, seed: int = 0, short_steps: int = 1500, long_steps: int = 400, log_every: int = 25
+    out: Path, seed: int = 0, phases: Sequence[tuple[int, int, int]] = PHASES, log_every: int = 25
 ) -> CausalVAEModel:
-    """Train from scratch and save to ``out`` (a diffusers folder, float16).
-
-    ``short_steps`` updates see 4 clips of 9 frames each, ``long_steps`` then 2 clips of 29: group
-    normalisation gathers over time, so the last part of training must see the real length.
-    """
+    """Train from scratch and save to ``out`` (a diffusers folder, float16)."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     specs = all_specs()
     vae = CausalVAEModel.from_config(VAE_CONFIG).train()
+    start_as_thumbnail(vae, _clips(specs, rng, 8, 9))
     optimiser = MuonWithAdamW(vae, LEARNING_RATE, adamw=("encoder.conv_in", "decoder.conv_out"))
-    average = WeightAverage(vae, decay=0.99)
-    total, start = short_steps + long_steps, time.monotonic()
-    for step in range(total):
-        frames, batch = (9, 4) if step < short_steps else (29, 2)
-        video = _clips(specs, rng, batch, frames)
-        loss, error, kl = _loss(vae, video)
+    average = WeightAverage(vae, decay=0.98)
+    plan = [(batch, frames) for steps, batch, frames in phases for _ in range(steps)]
+    start, sums = time.monotonic(), np.zeros(3)
+    for step, (batch, frames) in enumerate(plan):
+        loss, *parts = _loss(vae, _clips(specs, rng, batch, frames))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step(warm_then_linear(step, total))
+        optimiser.step(warm_then_linear(step, len(plan)))
         average.update(vae)
-        if step % log_every == 0 or step == total - 1:
+        sums += parts
+        if (step + 1) % log_every == 0:
+            square, error, kl = sums / log_every
             minutes = (time.monotonic() - start) / 60
             print(
-                f"vae step {step}/{total} {frames} frames: error {error:.4f}, "
-                f"KL {kl:.2f} nats per latent, {minutes:.1f} min",
+                f"vae step {step + 1}/{len(plan)}, {batch} x {frames} frames: mse {square:.4f}, "
+                f"absolute {error:.4f}, KL {kl:.2f} nats per latent, {minutes:.1f} min",
                 flush=True,
             )
+            sums[:] = 0
+            with atomic_path(out.parent / "vae_training.pt") as path:
+                torch.save(average.shadow, path)
     average.copy_to(vae)
     vae.eval()
     normalise_latents(vae, specs, rng)
@@ -88,27 +99,35 @@ def train_vae(
     return vae.float()
 
 
-def _clips(specs: list, rng: np.random.Generator, batch: int, frames: int) -> Tensor:
+def _clips(specs: Sequence[ClipSpec], rng: np.random.Generator, batch: int, frames: int) -> Tensor:
     """``[b 3 frames 64 64]``: random cuts from random clips."""
     chosen = [specs[i] for i in rng.integers(len(specs), size=batch)]
-    video, _ = render_clips(chosen, rng)
-    first = int(rng.integers(video.shape[2] - frames + 1))
-    return video[:, :, first : first + frames]
+    geometry = draw_geometry(chosen, rng)
+    first = int(rng.integers(geometry.centers.shape[1] - frames + 1))
+    cut = ClipGeometry(geometry.centers[:, first : first + frames], geometry.radius)
+    return render(chosen, cut)
 
 
-def _loss(vae: CausalVAEModel, video: Tensor) -> tuple[Tensor, float, float]:
+def _loss(vae: CausalVAEModel, video: Tensor) -> tuple[Tensor, float, float, float]:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         posterior = vae.encode(video)
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
         decoded = vae.decode(latents)
-    error = (decoded.float() - video).abs().mean()
+    difference = decoded.float() - video
+    error = difference.abs().mean()
+    # The square is what finds the shape: with the absolute error alone the median, which is plain
+    # background, is a resting place that training does not leave.
+    square = difference.square().mean()
+    pixels = square + L1_WEIGHT * error
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return error + KL_WEIGHT * kl, float(error.detach()), float(kl.detach())
+    return pixels + KL_WEIGHT * kl, square.item(), error.item(), kl.item()
 
 
 @torch.no_grad()
-def normalise_latents(vae: CausalVAEModel, specs: list, rng: np.random.Generator) -> None:
+def normalise_latents(
+    vae: CausalVAEModel, specs: Sequence[ClipSpec], rng: np.random.Generator
+) -> None:
     """Fold a shift and a scale into the 1x1x1 convolutions around the latents.
 
     Afterwards every latent channel times ``VAE_SCALE`` has mean 0 and standard deviation 1 over
