@@ -41,7 +41,7 @@ OUTPUT_TYPES = ("uint8", "np", "latent")
 
 
 @dataclass
-class OpenSoraPlanOutput(BaseOutput):  # type: ignore[misc]
+class OpenSoraPlanOutput(BaseOutput):
     """`videos` [b t h w c]: uint8 tensor, or float array in [0, 1]; for "latent" [b c t h w]."""
 
     videos: Tensor | np.ndarray[Any, Any]
@@ -52,13 +52,13 @@ class OpenSoraPlanOutput(BaseOutput):  # type: ignore[misc]
         return self.videos
 
 
-class OpenSoraPlanPipeline(DiffusionPipeline):  # type: ignore[misc]
+class OpenSoraPlanPipeline(DiffusionPipeline):
     """Tokenizer, text encoder, video autoencoder, transformer and sampler as one.
 
     `text_encoder` and `tokenizer` may be None when embeddings are passed in.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]
     _optional_components = ["tokenizer", "text_encoder"]  # noqa: RUF012 - diffusers' own form
 
     def __init__(
@@ -70,7 +70,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline):  # type: ignore[misc]
         scheduler: Any = None,
     ) -> None:
         super().__init__()
-        self.register_modules(
+        self.register_modules(  # type: ignore[no-untyped-call]
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             vae=vae,
@@ -123,13 +123,15 @@ class OpenSoraPlanPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Sample latents [b c t h w], float32 on the transformer's device, times VAE_SCALE.
 
         Args:
+            embeddings: of b prompts, with negative ones unless guidance is off.
+            shape: of each video.
             schedule: its default form means the sampler's own spacing of that many steps.
             noise: draws of b videos; for one video also without the b axis.
             guidance_scale: 1 or less evaluates the prompt alone.
             sampler: a name from SAMPLERS, or one of their diffusers schedulers.
             latents: unit normal start in place of the noise's own.
-            cache, recorder: supply the block loop of each step; one of them. Steps are counted in
-                evaluations of the network.
+            cache: supplies the block loop of each step, counted in evaluations of the network.
+            recorder: likewise, and is given the denoised predictions; excludes `cache`.
             callback: called after each step with the steps done so far and their number.
             step_callback: called after each step with its index, timestep and latents.
             sequential_guidance: the two guidance branches one after the other: half the memory.
@@ -141,9 +143,8 @@ class OpenSoraPlanPipeline(DiffusionPipeline):  # type: ignore[misc]
             OspOptError: the result is not finite.
         """
         model = self.transformer if transformer is None else transformer
-        scheduler = (
-            make_scheduler(sampler) if isinstance(sampler, str) else adopt_scheduler(sampler)
-        )
+        own = isinstance(sampler, str)
+        scheduler = make_scheduler(sampler) if own else adopt_scheduler(sampler)
         set_schedule(scheduler, schedule)
         device = model.device
         size = (len(embeddings), model.config.in_channels, *shape.latent())
@@ -230,20 +231,33 @@ class OpenSoraPlanPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Make videos from text.
 
         Args:
-            prompt: one or several; with `prompt_embeds` [b l c] and their mask it is not encoded.
+            prompt: one or several; not encoded when `prompt_embeds` is given.
+            negative_prompt: what to steer away from, for all prompts.
             num_inference_steps: used when neither `timesteps` nor `schedule` is given.
-            timesteps: descending timesteps in [0, 999]; `schedule`: the same as an object or file.
+            timesteps: descending timesteps in [0, 999].
             guidance_scale: classifier-free guidance; 1 is none.
-            num_frames, height, width: of the video; default: what the transformer was trained for.
+            num_images_per_prompt: videos of each prompt.
+            num_frames: of the video; like height and width by default what the model was made for.
+            height: in pixels.
+            width: in pixels.
             generator: consumed as diffusers does: initial latents, then one draw for each step.
-                Without one, noise comes from (seed, prompt), `noise` "coupled" or "independent".
             latents: unit normal [b c t h w] to start from.
+            prompt_embeds: [b l c], or [b 1 l c] as in the original.
+            prompt_attention_mask: [b l] or [b 1 l], nonzero where a token counts.
+            negative_prompt_embeds: as `prompt_embeds`.
+            negative_prompt_attention_mask: as `prompt_attention_mask`.
             output_type: "uint8" (tensor [b t h w c]), "np" (float array) or "latent".
+            return_dict: whether to return an object or a tuple.
             callback: called after each step with index, timestep and latents.
             clean_caption: the original cleaning of prompts, else only lower case.
-            mask_feature, device: taken for the original's callers; the mask is always applied,
-                and the pipeline runs where its components are (OptionError for anything else).
+            max_sequence_length: tokens at which prompts are cut.
+            mask_feature: for the original's callers; padding is always masked.
+            device: for the original's callers; where the components are.
+            schedule: timesteps as an object, or as the file of a searched schedule.
+            seed: without a generator, noise comes from (seed, prompt); counts up per prompt.
+            noise: "coupled" (runs of any length make one video) or "independent".
             cache: a `BlockCache`; reset it between videos.
+            sequential_guidance: the two guidance branches in turn: half the memory.
 
         Raises:
             InputError: one of its kinds, for whatever does not fit.
@@ -311,7 +325,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline):  # type: ignore[misc]
             videos = self.decode_latents(result)
         elif output_type == "np":
             videos = self._decode(result).cpu().numpy()
-        self.maybe_free_model_hooks()
+        self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
         return OpenSoraPlanOutput(videos=videos) if return_dict else (videos,)
 
     def _shape(self, num_frames: int | None, height: int | None, width: int | None) -> VideoShape:
@@ -330,7 +344,5 @@ def _flat(x: Tensor | None, ndim: int) -> Any:
     return x if x is None or x.ndim == ndim else x.flatten(0, 1)
 
 
-def _moved(
-    pair: tuple[Tensor, Tensor] | None, device: torch.device
-) -> tuple[Tensor, Tensor] | None:
-    return None if pair is None else (pair[0].to(device), pair[1].to(device))
+def _moved(pair: Any, device: torch.device) -> Any:
+    return None if pair is None else tuple(part.to(device) for part in pair)
