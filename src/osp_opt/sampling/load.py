@@ -158,9 +158,10 @@ def load_pipeline(model: ModelOptions, device: Device) -> LoadedModel:
     vae = load_vae(folders.vae, device.dtype)
     text_encoder = load_text_encoder(folders.text_encoder, device.dtype, cache)
     tokenizer = load_tokenizer(folders.text_encoder, cache)
-    for part in (transformer, vae, text_encoder):
+    parts: list[Any] = [transformer, vae, text_encoder]
+    for part in parts:
         part.requires_grad_(False)
-        part.to(device=device.torch_device)
+        part.to(device.torch_device)
     apply_precision(vae, device.precision)
     _configure(model, device, transformer, vae)
     config = dict(transformer.config)
