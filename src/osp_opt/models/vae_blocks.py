@@ -96,6 +96,8 @@ class ResnetBlock2D(ResnetBlock3D):
 class _Attention(nn.Module):
     """Single-head attention over the pixels of a frame; subclasses say what a frame is."""
 
+    softmax_dtype: torch.dtype | None = None  # set where a device needs more bits (precision.py)
+
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.norm = _norm(channels, groups)
@@ -115,7 +117,9 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (self.split(project(h)) for project in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v)  # scale = c ** -0.5
+        if self.softmax_dtype is not None:
+            q, k, v = (part.to(self.softmax_dtype) for part in (q, k, v))
+        h = F.scaled_dot_product_attention(q, k, v).to(x.dtype)  # scale = c ** -0.5
         return x + self.proj_out(self.merge(h, like=x))
 
 
