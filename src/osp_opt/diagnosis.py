@@ -52,7 +52,7 @@ def machine() -> Section:
     """Software, processor and memory."""
     rows = [("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     rows += [(package, _version(package)) for package in PACKAGES]
-    problems = ()
+    problems: tuple[str, ...] = ()
     try:
         rows.append(("ffmpeg", imageio_ffmpeg.get_ffmpeg_version()))
     except (RuntimeError, OSError) as error:
@@ -126,7 +126,7 @@ def _model(folder: Path, asked: VideoShape | None, allow_untrained: bool) -> Sec
         return Section(title, (), (str(error),))
     found = config.get("_class_name") or config.get("model_type") if isinstance(config, dict) else 0
     if found not in _INSPECTORS:
-        known = ", ".join(_INSPECTORS)
+        known = ", ".join(map(str, _INSPECTORS))
         return Section(title, (), (f"{folder}: is a {found or 'unnamed model'}; known: {known}",))
     rows: list[tuple[str, str]] = [("class", str(found))]
     problems: list[str] = []

@@ -88,7 +88,7 @@ class RankGroup:
         return [
             [
                 part.view(shape)
-                for part, shape in zip(whole[: sum(sizes)].split(sizes), form, strict=True)
+                for part, shape in zip(torch.split(whole[: sum(sizes)], sizes), form, strict=True)
             ]
             for whole, sizes, form in zip(self._gather(flat), counts, shapes, strict=True)
         ]

@@ -57,8 +57,15 @@ def golden_inputs(golden: Path, case: str) -> dict[str, Tensor]:
     return {name[3:]: tensor for name, tensor in tensors.items() if name.startswith("in.")}
 
 
+def half_precision(model: OpenSoraT2V | ParallelTransformer) -> Tensor:
+    """odd_frames() through the model in bfloat16; the result in float32."""
+    inputs = odd_frames()
+    inputs["hidden_states"] = inputs["hidden_states"].bfloat16()
+    return model(**inputs).sample.float()
+
+
 def results(golden: Path, model: OpenSoraT2V | ParallelTransformer) -> dict[str, Tensor]:
-    """What the tests compare, by name."""
+    """What the tests compare in float32, by name."""
     made = {case: model(**golden_inputs(golden, case)).sample for case in CASES}
     made["odd_frames"] = model(**odd_frames()).sample
     made["cached"] = cached_run(model)
@@ -89,6 +96,10 @@ def main(golden: Path, out: Path) -> None:
     model = parallelize_transformer(transformer, lacking)
     made["without all-to-all/odd_frames"] = model(**odd_frames()).sample
     made |= tiled_video(golden, spread.replica)
+    transformer.bfloat16()
+    for layout in layouts_for(parallel.world_size):
+        model = parallelize_transformer(transformer, parallel.arranged(layout))
+        made[f"{layout}/bfloat16"] = half_precision(model)
     save_file(
         {name: x.contiguous() for name, x in made.items()}, out / f"{parallel.rank}.safetensors"
     )

@@ -64,6 +64,16 @@ def test_every_layout_gives_the_official_result(
         torch.testing.assert_close(ranks[-1][f"{layout}/{case}"], official, rtol=0, atol=TOLERANCE)
 
 
+def test_bfloat16_stays_within_50_db(ranks: list[dict[str, Tensor]], golden_folder: Path) -> None:
+    transformer = load_transformer(golden_folder / "transformer" / "main", torch.bfloat16)
+    with torch.no_grad():
+        expected = models_on_ranks.half_precision(transformer)
+    peak = expected.max() - expected.min()
+    for layout in layouts_for(len(ranks)):
+        error = (ranks[0][f"{layout}/bfloat16"] - expected).square().mean()
+        assert error <= peak**2 * 1e-5, layout  # 50 dB
+
+
 def test_all_gather_stands_in_for_all_to_all(
     ranks: list[dict[str, Tensor]], alone: dict[str, Tensor]
 ) -> None:
