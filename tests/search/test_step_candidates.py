@@ -57,9 +57,9 @@ def test_predictions_order_schedules_and_know_their_spread(calibration: Calibrat
 
 def test_cost_of_a_planned_schedule_is_the_planned_cost(calibration: Calibration) -> None:
     table, objective = StepTable(calibration), StepObjective("pathwise", 0.5, 0.5)
-    plan = table.plan(objective, 30)
+    plan = table.plan(objective)
     for steps in (5, 12, 30):
-        found = table.best(objective, steps, 30).schedule
+        found = table.best(objective, steps).schedule
         assert table.costs(found, objective).mean() == pytest.approx(plan.costs[steps], rel=1e-9)
 
 

@@ -66,13 +66,13 @@ def test_klub_is_the_weighted_integral_over_the_step(
 
 def test_klub_without_early_stopping_is_the_papers_integral() -> None:
     """With c = 0 the weight's increment is 2 s^-3 ds: compare with a fine quadrature."""
-    fine = np.geomspace(5.0, 0.2, 4001)
-    coarse_at = np.arange(0, 4001, 400)
+    fine = np.geomspace(5.0, 0.2, 801)
+    coarse_at = np.arange(0, 801, 80)
     cost = klub_cost(step_changes(exact_gram(fine)), fine, c=0.0)
     i, j = coarse_at[2], coarse_at[7]
     change = step_changes(exact_gram(fine[i : j + 1]))[0]
     integral = -np.trapezoid(2.0 * fine[i : j + 1] ** -3 * change, fine[i : j + 1])
-    assert cost[i, j] == pytest.approx(integral, rel=1e-4)
+    assert cost[i, j] == pytest.approx(integral, rel=1e-3)
 
 
 def test_pathwise_is_the_exact_error_of_ancestral_steps(

@@ -184,8 +184,8 @@ def _gram(rows_KE: Tensor, chunk: int = 1 << 16) -> np.ndarray:
     differences of these numbers. In chunks, so that the float64 copy stays small.
     """
     gram = torch.zeros(len(rows_KE), len(rows_KE), dtype=torch.float64)
-    for part in rows_KE.split(chunk, dim=1):
-        wide = part.double()
+    for start in range(0, rows_KE.shape[1], chunk):
+        wide = rows_KE[:, start : start + chunk].double()
         gram.addmm_(wide, wide.T)
     mean: np.ndarray = (gram / rows_KE.shape[1]).numpy()
     return mean

@@ -33,7 +33,8 @@ def step_changes(step_gram: np.ndarray) -> np.ndarray:
     C[k, j] = G[k, k] + G[j, j] - 2 G[k, j], clipped at 0 against rounding.
     """
     own = np.diagonal(step_gram, axis1=-2, axis2=-1)
-    return np.maximum(own[..., :, None] + own[..., None, :] - 2.0 * step_gram, 0.0)
+    changes: np.ndarray = own[..., :, None] + own[..., None, :] - 2.0 * step_gram
+    return changes.clip(0.0)
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,13 @@ class Calibration:
             raise CalibrationError(
                 f"{path}: damaged (digest mismatch); run osp-opt calibrate again"
             )
+        timesteps, sigmas, step_gram, block_gram, guided = (tensors[name] for name in _TENSORS)
         return cls(
-            *(tensors[name] for name in _TENSORS),
+            timesteps=timesteps,
+            sigmas=sigmas,
+            step_gram=step_gram,
+            block_gram=block_gram,
+            guided_block_gram=guided,
             lags=tuple(about["lags"]),
             prompts=tuple(about["prompts"]),
             seeds=tuple(about["seeds"]),

@@ -154,7 +154,9 @@ def _decide(search: Search, length: int) -> Decision:
         candidates = [uniform, StepCandidate(found, "ays")]
         search.context.progress.say(f"{length} steps: {evaluations} network evaluations")
     else:
-        candidates = table.shortlist(length, objectives, _room(search, length))
+        by_table = search.trials is None or options.objective == "distribution"
+        limit = 2 if by_table else _room(search, length)
+        candidates = table.shortlist(length, objectives[: 1 if by_table else None], limit)
     if search.trials is None or options.objective == "distribution":
         return _decide_by_table(table, candidates, objectives[0])
     return _decide_by_race(search, candidates)
@@ -180,7 +182,11 @@ def _decide_by_race(search: Search, candidates: list[StepCandidate]) -> Decision
     costs = [len(c.schedule) / len(search.reference) for c in candidates]
     say = search.context.progress.say
     foreseen = min(affordable_prompts(costs, 1.0, budget), len(requests))
-    say(f"{len(candidates[0].schedule)} steps: {len(candidates)} candidates, {foreseen} prompts")
+    say(
+        f"{len(candidates[0].schedule)} steps: {len(candidates)} candidates race on about "
+        f"{foreseen} prompts"
+    )
+    trials.baseline(requests[:foreseen])  # together: ranks share them
 
     def measure(pairs: list[tuple[int, int]]) -> list[float]:
         return trials.errors(
@@ -263,7 +269,7 @@ def _print_table(search: Search) -> None:
 
 def _prediction(search: Search, length: int, objective: Any) -> Interval:
     table = search.table
-    best = table.best(objective, length, len(search.reference) - 1)
+    best = table.best(objective, length)
     return table.advantage(best.schedule, table.uniform(length).schedule, objective)
 
 

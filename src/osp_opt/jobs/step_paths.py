@@ -48,11 +48,9 @@ class NoisePath:
         self._device = maker.device.torch_device
         self._noise = CoupledNoise(request.seed, f"noising\0{request.prompt}", latents.shape)
         text = maker.embed(request.prompt)
-        negative = None
-        if guided and maker.guided and text.negative_embeds is not None:
-            negative = (text.negative_embeds, text.negative_mask)
+        negative = text.negative if guided and maker.guided else None
         transformer = maker.pipeline.transformer
-        with torch.inference_mode():
+        with torch.no_grad():
             conditions = Conditions.encode(transformer, text.embeds, text.mask, negative)
         self._denoiser = GuidedDenoiser(
             transformer, conditions, maker.guidance_scale, recorder=recorder
@@ -62,7 +60,7 @@ class NoisePath:
         """D(x_s, s) at noise level `sigma`; `step` is what a recorder is told."""
         noise = self._noise.initial(self._latents.shape, sigma)
         x = (self._latents + sigma * noise).to(self._device)
-        with torch.inference_mode():
+        with torch.no_grad():
             return self._denoiser(x, sigma, timestep=float(timestep_of(sigma)), step=step)
 
 

@@ -113,7 +113,7 @@ class StepTrials:
 
     def full_seconds(self, requests: Sequence[Request]) -> list[float]:
         """Seconds of denoising of the full-length videos."""
-        self._baseline(requests)
+        self.baseline(requests)
         return [self._seconds[request] for request in requests]
 
     def _measured(
@@ -121,8 +121,9 @@ class StepTrials:
     ) -> list[dict[str, Any]]:
         """The values of every key: from the ledger, or by `measure`, shared out over the ranks."""
         known = self._parallel.broadcast_object({key: self._ledger.get(key) for key in keys})
-        todo = [i for i, key in enumerate(keys) if known[key] is None]
-        self._baseline(list(dict.fromkeys(requests[i] for i in todo)))
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}  # one key may be asked twice
+        todo = [i for i, key in enumerate(keys) if known[key] is None and first[key] == i]
+        self.baseline(list(dict.fromkeys(requests[i] for i in todo)))
         size = self._parallel.layout.dp
         if todo:
             with self._progress.task(what, len(todo)) as task:
@@ -137,7 +138,7 @@ class StepTrials:
                     task.advance(len(wave))
         return [known[key] for key in keys]
 
-    def _baseline(self, requests: Sequence[Request]) -> None:
+    def baseline(self, requests: Sequence[Request]) -> None:
         """Sample the full-length videos, or find those of an earlier, killed run."""
         wanted = [request for request in requests if request not in self._latents]
         if not wanted:

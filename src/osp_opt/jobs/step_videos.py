@@ -122,7 +122,7 @@ def _same(found: Calibration, request: Request, metadata: dict[str, Any]) -> boo
     return about == ((request.prompt,), (request.seed,), metadata)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _encode(frames: np.ndarray, maker: VideoMaker) -> torch.Tensor:
     """Scaled latents [1 c t h w] of uint8 frames [t h w c]: the posterior's mean."""
     vae = maker.pipeline.vae

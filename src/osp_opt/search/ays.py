@@ -28,6 +28,8 @@ CostOf = Callable[[list[Interval]], list[float]]
 
 _COARSEST = 10  # AYS optimises ten steps first and refines from there
 _MAX_SWEEPS = 20  # a bound only: descent usually rests after three to six
+_REACHES = (1.0, 0.4)  # candidates span this part of the way to the neighbours, then closer ones
+_REST = 0.003  # gain of a sweep, as a share, below which it only follows the estimate's noise
 
 
 class PathDenoiser(Protocol):
@@ -149,44 +151,48 @@ class CoordinateDescent:
         return TimestepSchedule(tuple(float(t) for t in timesteps)), cost
 
     def descend(self, timesteps: np.ndarray) -> tuple[np.ndarray, float]:
-        """Sweep from `timesteps` (descending; both ends stay) until nothing moves."""
+        """Sweep from `timesteps` (descending; both ends stay) until nothing moves any more, or
+        a sweep gains next to nothing; then once more with candidates closer by.
+        """
         current = np.array(timesteps, dtype=np.float64)
         if len(current) < 2 or np.any(np.diff(current) >= 0):
             raise ScheduleError("coordinate descent: needs at least 2 descending timesteps")
         steps = self.cost_of(list(pairwise(current.tolist())))
-        for sweep in range(_MAX_SWEEPS):
-            moved = [self._move(current, steps, i, sweep) for i in range(1, len(current) - 1)]
-            if self.progress is not None:
-                self.progress(len(current), sweep, sum(steps))
-            if not any(moved):
-                break
+        sweep = 0
+        for reach in _REACHES:
+            gain = math.inf
+            while gain > _REST * sum(steps) and sweep < _MAX_SWEEPS:
+                cost = sum(steps)
+                for i in range(1, len(current) - 1):
+                    self._move(current, steps, i, sweep, reach)
+                gain = cost - sum(steps)
+                if self.progress is not None:
+                    self.progress(len(current), sweep, sum(steps))
+                sweep += 1
         return current, float(sum(steps))
 
-    def _move(self, current: np.ndarray, steps: list[float], i: int, sweep: int) -> bool:
-        """Put timestep `i` where its two steps cost least; whether it moved."""
+    def _move(
+        self, current: np.ndarray, steps: list[float], i: int, sweep: int, reach: float
+    ) -> None:
+        """Put timestep `i` where its two steps cost least."""
         before, after = float(current[i - 1]), float(current[i + 1])
-        tried = self._candidates(before, after, len(current), i, sweep)
-        if not tried:
-            return False
+        low, high = after + self.min_gap, before - self.min_gap
+        if high <= low:
+            return
+        here = min(max(float(current[i]), low), high)
+        low, high = here - reach * (here - low), here + reach * (high - here)
+        tried = self._candidates(low, high, len(current), i, sweep)
         costs = self.cost_of([step for t in tried for step in ((before, t), (t, after))])
         pairs = list(zip(costs[0::2], costs[1::2], strict=True))
         best = min(range(len(tried)), key=lambda k: sum(pairs[k]))
-        if sum(pairs[best]) >= steps[i - 1] + steps[i]:
-            return False
-        current[i] = tried[best]
-        steps[i - 1], steps[i] = pairs[best]
-        return True
+        if sum(pairs[best]) < steps[i - 1] + steps[i]:
+            current[i] = tried[best]
+            steps[i - 1], steps[i] = pairs[best]
 
-    def _candidates(
-        self, before: float, after: float, length: int, i: int, sweep: int
-    ) -> list[float]:
-        low, high = after + self.min_gap, before - self.min_gap
-        if high <= low:
-            return []
+    def _candidates(self, low: float, high: float, length: int, i: int, sweep: int) -> list[float]:
         if self.neighbour_type == "random":
             rng = search_rng(self.seed, "ays", "candidates", length, i, sweep)
             return [float(t) for t in rng.uniform(low, high, self.candidates)]
-        # Ends included; a later sweep with the same neighbours tries the same again and rests.
         return [float(t) for t in np.linspace(low, high, self.candidates)]
 
     def _stretched(self, timesteps: np.ndarray, length: int) -> np.ndarray:
@@ -203,6 +209,6 @@ def _spread(timesteps: np.ndarray, min_gap: float) -> np.ndarray:
     if timesteps[0] - timesteps[-1] < (n - 1) * min_gap:
         raise ScheduleError(f"{n} timesteps do not fit with a gap of {min_gap:g}")
     room = np.arange(n) * min_gap  # without the gaps the order may only stay or tie
-    loose = np.minimum.accumulate(timesteps + room)
+    loose: np.ndarray = np.minimum.accumulate(timesteps + room)
     bound: Sequence[float] = [timesteps[0], timesteps[-1] + room[-1]]
-    return np.clip(loose, min(bound), max(bound)) - room
+    return loose.clip(min(bound), max(bound)) - room

@@ -81,20 +81,22 @@ class StepTable:
             grid = np.unique(np.round(grid))[::-1]
             grid = grid[(grid <= first) & (grid >= last)]
         self.timesteps_M: np.ndarray = grid
-        self._plans: dict[tuple[StepObjective, int], StepPlan] = {}
+        self._max_steps = len(calibration.timesteps)
+        self._plans: dict[StepObjective, StepPlan] = {}
+        self._costs: dict[tuple[TimestepSchedule, StepObjective], np.ndarray] = {}
 
-    def plan(self, objective: StepObjective, max_steps: int) -> StepPlan:
-        """The optimal paths for every number of steps up to `max_steps`."""
-        if (objective, max_steps) not in self._plans:
+    def plan(self, objective: StepObjective) -> StepPlan:
+        """The optimal paths for every number of steps up to the calibration's, made once."""
+        if objective not in self._plans:
             mean_MM = self._changes(self.timesteps_M).mean(0)
             cost = objective(mean_MM, sigma_of(self.timesteps_M))
-            plan = plan_steps(cost, self.timesteps_M, max_steps, self.min_gap)
-            self._plans[objective, max_steps] = plan
-        return self._plans[objective, max_steps]
+            plan = plan_steps(cost, self.timesteps_M, self._max_steps, self.min_gap)
+            self._plans[objective] = plan
+        return self._plans[objective]
 
-    def best(self, objective: StepObjective, num_steps: int, max_steps: int = 0) -> StepCandidate:
+    def best(self, objective: StepObjective, num_steps: int) -> StepCandidate:
         """The schedule of `num_steps` steps with the least cost. Raises ScheduleError."""
-        path = self.plan(objective, max(num_steps, max_steps)).path(num_steps)
+        path = self.plan(objective).path(num_steps)
         timesteps = tuple(float(t) for t in self.timesteps_M[list(path)])
         return StepCandidate(TimestepSchedule(timesteps), objective.label)
 
@@ -112,6 +114,11 @@ class StepTable:
         Its levels join the refined grid, so that steps are integrated as finely as they were
         planned and no schedule is favoured by lying on the grid.
         """
+        if (schedule, objective) not in self._costs:
+            self._costs[schedule, objective] = self._cost_of(schedule, objective)
+        return self._costs[schedule, objective]
+
+    def _cost_of(self, schedule: TimestepSchedule, objective: StepObjective) -> np.ndarray:
         own = np.array(schedule.timesteps)
         levels = np.unique(np.concatenate([self.timesteps_M, own]))[::-1]
         levels = levels[(levels <= self.timesteps_M[0]) & (levels >= self.timesteps_M[-1])]

@@ -177,8 +177,8 @@ def _held_error(changes_KK: np.ndarray, clock_K: np.ndarray) -> np.ndarray:
     cross = np.zeros((k, k))
     cross[:, 1:] = np.cumsum(np.triu(gram[:, :-1] * u), axis=1)  # [i, j]: sum of u_k <D_k, D_i>
     total = clock_K[None, :] - clock_K[:, None]
-    error = products - 2.0 * total * cross + np.square(total) * np.diagonal(gram)[:, None]
-    return np.maximum(error, 0.0) / np.square(clock_K)[None, :]
+    error: np.ndarray = products - 2.0 * total * cross + total**2 * np.diagonal(gram)[:, None]
+    return error.clip(0.0) / np.square(clock_K)[None, :]
 
 
 def _upper(cost_KK: np.ndarray) -> np.ndarray:
