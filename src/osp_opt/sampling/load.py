@@ -131,6 +131,8 @@ class ModelFolders:
             vae = base / "vae"
         else:
             root, _ = _split_hub_id(options.model_path)
+            if Path(root).expanduser().exists():
+                raise CheckpointError(f"no autoencoder in {base / 'vae'}; name one with --ae-path")
             vae = resolve_folder(root, "vae", cache)
         text = options.text_encoder_name
         if text is None:
@@ -198,9 +200,15 @@ def _transformer_folder(model_path: str, version: str | None, cache: Path | None
     if version is not None and inner != version:
         inner = version if inner is None else f"{inner}/{version}"
     folder = resolve_folder(root, inner, cache)
-    if not (folder / "config.json").is_file() and (folder / "transformer").is_dir():
+    if (folder / "config.json").is_file():
+        return folder
+    inside = sorted(file.parent.name for file in folder.glob("*/config.json"))
+    if "transformer" in inside:
         return folder / "transformer"
-    return folder
+    raise CheckpointError(
+        f"{folder}: no config.json in it; choose a folder of a transformer with --version, "
+        f"found {', '.join(inside) or 'none'}"
+    )
 
 
 def _split_hub_id(model_path: str) -> tuple[str, str | None]:
