@@ -27,7 +27,8 @@ TEXT_FILES = sorted(
 LAYERS = (
     ("__main__",),
     ("cli", "demo"),
-    ("jobs", "report", "doctor", "diagnosis"),
+    ("report",),
+    ("jobs", "evaluation", "doctor", "diagnosis"),
     ("worker",),
     ("launch",),
     ("runfolder",),
@@ -49,7 +50,7 @@ LAYERS = (
     ("errors",),
 )
 MAX_LINES = 400
-MAY_PRINT = {"cli", "demo", "doctor", "flags", "launch", "progress", "worker", "tiny"}
+MAY_PRINT = {"cli", "demo", "doctor", "evaluation", "flags", "launch", "progress", "tiny"}
 NO_TORCH = (
     *("cli", "flags", "config_file", "launch", "runfolder", "checks", "prompts", "options"),
     *("progress", "artifacts", "errors", "layout", "sampling.shape", "cache.policy"),

@@ -125,12 +125,15 @@ def test_a_broken_config_is_refused(
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [name for name, model in COMMANDS.items() if "num_frames" in model.model_fields]
+)
 def test_presets_serve_every_command(preset: Path, command: str) -> None:
     values = read_config(COMMANDS[command], preset)
     options = COMMANDS[command](**values)
     content = yaml.safe_load(preset.read_text())
-    assert options.model_dump()["num_frames"] == content["num_frames"]
+    if "num_frames" in COMMANDS[command].model_fields:
+        assert options.model_dump()["num_frames"] == content["num_frames"]
 
 
 def test_there_are_presets() -> None:
