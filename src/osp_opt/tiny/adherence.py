@@ -86,6 +86,7 @@ def check_reconstructions(model: LoadedModel, seed: int = 0) -> list[CheckResult
 
 
 def show(title: str, rows: dict[str, dict[str, float]]) -> None:
+    """Print the percentage of clips whose attribute was read right, for each row."""
     cells = [f"{name} {100 * row['right']:.1f}" for name, row in rows.items()]
     print(f"{title}: {', '.join(cells)} %", flush=True)
 
