@@ -116,27 +116,28 @@ def test_free_candidates_reach_the_ratio_and_include_a_forecast() -> None:
         free_candidates(some_errors(), np.ones(STEPS), TIMES, 40.0, limit=8)
 
 
-def test_block_timer_reads_the_clock_of_each_block() -> None:
-    """A scripted clock: block i takes i + 1 seconds, waiting after each block costs nothing."""
+def test_block_timer_reads_the_clock_of_each_block_and_of_what_lies_between() -> None:
+    """A scripted clock: block i takes i + 1 seconds, the rest of a step 3; the first is slow."""
     now = [0.0]
 
-    def block(i: int):  # type: ignore[no-untyped-def]
+    def block(i: int, step: int):  # type: ignore[no-untyped-def]
         def run(x: float) -> float:
-            now[0] += i + 1
+            now[0] += (i + 1) * (50 if step == 0 else 1)
             return x + 1
 
         return run
 
     timer = BlockTimer(lambda: None, lambda: now[0])
-    for step in range(6):
+    for step in range(8):
         for branch in ("negative", "positive"):
-            assert timer.at(step, branch)([block(i) for i in range(3)], 0.0) == 3.0
-    times = timer.result(step_seconds=15.0)
+            assert timer.at(step, branch)([block(i, step) for i in range(3)], 0.0) == 3.0
+        now[0] += 3.0
+    times = timer.result()
     assert times.blocks == pytest.approx((2.0, 4.0, 6.0))  # both branches
     assert times.rest == pytest.approx(3.0)
     timer.reset()
-    with pytest.raises(PolicyError, match="at least two"):
-        timer.result(1.0)
+    with pytest.raises(PolicyError, match="at least 5"):
+        timer.result()
 
 
 def race(truth: list[float], prompts: int, budget: float, noise: float = 0.3):  # type: ignore[no-untyped-def]

@@ -24,6 +24,7 @@ __all__ = ["FORMAT", "Calibration", "VideoStatistics", "step_changes"]
 
 FORMAT = "osp-opt/calibration/1"
 _TENSORS = ("timesteps", "sigmas", "step_gram_PKK", "block_gram_PKGBB", "guided_gram_PKGBB")
+_HEADER = "osp_opt"  # metadata key: a JSON list of the description and the digest
 _MAX_BYTES = 2 << 30
 
 
@@ -172,8 +173,9 @@ class Calibration:
         }
         tensors = dict(zip(_TENSORS, map(np.ascontiguousarray, arrays), strict=True))
         text = json.dumps(about, sort_keys=True)
-        header = {"about": text, "digest": _digest(tensors, text)}
-        atomic_write_bytes(path, save_tensors(tensors, metadata=header))
+        # One key only: safetensors writes several in an order that changes from run to run.
+        header = json.dumps([text, _digest(tensors, text)])
+        atomic_write_bytes(path, save_tensors(tensors, metadata={_HEADER: header}))
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -184,15 +186,15 @@ class Calibration:
         data = read_bytes(path, "calibration file", _MAX_BYTES)
         try:
             tensors = load_tensors(data)
-            header = _header(data)
-            about = json.loads(header["about"])
-        except (SafetensorError, ValueError, KeyError, RecursionError) as error:
+            text, digest = json.loads(_header(data)[_HEADER])
+            about = json.loads(text)
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CalibrationError(f"{path}: not a calibration file of osp-opt") from error
         if set(tensors) != set(_TENSORS) or not isinstance(about, dict):
             raise CalibrationError(f"{path}: not a calibration file of osp-opt")
         if about.get("format") != FORMAT:
             raise CalibrationError(f"{path}: format {about.get('format')!r}, expected {FORMAT!r}")
-        if _digest(tensors, header["about"]) != header.get("digest"):
+        if _digest(tensors, text) != digest:
             raise CalibrationError(
                 f"{path}: damaged (digest mismatch); run osp-opt calibrate again"
             )
