@@ -16,7 +16,9 @@ from osp_opt.options import (
     COMMANDS,
     CalibrateOptions,
     DoctorOptions,
+    EvaluateOptions,
     JobOptions,
+    ReportOptions,
     SampleOptions,
     SearchCacheOptions,
     SearchStepsOptions,
@@ -74,6 +76,22 @@ def search_cache(options: SearchCacheOptions) -> int:
 def sample(options: SampleOptions) -> int:
     """Make videos, with a searched schedule, a cache, both or neither."""
     return _launch(options)
+
+
+@add_command(app, EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> int:
+    """Compare videos with their reference, pair by pair: what was lost, and how surely."""
+    from osp_opt.evaluation.command import run
+
+    return run(options)
+
+
+@add_command(app, ReportOptions)
+def report(options: ReportOptions) -> int:
+    """Make one HTML file of finished runs: videos side by side, figures, provenance."""
+    from osp_opt.report.command import run
+
+    return run(options)
 
 
 @add_command(app, DoctorOptions)

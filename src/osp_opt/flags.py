@@ -156,6 +156,8 @@ def _field_parameters(name: str, field: FieldInfo) -> list[inspect.Parameter]:
         ]
     settings["metavar"] = extra["metavar"] or _metavar(field.annotation)
     kind: Any = list[str] | None if field.annotation == typing.get_args(Texts)[0] else str | None
+    if extra["positional"]:
+        return [_keyword(name, Annotated[kind, typer.Argument(**settings)])]
     return [_keyword(name, Annotated[kind, typer.Option(kebab(name), **settings)])]
 
 

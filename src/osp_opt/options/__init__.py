@@ -18,6 +18,7 @@ from osp_opt.options.commands import (
     SearchOptions,
     SearchStepsOptions,
 )
+from osp_opt.options.evidence import EvaluateOptions, ReportOptions
 from osp_opt.options.groups import (
     DeviceOptions,
     LaunchOptions,
@@ -37,6 +38,8 @@ COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
             SearchStepsOptions,
             SearchCacheOptions,
             SampleOptions,
+            EvaluateOptions,
+            ReportOptions,
             DoctorOptions,
         )
     }
@@ -49,10 +52,12 @@ __all__ = [
     "CalibrateOptions",
     "DeviceOptions",
     "DoctorOptions",
+    "EvaluateOptions",
     "JobOptions",
     "LaunchOptions",
     "ModelOptions",
     "Options",
+    "ReportOptions",
     "SampleOptions",
     "SamplingOptions",
     "SearchCacheOptions",

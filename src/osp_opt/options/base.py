@@ -22,14 +22,15 @@ def option(
     aliases: tuple[str, ...] = (),
     metavar: str | None = None,
     identity: bool = True,
+    positional: bool = False,
     **constraints: Any,
 ) -> Any:
     """Declare one option.
 
     ``text`` is its help and ``unit`` what its number counts; ``aliases`` are other flag names, in
     field spelling; ``identity`` is False for options that cannot change a result (where to run,
-    how to report), so that a run may be resumed with other values of them. ``constraints`` are
-    pydantic's (``ge``, ``multiple_of``, ...).
+    how to report), so that a run may be resumed with other values of them; ``positional`` is True
+    for what is given without a flag. ``constraints`` are pydantic's (``ge``, ``multiple_of``, ...).
     """
     extra: JsonDict = {
         "panel": panel,
@@ -37,6 +38,7 @@ def option(
         "aliases": [*aliases],
         "metavar": metavar,
         "identity": identity,
+        "positional": positional,
     }
     return Field(default, description=text, json_schema_extra=extra, **constraints)
 

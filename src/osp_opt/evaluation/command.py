@@ -1,0 +1,186 @@
+"""`osp-opt evaluate`: pair, measure, judge; a table on the terminal and JSON beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from osp_opt import __version__
+from osp_opt.artifacts import write_json
+from osp_opt.errors import OptionError
+from osp_opt.evaluation.lpips import Lpips
+from osp_opt.evaluation.measures import Measured, measure_pair
+from osp_opt.evaluation.pairs import Pair, VideoSet, pair_videos
+from osp_opt.evaluation.summary import LOWER_IS_BETTER, Metric, Summary, summarise
+from osp_opt.evaluation.vbench import vbench_scores
+from osp_opt.options import EvaluateOptions
+from osp_opt.progress import Progress
+from osp_opt.quality.intervals import Interval
+from osp_opt.tiny.specs import ATTRIBUTES
+
+__all__ = ["EVALUATION_FORMAT", "Evaluation", "evaluate", "run"]
+
+EVALUATION_FORMAT = "osp-opt/evaluation/1"
+NOT_KEPT_EXIT_CODE = 3
+_SHARES = (*ATTRIBUTES, "all")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome: what was compared, every pair, the summary, and what could not be measured."""
+
+    reference: VideoSet
+    candidate: VideoSet
+    measured: tuple[Measured, ...]
+    summary: Summary
+    max_loss: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str | None:
+        """kept, exceeded or undecided; None without a limit."""
+        return None if self.max_loss is None else self.summary.loss.verdict(self.max_loss)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for the file."""
+        loss = self.summary.loss
+        return {
+            "format": EVALUATION_FORMAT,
+            "version": __version__,
+            "reference": _about(self.reference),
+            "candidate": _about(self.candidate),
+            "pairs": self.summary.pairs,
+            "prompts": self.summary.prompts,
+            "speedup": None if self.summary.speedup is None else self.summary.speedup.as_json(),
+            "metrics": {metric.name: metric.as_json() for metric in self.summary.metrics},
+            "loss": {"share": loss.share.as_json(), "measure": loss.measure},
+            "max_loss": self.max_loss,
+            "verdict": self.verdict,
+            "not_measured": list(self.notes),
+            "videos": [measured.as_json() for measured in self.measured],
+        }
+
+
+def run(options: EvaluateOptions) -> int:
+    """Evaluate, print, write; 0, or 3 when a limit was given and not shown to be kept."""
+    if options.reference is None:
+        raise OptionError("--reference: missing; give the folder of the videos to compare with")
+    candidate = options.candidate or options.workdir / "samples"
+    found = evaluate(
+        VideoSet.open(options.reference, "--reference"),
+        VideoSet.open(candidate, "--candidate"),
+        options,
+        Progress(),
+    )
+    write_json(options.json_path, found.as_json())
+    _show(Console(), found, options.json_path)
+    return 0 if found.verdict in (None, "kept") else NOT_KEPT_EXIT_CODE
+
+
+def evaluate(
+    reference: VideoSet, candidate: VideoSet, options: EvaluateOptions, progress: Progress
+) -> Evaluation:
+    """Measure every pair and judge. Raises InputError for folders that cannot be compared."""
+    pairs = pair_videos(reference, candidate)
+    notes: list[str] = []
+    lpips = Lpips.open() if options.lpips else None
+    if isinstance(lpips, str):
+        notes.append(lpips)
+        lpips = None
+    measured = []
+    with progress.task("comparing", len(pairs)) as task:
+        for pair in pairs:
+            measured.append(measure_pair(pair, lpips))
+            task.advance()
+    if options.vbench_python is None:
+        notes.append("VBench: no --vbench-python given")
+    else:
+        progress.say(f"VBench scores {2 * len(pairs)} videos, which takes a while")
+        measured = _with_vbench(measured, pairs, options.vbench_python, options.vbench_dimensions)
+    if not measured[0].frame_ssim:
+        notes.append("SSIM: frames are smaller than its window")
+    if "all" not in measured[0].reference:
+        notes.append("attributes as asked: the prompts are no captions of the bundled model")
+    return Evaluation(
+        reference,
+        candidate,
+        tuple(measured),
+        summarise(measured),
+        options.max_loss,
+        tuple(notes),
+    )
+
+
+def _with_vbench(
+    measured: list[Measured], pairs: list[Pair], python: Path, dimensions: tuple[str, ...]
+) -> list[Measured]:
+    before = vbench_scores(python, [pair.reference for pair in pairs], dimensions)
+    after = vbench_scores(python, [pair.candidate for pair in pairs], dimensions)
+    return [
+        replace(m, reference={**m.reference, **a}, candidate={**m.candidate, **b})
+        for m, a, b in zip(measured, before, after, strict=True)
+    ]
+
+
+def _about(videos: VideoSet) -> dict[str, Any]:
+    manifest = {k: v for k, v in (videos.manifest or {}).items() if k != "videos"}
+    return {"folder": str(videos.folder), "videos": len(videos.videos), "manifest": manifest}
+
+
+def _show(console: Console, found: Evaluation, path: Path) -> None:
+    summary = found.summary
+    table = Table(
+        title=f"{escape(str(found.candidate.folder))} against "
+        f"{escape(str(found.reference.folder))}, {summary.pairs} pairs",
+        title_justify="left",
+    )
+    for heading in ("measure", "reference", "candidate", "difference"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for metric in summary.metrics:
+        name, difference = metric.name, metric.difference
+        both = [
+            shown(part, name, bounds=difference is None)
+            for part in (metric.reference, metric.candidate)
+        ]
+        table.add_row(_title(metric), *both, shown(difference, name))
+    console.print(table)
+    if summary.speedup is not None:
+        console.print(f"denoising {shown(summary.speedup, 'speedup')} times faster")
+    loss = summary.loss
+    console.print(f"loss of {loss.measure}: {shown(loss.share, 'loss')}")
+    if found.verdict is not None:
+        limit = f"{100 * (found.max_loss or 0.0):g} %"
+        words = {
+            "kept": f"[green]kept:[/] the loss stays within {limit}",
+            "exceeded": f"[red]exceeded:[/] more than {limit} is lost",
+            "undecided": f"[yellow]undecided:[/] the interval holds {limit}; "
+            "more prompts or seeds would tell",
+        }
+        console.print(words[found.verdict])
+    for note in found.notes:
+        console.print(f"[dim]not measured: {escape(note)}[/]")
+    console.print(f"figures: {escape(str(path))}", soft_wrap=True)
+
+
+def _title(metric: Metric) -> str:
+    titles = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "all": "all attributes"}
+    arrow = "lower is better" if metric.name in LOWER_IS_BETTER else ""
+    title = titles.get(metric.name, metric.name.replace("_", " "))
+    return f"{title} ({arrow})" if arrow else title
+
+
+def shown(interval: Interval | None, name: str, bounds: bool = True) -> str:
+    """An interval as text: shares in per cent, dB with two digits, others with four."""
+    if interval is None:
+        return ""
+    share = name in (*_SHARES, "loss")
+    factor, digits = (100, 1) if share else (1, 2 if name in ("psnr", "speedup") else 4)
+    parts = (interval.estimate, interval.low, interval.high)
+    estimate, low, high = (f"{factor * part:.{digits}f}" for part in parts)
+    estimate += " %" if share else ""
+    return f"{estimate} [{low}, {high}]" if bounds and interval.count > 1 else estimate
