@@ -74,8 +74,9 @@ class CalibrationRecorder:
         self._states: dict[int, Tensor] = {}
         self._filled: dict[int, set[str]] = {}
         self._spare: list[Tensor] = []
-        self._grams: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._grams: dict[tuple[int, int], Tensor] = {}
         self._tokens: Tensor | None = None
+        self._keeps_all = False
 
     def at(self, step: int, branch: str = "both") -> Callable[[Sequence[Layer], Tensor], Tensor]:
         """The block loop of `step`: runs every block and keeps what crosses their boundaries.
@@ -118,10 +119,19 @@ class CalibrationRecorder:
         b = self.num_blocks + 1
         mean = np.full((self.num_steps, len(self.lags), b, b), np.nan, dtype=np.float32)
         guided = mean.copy()
-        for (step, lag), grams in self._grams.items():
+        for (step, lag), products in self._grams.items():
             at = (step, self.lags.index(lag))
-            mean[at], guided[at] = (gram.cpu().numpy() for gram in grams)
+            mean[at], guided[at] = self._combined(products.cpu().numpy())
         return VideoStatistics(_gram(denoised_KE), mean, guided)
+
+    def _combined(self, products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean over branches, and of the guided combination, from products of all branches."""
+        r = self._num_branches
+        products_BRBR = rearrange(products, "(b1 r1) (b2 r2) -> b1 r1 b2 r2", r1=r, r2=r)
+        mean = np.einsum("arbr->ab", products_BRBR) / r
+        w = self._guidance_scale
+        weights = np.array([1.0] if w is None else [1.0 - w, w])
+        return mean, np.einsum("arbs,r,s->ab", products_BRBR, weights, weights)
 
     @property
     def _num_branches(self) -> int:
@@ -141,6 +151,7 @@ class CalibrationRecorder:
         if self._tokens is None:
             kept = spread_indices(x.shape[1], self._max_tokens)
             self._tokens = torch.from_numpy(kept).to(x.device)
+            self._keeps_all = len(kept) == x.shape[1]
         if step not in self._states:
             shape = (self.num_blocks + 1, r, videos, len(self._tokens), x.shape[2])
             fits = [old for old in self._spare if old.shape == shape and old.dtype == x.dtype]
@@ -151,8 +162,8 @@ class CalibrationRecorder:
 
     def _keep(self, state: Tensor, boundary: int, x: Tensor) -> None:
         assert self._tokens is not None
-        kept = x.detach()[:, self._tokens]
-        state[boundary] = rearrange(kept, "(r v) s d -> r v s d", r=state.shape[1])
+        kept = x.detach() if self._keeps_all else x.detach()[:, self._tokens]
+        state[boundary].copy_(kept.unflatten(0, (state.shape[1], -1)))  # (r v) s d -> r v s d
 
     def _finish(self, step: int, branch: str) -> None:
         """Once every branch of `step` is there: its change Grams; then drop what is too old."""
@@ -162,19 +173,18 @@ class CalibrationRecorder:
         for lag in self.lags:
             earlier = self._states.get(step - lag)
             if earlier is not None:
-                self._grams[step, lag] = self._change_grams(self._states[step], earlier)
+                self._grams[step, lag] = _change_products(self._states[step], earlier)
         for old in [k for k in self._states if k <= step - self.lags[-1] or k > step]:
             self._spare.append(self._states.pop(old))
 
-    def _change_grams(self, now: Tensor, earlier: Tensor) -> tuple[Tensor, Tensor]:
-        change = now.float() - earlier.float()
-        mean_BE = rearrange(change, "b r v s d -> b (r v s d)")
-        mean = mean_BE @ mean_BE.T / mean_BE.shape[1]
-        if self._guidance_scale is None:
-            return mean, mean
-        w = self._guidance_scale
-        guided_BE = rearrange(torch.lerp(change[:, 0], change[:, 1], w), "b v s d -> b (v s d)")
-        return mean, guided_BE @ guided_BE.T / guided_BE.shape[1]
+
+def _change_products(now: Tensor, earlier: Tensor) -> Tensor:
+    """Mean products of all boundaries' and branches' changes, [B R, B R], still on the device.
+
+    One matrix product serves the mean over branches and every guided combination of them.
+    """
+    change = rearrange(now.float() - earlier.float(), "b r v s d -> (b r) (v s d)")
+    return change @ change.T / change.shape[1]
 
 
 def _gram(rows_KE: Tensor, chunk: int = 1 << 16) -> np.ndarray:

@@ -131,8 +131,9 @@ def descend_on_paths(
 
     def cost_of(steps: list[Interval]) -> list[float]:
         keys = [f"klub {paths.name} {high:.6f} {low:.6f}" for high, low in steps]
-        known = parallel.broadcast_object({key: ledger.get(key) for key in keys})
-        todo = [i for i, key in enumerate(keys) if known[key] is None]
+        held = {key: found for key in keys if (found := ledger.get(key)) is not None}
+        known = parallel.broadcast_object(held)
+        todo = [i for i, key in enumerate(keys) if key not in known]
         mine = [sampler(*steps[i]) for i in parallel.share(todo)]
         for i, cost in zip(todo, parallel.gather_shared(mine), strict=True):
             known[keys[i]] = {"klub": cost}

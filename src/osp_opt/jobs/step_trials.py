@@ -100,7 +100,7 @@ class StepTrials:
             if min(frames.shape[1:3]) >= _MIN_SSIM_SIZE:
                 values["ssim"] = 1.0 if frames is full else ssim(frames, full)
             if parse(request.prompt) is not None:
-                right = check(frames, request.prompt).right
+                right = check(frames, request.prompt).right()
                 values["right"] = sum(right.values()) / len(right)
                 values["all_right"] = float(all(right.values()))
             return values
@@ -120,9 +120,10 @@ class StepTrials:
         self, keys: Sequence[str], requests: Sequence[Request], measure: Any, what: str
     ) -> list[dict[str, Any]]:
         """The values of every key: from the ledger, or by `measure`, shared out over the ranks."""
-        known = self._parallel.broadcast_object({key: self._ledger.get(key) for key in keys})
+        held = {key: found for key in keys if (found := self._ledger.get(key)) is not None}
+        known = self._parallel.broadcast_object(held)
         first = {key: i for i, key in reversed(list(enumerate(keys)))}  # one key may be asked twice
-        todo = [i for i, key in enumerate(keys) if known[key] is None and first[key] == i]
+        todo = [i for i, key in enumerate(keys) if key not in known and first[key] == i]
         self.baseline(list(dict.fromkeys(requests[i] for i in todo)))
         size = self._parallel.layout.dp
         if todo:

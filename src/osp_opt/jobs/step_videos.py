@@ -128,7 +128,8 @@ def _encode(frames: np.ndarray, maker: VideoMaker) -> torch.Tensor:
     vae = maker.pipeline.vae
     video = rearrange(torch.from_numpy(frames), "t h w c -> 1 c t h w").float() / 127.5 - 1.0
     posterior = vae.encode(video.to(device=maker.device.torch_device, dtype=vae.dtype))
-    return posterior.mode().float() * VAE_SCALE
+    latents: torch.Tensor = posterior.mode().float() * VAE_SCALE
+    return latents
 
 
 def _record(

@@ -211,4 +211,5 @@ def _spread(timesteps: np.ndarray, min_gap: float) -> np.ndarray:
     room = np.arange(n) * min_gap  # without the gaps the order may only stay or tie
     loose: np.ndarray = np.minimum.accumulate(timesteps + room)
     bound: Sequence[float] = [timesteps[0], timesteps[-1] + room[-1]]
-    return loose.clip(min(bound), max(bound)) - room
+    apart: np.ndarray = loose.clip(min(bound), max(bound)) - room
+    return apart

@@ -178,7 +178,8 @@ def _held_error(changes_KK: np.ndarray, clock_K: np.ndarray) -> np.ndarray:
     cross[:, 1:] = np.cumsum(np.triu(gram[:, :-1] * u), axis=1)  # [i, j]: sum of u_k <D_k, D_i>
     total = clock_K[None, :] - clock_K[:, None]
     error: np.ndarray = products - 2.0 * total * cross + total**2 * np.diagonal(gram)[:, None]
-    return error.clip(0.0) / np.square(clock_K)[None, :]
+    scaled: np.ndarray = error.clip(0.0) / np.square(clock_K)[None, :]
+    return scaled
 
 
 def _upper(cost_KK: np.ndarray) -> np.ndarray:
