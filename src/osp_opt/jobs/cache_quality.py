@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from osp_opt.tiny.captions import parse
 from osp_opt.tiny.checker import check
 from osp_opt.tiny.specs import ATTRIBUTES
 
-__all__ = ["Quality", "measure_quality"]
+__all__ = ["Quality", "interval_from", "measure_quality"]
 
 VISIBLE_PSNR = 40.0  # dB, at which differences can hardly be seen
 
@@ -48,6 +49,19 @@ class Quality:
             "task_quality": None if self.task is None else list(self.task),
         }
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Quality:
+        """The inverse of `as_json`; further keys are ignored."""
+        task, ssim_values = values["task_quality"], values["ssim"]
+        return cls(
+            values["latent_mse"],
+            interval_from(values["psnr"]),
+            None if ssim_values is None else interval_from(ssim_values),
+            interval_from(values["loss"]),
+            values["measure"],
+            None if task is None else (task[0], task[1]),
+        )
+
     def lines(self) -> list[str]:
         """For the terminal."""
         lines = [
@@ -61,6 +75,13 @@ class Quality:
                 f"attributes as asked: {self.task[0]:.0%} without cache, {self.task[1]:.0%} with it"
             )
         return lines
+
+
+def interval_from(values: Mapping[str, Any]) -> Interval:
+    """The inverse of `Interval.as_json`: an unknown bound is infinite."""
+    low = -math.inf if values["low"] is None else values["low"]
+    high = math.inf if values["high"] is None else values["high"]
+    return Interval(values["estimate"], low, high, values["count"])
 
 
 def measure_quality(pairs: Sequence[Pair], maker: VideoMaker) -> Quality:

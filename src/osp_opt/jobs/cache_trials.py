@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheTrials", "Pair", "policy_key"]
 
-TIMED_STEPS = 16  # of the schedule's first steps, to time the blocks
+TIMED_STEPS = 24  # of the schedule's first steps, to time the blocks
 WARM_STEPS = 3
 
 
@@ -83,17 +83,25 @@ class CacheTrials:
         self.spent = 0.0  # work done, in uncached videos
 
     def block_times(self, request: Request) -> BlockTimes:
-        """Seconds per block and of the rest of a step, measured here (rank 0's count)."""
-        timer = BlockTimer(self._maker.device.synchronize)
-        self._maker.denoise(request, self._first(WARM_STEPS), timer)
-        made = self._maker.denoise(request, self._first(TIMED_STEPS), timer)
-        steps = len(self._maker.call_timesteps(self._first(TIMED_STEPS)))
-        self.spent += (WARM_STEPS + TIMED_STEPS) / len(self._schedule)
-        return self._parallel.broadcast_object(timer.result(made.seconds / steps))
+        """Seconds per block and of the rest of a step, measured here (rank 0's count).
+
+        A search that is resumed uses those it began with: its candidates stay the same.
+        """
+        known = self.recall("block times")
+        if known is None:
+            timer = BlockTimer(self._maker.device.synchronize)
+            self._maker.denoise(request, self._first(WARM_STEPS), timer)
+            self._maker.denoise(request, self._first(TIMED_STEPS), timer)
+            self.spent += (WARM_STEPS + TIMED_STEPS) / len(self._schedule)
+            known = self._parallel.broadcast_object(timer.result().as_json())
+            self.record("block times", known)
+        return BlockTimes(tuple(known["blocks"]), known["rest"], known["add"])
 
     def baseline(self, requests: Sequence[Request]) -> None:
         """Sample the uncached videos of `requests`, or find those of an earlier, killed run."""
         wanted = [request for request in requests if request not in self._plain]
+        if not wanted:
+            return
         mine = self._parallel.share(wanted)
         latents = []
         with self._progress.task("sampling without cache", len(mine)) as task:
@@ -114,6 +122,8 @@ class CacheTrials:
         ]
         known = self._parallel.broadcast_object({key: self._ledger.get(key) for key in keys})
         todo = [i for i, key in enumerate(keys) if known[key] is None]
+        if not todo:
+            return [float(known[key]["mse"]) for key in keys]
         size = self._parallel.layout.dp
         with self._progress.task("sampling with cache candidates", len(todo)) as task:
             # One video per rank at a time: what is finished is in the ledger at once.
@@ -152,10 +162,14 @@ class CacheTrials:
                 )
         return self._parallel.gather_shared(pairs)
 
+    def recall(self, key: str) -> dict[str, Any] | None:
+        """What `record` kept under `key`, in this run or one that was killed; on every rank."""
+        return self._parallel.broadcast_object(self._ledger.get(f"{key} {self._prefix}"))
+
     def record(self, key: str, values: dict[str, Any]) -> None:
-        """Put a result of the search itself into the ledger (rank 0)."""
+        """Keep a result of the search itself in the ledger."""
         if self._parallel.is_main:
-            self._ledger.add(key, values)
+            self._ledger.add(f"{key} {self._prefix}", values)
 
     def _sample(self, request: Request, policy: CachePolicy | None) -> Any:
         cache = None

@@ -11,6 +11,7 @@ from osp_opt.artifacts import read_meta, write_json, write_meta
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.errors import FileError
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.prompt_sets import default_prompts
 from osp_opt.jobs.provenance import check_provenance
 from osp_opt.options import SampleOptions
 from osp_opt.prompts import given_prompts
@@ -25,6 +26,7 @@ __all__ = ["requests_of", "run"]
 
 MANIFEST = "manifest.json"
 GRID_LIMIT = 16  # more tiles than that are no overview
+SAMPLE_PROMPTS = 4  # used when none are given
 SCHEDULE_FATAL = ("model",)
 CACHE_FATAL = ("model", "steps")  # a policy names steps by number
 
@@ -62,13 +64,19 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
 
 def requests_of(options: SampleOptions) -> list[Request]:
     """Every (prompt, seed) asked for: prompts in order, each with its seeds."""
-    prompts = given_prompts(options) or list(load_prompts("sample"))
+    prompts = given_prompts(options) or _bundled(options)
     prompts = prompts[: options.num_prompts]
     return [
         Request(prompt, options.seed + k)
         for prompt in prompts
         for k in range(options.seeds_per_prompt)
     ]
+
+
+def _bundled(options: SampleOptions) -> list[str]:
+    if options.model_path is None:
+        return list(load_prompts("sample"))
+    return default_prompts(options, "verification")[:SAMPLE_PROMPTS]
 
 
 def _schedule(options: SampleOptions) -> TimestepSchedule:

@@ -18,8 +18,8 @@ from osp_opt.artifacts import write_meta
 from osp_opt.calibration import Calibration
 from osp_opt.checks import CALIBRATION_FILE
 from osp_opt.errors import CalibrationError, PolicyError
-from osp_opt.jobs.cache_quality import Quality, measure_quality
-from osp_opt.jobs.cache_trials import CacheTrials
+from osp_opt.jobs.cache_quality import Quality, interval_from, measure_quality
+from osp_opt.jobs.cache_trials import CacheTrials, policy_key
 from osp_opt.jobs.generation import Request, VideoMaker
 from osp_opt.jobs.prompt_sets import default_prompts
 from osp_opt.options import SearchCacheOptions
@@ -134,6 +134,7 @@ class _Search:
     def race(self, candidates: list[Candidate], budget: float) -> RaceResult:
         """Sample the candidates against each other on the race's prompts."""
         requests = self.race_requests
+        self.trials.baseline(requests)
 
         def measure(pairs: list[tuple[int, int]]) -> list[float]:
             policies = [candidates[c].policy for c, _ in pairs]
@@ -154,7 +155,8 @@ class _Search:
             race = self.race(candidates, max(budget if attempt == 0 else size, 1.0))
             chosen = candidates[race.winner]
             self.say(f"raced {len(race.errors)} candidates; the best: {chosen.policy}")
-            winner = self.verified(chosen, candidates, race)
+            self.say(predictor_report(candidates, race, self.num_steps))
+            winner = self.verified(chosen, race)
             assert winner.speedup is not None
             measured = winner.speedup.estimate
             if measured >= ratio * (1.0 - TOLERANCE):
@@ -173,18 +175,19 @@ class _Search:
             "may be busy: try again, or write it all the same with --force"
         )
 
-    def verified(self, chosen: Candidate, candidates: list[Candidate], race: RaceResult) -> _Winner:
+    def verified(self, chosen: Candidate, race: RaceResult) -> _Winner:
         """Time `chosen` against no cache on fresh videos, and measure its error there."""
-        pairs = self.trials.timed_pairs(chosen.policy, self.fresh_requests)
-        speedup = paired_speedup(
-            [pair.plain_seconds for pair in pairs], [pair.cached_seconds for pair in pairs]
-        )
-        quality = measure_quality(pairs, self.maker)
-        self.trials.record(
-            f"verified {chosen.policy}",
-            {"speedup": speedup.as_json(), "predicted": chosen.speedup, **quality.as_json()},
-        )
-        return _Winner(chosen, race, speedup, quality)
+        key = f"verified {policy_key(chosen.policy)} on {len(self.fresh_requests)}"
+        values = self.trials.recall(key)
+        if values is None:
+            pairs = self.trials.timed_pairs(chosen.policy, self.fresh_requests)
+            speedup = paired_speedup(
+                [pair.plain_seconds for pair in pairs], [pair.cached_seconds for pair in pairs]
+            )
+            quality = measure_quality(pairs, self.maker)
+            values = {"speedup": speedup.as_json(), **quality.as_json()}
+            self.trials.record(key, values)
+        return _Winner(chosen, race, interval_from(values["speedup"]), Quality.from_json(values))
 
     def fastest_within(self, max_loss: float) -> _Winner:
         """The fastest policy whose verified loss is at most `max_loss` (bisection of ratios)."""
@@ -195,7 +198,7 @@ class _Search:
             ratio = min((low * high) ** 0.5, 0.999 * largest)
             candidates = self.candidates(ratio, 4)
             race = self.race(candidates, 6.0)
-            winner = self.verified(candidates[race.winner], candidates, race)
+            winner = self.verified(candidates[race.winner], race)
             assert winner.quality is not None
             assert winner.speedup is not None
             loss = winner.quality.loss.estimate
@@ -257,12 +260,22 @@ class _Search:
 
 
 def predictor_report(candidates: Sequence[Candidate], race: RaceResult, steps: int) -> str:
-    """Rank correlation with the measured error on the videos that all raced on, beside trivial."""
-    first = [c for c in race.errors if 0 in race.errors[c]]
-    measured = [race.errors[c][0] for c in first]
-    score = spearman([candidates[c].score for c in first], measured)
-    trivial = spearman([candidates[c].policy.reused_blocks(steps) for c in first], measured)
-    return f"rank correlation with the measured error: score {score:.2f}, blocks {trivial:.2f}"
+    """How well the score ranked what was measured, beside the trivial predictor.
+
+    Over the candidates of the first round, on the videos that all of them raced on. They have
+    about equal cost, so this is the hard part of the prediction.
+    """
+    raced = sorted(race.errors)
+    common = set.intersection(*(set(race.errors[c]) for c in raced))
+    measured = [np.mean([np.log(max(race.errors[c][p], 1e-30)) for p in common]) for c in raced]
+    score = spearman([candidates[c].score for c in raced], measured)
+    trivial = spearman([candidates[c].policy.reused_blocks(steps) for c in raced], measured)
+    if not np.isfinite([score, trivial]).all():
+        return "the candidates raced are alike: their errors say nothing of the predictor"
+    return (
+        f"rank correlation with the error measured on {len(common)} videos: "
+        f"score {score:.2f}, number of skipped blocks {trivial:.2f}"
+    )
 
 
 def _calibration(options: SearchCacheOptions, maker: VideoMaker) -> Calibration:

@@ -84,6 +84,7 @@ class BlockTimer:
         self._single: dict[int, np.ndarray] = {}  # step -> seconds [blocks], summed over branches
         self._whole: dict[int, float] = {}
         self._adds: list[float] = []
+        self._began: dict[int, float] = {}
 
     def at(
         self, step: int, branch: str = "both"
@@ -92,7 +93,7 @@ class BlockTimer:
 
         def one_by_one(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
             before, seconds = x, []
-            start = self._now()
+            start = self._begin(step)
             for layer in layers:
                 x = layer(x)
                 end = self._now()
@@ -104,7 +105,7 @@ class BlockTimer:
             return x
 
         def together(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
-            start = self._now()
+            start = self._begin(step)
             for layer in layers:
                 x = layer(x)
             self._whole[step] = self._whole.get(step, 0.0) + self._now() - start
@@ -112,24 +113,37 @@ class BlockTimer:
 
         return together if step % 2 else one_by_one
 
-    def result(self, step_seconds: float) -> BlockTimes:
-        """Block times, given the mean or median seconds of the whole steps that were timed.
+    def result(self) -> BlockTimes:
+        """Block times over the steps that ran since the last reset; medians.
 
-        Raises PolicyError when fewer than two steps ran. The first two steps warm the device up
-        and do not count when there are more.
+        What lies between the block loops of two consecutive steps is the rest of a step. The first
+        two steps warm the device up and do not count. Raises PolicyError for fewer than five.
         """
-        single = [self._single[step] for step in sorted(self._single)]
-        whole = [self._whole[step] for step in sorted(self._whole)]
-        if not single or not whole:
-            raise PolicyError("block times need at least two timed steps")
-        blocks = np.median(single[1:] or single, axis=0)
-        loop = median(whole[1:] or whole)
-        calls = len(self._adds) / len(single)  # 2 when the guidance branches run one by one
+        if len(self._began) < 5:
+            raise PolicyError(f"block times need at least 5 timed steps, got {len(self._began)}")
+        blocks = np.median([self._single[step] for step in sorted(self._single)[1:]], axis=0)
+        loop = median([self._whole[step] for step in sorted(self._whole)[1:]])
+        rest = [
+            self._began[step + 1] - began - self._loop_seconds(step)
+            for step, began in self._began.items()
+            if step > 1 and step + 1 in self._began
+        ]
+        calls = len(self._adds) / len(self._single)  # 2 when the guidance branches run one by one
         return BlockTimes(
             tuple(float(seconds) for seconds in blocks * (loop / blocks.sum())),
-            max(step_seconds - loop, 0.0),
+            max(median(rest), 0.0),
             median(self._adds) * calls,
         )
+
+    def _begin(self, step: int) -> float:
+        now = self._now()
+        self._began.setdefault(step, now)
+        return now
+
+    def _loop_seconds(self, step: int) -> float:
+        if step in self._whole:
+            return self._whole[step]
+        return float(self._single[step].sum()) + self._adds[-1]
 
     def _now(self) -> float:
         self._synchronize()
