@@ -1,0 +1,128 @@
+"""What the run folders hold, read and checked; nothing is sampled or measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from osp_opt.artifacts import fingerprint_folder, read_json, read_meta
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.calibration import Calibration
+from osp_opt.checks import CALIBRATION_FILE
+from osp_opt.errors import FileError
+from osp_opt.evaluation.command import EVALUATION_FORMAT
+from osp_opt.evaluation.pairs import MANIFEST, VideoSet
+from osp_opt.runfolder import OPTIONS_FILE
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.trials import TrialLedger
+
+__all__ = ["Material", "PolicyFile", "ScheduleFile", "read_runs"]
+
+_LEDGER = "trials.jsonl"
+_EVALUATION = "evaluation.json"
+_SCHEDULES = "*schedule*.txt"
+_POLICIES = "*cache_config*.json"
+_SIDECAR = ".meta.json"
+
+
+@dataclass(frozen=True)
+class ScheduleFile:
+    """A schedule that was searched, with its provenance."""
+
+    path: Path
+    schedule: TimestepSchedule
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PolicyFile:
+    """A cache policy that was searched, with its provenance."""
+
+    path: Path
+    policy: CachePolicy
+    meta: dict[str, Any]
+
+
+@dataclass
+class Material:
+    """Everything found, in the order of the folders given."""
+
+    folders: list[Path] = field(default_factory=list)
+    calibrations: list[Calibration] = field(default_factory=list)
+    videos: list[VideoSet] = field(default_factory=list)
+    schedules: list[ScheduleFile] = field(default_factory=list)
+    policies: list[PolicyFile] = field(default_factory=list)
+    ledgers: list[TrialLedger] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    documents: dict[str, Any] = field(default_factory=dict)
+    """Name of every JSON that says where something came from, to its content."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Name of every file used, to its SHA-256."""
+
+
+def read_runs(places: Sequence[Path]) -> Material:
+    """Read run folders, and those inside working folders.
+
+    Raises FileError for a folder without any run of osp-opt, and what reading its files raises.
+    """
+    found = Material()
+    for place in places:
+        if not place.is_dir():
+            raise FileError(f"{place}: no such folder; give run folders or a working folder")
+        folders = [place] if _holds_run(place) else sorted(filter(_holds_run, place.iterdir()))
+        if not folders:
+            raise FileError(f"{place}: no run of osp-opt in it; run `osp-opt calibrate` first")
+        for folder in folders:
+            if folder.resolve() not in [known.resolve() for known in found.folders]:
+                _read(folder, found)
+    return found
+
+
+def _holds_run(folder: Path) -> bool:
+    if not folder.is_dir() or ".old-" in folder.name:
+        return False
+    names = (MANIFEST, CALIBRATION_FILE, _LEDGER, _EVALUATION)
+    return any((folder / name).is_file() for name in names) or any(_results(folder))
+
+
+def _results(folder: Path) -> Iterator[Path]:
+    for pattern in (_SCHEDULES, _POLICIES):
+        yield from sorted(p for p in folder.glob(pattern) if not p.name.endswith(_SIDECAR))
+
+
+def _read(folder: Path, found: Material) -> None:
+    found.folders.append(folder)
+
+    def note(path: Path, content: Any = None) -> None:
+        name = f"{folder.name}/{path.name}"
+        found.digests[name] = fingerprint_folder(path)
+        if content is not None:
+            found.documents[name] = content
+
+    if (folder / OPTIONS_FILE).is_file():
+        note(folder / OPTIONS_FILE, read_json(folder / OPTIONS_FILE, "run file"))
+    if (folder / CALIBRATION_FILE).is_file():
+        found.calibrations.append(Calibration.load(folder / CALIBRATION_FILE))
+        note(folder / CALIBRATION_FILE)
+    if (folder / MANIFEST).is_file():
+        videos = VideoSet.open(folder, "run")
+        found.videos.append(videos)
+        note(folder / MANIFEST, videos.manifest)
+    for path in _results(folder):
+        meta = read_meta(path) or {}
+        if path.suffix == ".txt":
+            found.schedules.append(ScheduleFile(path, TimestepSchedule.from_file(path), meta))
+        else:
+            found.policies.append(PolicyFile(path, CachePolicy.from_file(path), meta))
+        note(path, meta or None)
+    if (folder / _LEDGER).is_file():
+        found.ledgers.append(TrialLedger(folder / _LEDGER))
+        note(folder / _LEDGER)
+    if (folder / _EVALUATION).is_file():
+        content = read_json(folder / _EVALUATION, "evaluation", max_bytes=2**28)
+        if not isinstance(content, dict) or content.get("format") != EVALUATION_FORMAT:
+            raise FileError(f"evaluation {folder / _EVALUATION}: not one of this version's")
+        found.evaluations.append(content)
+        note(folder / _EVALUATION, {k: v for k, v in content.items() if k != "videos"})
