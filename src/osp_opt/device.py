@@ -6,7 +6,7 @@ Ascend NPU, a CUDA GPU and the CPU is written once, here.
 A vendor package counts as present when it can be *imported*: torch_npu installed on a machine
 without CANN has metadata, and libraries that read metadata believe in it, but it does not load.
 In that state even ``import torch`` fails unless TORCH_DEVICE_BACKEND_AUTOLOAD=0, so the launcher
-sets that for its workers and this module imports torch_npu itself, when it is asked for an NPU.
+sets that for its workers and :func:`settle_torch_npu` imports it, or hides it from those libraries.
 
 What ran on hardware: the CPU. CUDA and NPU code is written to torch's and torch_npu 2.13's
 interfaces; the NPU branches run in the tests on a stand-in torch_npu, never yet on an Ascend.
@@ -15,10 +15,13 @@ interfaces; the NPU branches run in the tests on a stand-in torch_npu, never yet
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -222,22 +225,35 @@ def _runtime(kind: str) -> Any:
     return getattr(torch, kind)
 
 
-def _npu_problem() -> str | None:
+@cache
+def settle_torch_npu() -> str | None:
+    """Import torch_npu where it is installed; where that fails, hide it and say why.
+
+    diffusers and transformers believe torch_npu's metadata and then import it, so that they could
+    not be imported either on a machine without CANN: call this before them. The import system
+    takes None in sys.modules for "there is no such module". Tried once per process.
+    """
+    if importlib.util.find_spec("torch_npu") is None:
+        return "torch_npu is not installed (pip install 'osp-opt[npu]')"
     try:
         importlib.import_module("torch_npu")
-    except ModuleNotFoundError as error:
-        if error.name == "torch_npu":
-            return "torch_npu is not installed (pip install 'osp-opt[npu]')"
-        return f"torch_npu is installed but lacks the package {error.name!r}; install it"
     except (ImportError, OSError, RuntimeError) as error:
+        sys.modules["torch_npu"] = None  # type: ignore[assignment]
         cause = str(error).strip().partition("\n")[0]
+        if isinstance(error, ModuleNotFoundError):
+            return f"torch_npu is installed but lacks the package {error.name!r}; install it"
         return (
             f"torch_npu is installed but does not load ({cause}); install CANN and source its "
             "set_env.sh in this shell"
         )
-    if not _runtime("npu").is_available():
-        return f"torch_npu is installed but sees no NPU{_visibility('npu')}"
     return None
+
+
+def _npu_problem() -> str | None:
+    problem = settle_torch_npu()
+    if problem is None and not _runtime("npu").is_available():
+        return f"torch_npu is installed but sees no NPU{_visibility('npu')}"
+    return problem
 
 
 def _cuda_problem() -> str | None:

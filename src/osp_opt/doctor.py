@@ -43,7 +43,10 @@ def examine(options: DoctorOptions) -> list[Section]:
     # Where torch_npu is installed without CANN, torch does not import with this switched on; to
     # say so is what doctor is for.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    from osp_opt import diagnosis  # imports torch, which --help must not
+    from osp_opt.device import settle_torch_npu  # imports torch, which --help must not
+
+    settle_torch_npu()
+    from osp_opt import diagnosis
     from osp_opt.sampling.shape import VideoShape
 
     sections = [

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from osp_opt.artifacts import write_json
-from osp_opt.device import Device
+from osp_opt.device import Device, settle_torch_npu
 from osp_opt.errors import OspOptError
 from osp_opt.launch import LIFELINE_VARIABLE, LOG_FOLDER
 from osp_opt.parallel import Parallel
@@ -65,6 +65,7 @@ def main(argv: list[str]) -> int:
 def _run_job(path: Path, progress: Progress) -> None:
     run = load_run(path)
     options = run.options
+    settle_torch_npu()  # before the job imports diffusers
     job = importlib.import_module("osp_opt.jobs." + options.command.replace("-", "_"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = Device.open(

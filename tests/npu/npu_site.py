@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+TIMEOUT_S = 300
 STAND_IN = (Path(__file__).parent / "stand_in.py").read_text()
 CONDITIONS = {
     "working": STAND_IN,
@@ -34,20 +35,24 @@ def install(folder: Path, condition: str) -> Path:
 
 
 def run_with(
-    folder: Path, *arguments: object, autoload: str = "0", **environment: str
+    folder: Path, *arguments: object, autoload: str | None = "0", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python on ``arguments`` with the packages of ``folder`` first on its path."""
+    """Run Python on ``arguments`` with the packages of ``folder`` first on its path.
+
+    ``autoload`` is TORCH_DEVICE_BACKEND_AUTOLOAD, not set where None.
+    """
+    switch = {} if autoload is None else {"TORCH_DEVICE_BACKEND_AUTOLOAD": autoload}
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT_S,
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": path,
-            "TORCH_DEVICE_BACKEND_AUTOLOAD": autoload,
+            **switch,
             **environment,
         },
     )

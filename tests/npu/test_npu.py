@@ -93,6 +93,22 @@ def test_torch_npu_that_does_not_load_is_explained_and_the_cpu_works(
     assert message.endswith("or use --device cpu")
 
 
+def test_doctor_and_sample_work_where_torch_npu_lacks_cann(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    # diffusers and transformers both import a torch_npu that has metadata.
+    folder = install(tmp_path / "site", "no CANN")
+    model = ["--model-path", tiny_checkpoint]
+    doctor = run_with(folder, "-m", "osp_opt", "doctor", *model, autoload=None, COLUMNS="200")
+    assert doctor.returncode == 0, doctor.stderr
+    assert "torch_npu is installed but does not load (libhccl.so" in doctor.stdout
+    image = ["--num-frames", "1", "--height", "32", "--width", "32", "--allow-untrained-shape"]
+    out = ["--text-prompt", "a disc", "--steps", "2", "--out", tmp_path / "made"]
+    sample = run_with(folder, "-m", "osp_opt", "sample", *model, *image, *out, autoload=None)
+    assert sample.returncode == 0, sample.stderr
+    assert len(list((tmp_path / "made").rglob("001*.png"))) == 1
+
+
 def test_no_visible_npu_names_the_variable_that_hides_them(tmp_path: Path) -> None:
     done = run_with(install(tmp_path, "working"), "-c", OPEN, ASCEND_RT_VISIBLE_DEVICES="")
     assert done.stdout.split("\n")[0] == "cpu cpu"
