@@ -163,7 +163,7 @@ class CalibrationRecorder:
     def _keep(self, state: Tensor, boundary: int, x: Tensor) -> None:
         assert self._tokens is not None
         kept = x.detach() if self._keeps_all else x.detach()[:, self._tokens]
-        state[boundary].copy_(kept.unflatten(0, (state.shape[1], -1)))  # (r v) s d -> r v s d
+        state[boundary].copy_(kept.reshape(state.shape[1:]))  # (r v) s d -> r v s d
 
     def _finish(self, step: int, branch: str) -> None:
         """Once every branch of `step` is there: its change Grams; then drop what is too old."""

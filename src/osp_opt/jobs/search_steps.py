@@ -218,13 +218,14 @@ def _decide_by_race(search: Search, candidates: list[StepCandidate]) -> Decision
 
 
 def _verified(search: Search, decision: Decision) -> Decision:
-    """Fresh prompts have the last word: whoever does worse there than uniform was not shown."""
+    """Fresh prompts have the last word: surely better there counts as shown, worse as not."""
     assert search.trials is not None
     chosen, uniform = decision.chosen.schedule, decision.uniform.schedule
     found = verify(search.trials, chosen, uniform, search.reference, search.fresh_requests)
     for line in found.lines():
         search.context.progress.say(line)
-    shown = decision.shown and found.psnr_gain.estimate >= 0.0
+    gain = found.psnr_gain
+    shown = (decision.shown and gain.estimate >= 0.0) or gain.low > 0.0
     return replace(decision, verification=found, shown=shown)
 
 
