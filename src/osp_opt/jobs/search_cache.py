@@ -7,6 +7,7 @@ those it was chosen by.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -288,13 +289,14 @@ def _calibration(options: SearchCacheOptions, maker: VideoMaker) -> Calibration:
 
 
 def _held_out(options: SearchCacheOptions, calibration: Calibration, count: int) -> list[Request]:
-    """`count` videos that the calibration did not see; further seeds when prompts run out."""
-    prompts = given_prompts(options) or default_prompts(options, "verification")
-    seen = set(zip(calibration.prompts, calibration.seeds, strict=True))
-    requests: list[Request] = []
-    seed = options.seed
-    while len(requests) < count:
-        new = [Request(p, seed) for p in dict.fromkeys(prompts) if (p, seed) not in seen]
-        requests += new
-        seed += 1
-    return requests[:count]
+    """`count` videos that the calibration did not see; further seeds when prompts run out.
+
+    Prompts that were calibrated on serve, with other seeds, only where there are no others.
+    """
+    prompts = dict.fromkeys(given_prompts(options) or default_prompts(options, "verification"))
+    unseen = [prompt for prompt in prompts if prompt not in calibration.prompts]
+    first = options.seed if unseen else max((options.seed, *calibration.seeds)) + 1
+    requests = (
+        Request(prompt, seed) for seed in itertools.count(first) for prompt in unseen or prompts
+    )
+    return list(itertools.islice(requests, count))
