@@ -189,6 +189,15 @@ def test_samplers_without_schedules_are_refused(workdir: Path, tiny_checkpoint: 
         calibrate.recorded_schedule("HeunDiscrete", 10)
 
 
+def test_loss_limit_finds_the_fewest_steps(workdir: Path, tiny_checkpoint: Path) -> None:
+    """So much may be lost that the shortest length of the ladder serves."""
+    options = search(
+        tiny_checkpoint, workdir, max_loss="99%", verify=True, verify_prompts=1, budget=2.0
+    )
+    found = TimestepSchedule.from_file(options.schedule_path)
+    assert len(found) == search_steps.LADDER[0]
+
+
 def test_loss_limit_without_sampling_is_refused(workdir: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(OptionError, match="--max-loss"):
         search(tiny_checkpoint, workdir, max_loss="1%", verify=False)
@@ -218,6 +227,11 @@ def test_plain_folder_of_videos_serves_as_calibration(
     stamps = [path.stat().st_mtime_ns for path in statistics]
     search(tiny_checkpoint, tmp_path, videos_path=videos, steps="4", verify=False, force=True)
     assert [path.stat().st_mtime_ns for path in statistics] == stamps
+    descent = {"method": "ays", "candidates": 2, "monte_carlo_iters": 1, "steps": "3"}
+    options = search(
+        tiny_checkpoint, tmp_path, videos_path=videos, verify=False, force=True, **descent
+    )
+    assert len(TimestepSchedule.from_file(options.schedule_path)) == 3
 
 
 @pytest.mark.parametrize(

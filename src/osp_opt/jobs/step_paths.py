@@ -29,6 +29,7 @@ from osp_opt.worker import WorkerContext
 
 __all__ = ["NoisePath", "PathSet", "calibrated_paths", "descend_on_paths"]
 
+LATENTS_FILE = "latents.json"  # of videos encoded for a search; calibrate's own have a manifest
 _MAX_LATENT_BYTES = 2**30
 
 
@@ -82,10 +83,13 @@ def calibrated_paths(
 
     Raises FileError or CalibrationError when latents are missing or are not this calibration's.
     """
-    manifest = read_json(folder / "manifest.json", "calibration manifest")
+    listed = folder / LATENTS_FILE
+    if not listed.is_file():
+        listed = folder / "manifest.json"
+    manifest = read_json(listed, "list of calibrated videos")
     entries = manifest.get("videos") if isinstance(manifest, dict) else None
     if not isinstance(entries, list) or len(entries) != len(calibration.prompts):
-        raise CalibrationError(f"{folder}/manifest.json: does not list the calibrated videos")
+        raise CalibrationError(f"{listed}: does not list the calibrated videos")
     paths = []
     wanted = min(options.monte_carlo_iters, len(entries))  # more are not asked for
     for entry in entries[:wanted]:
@@ -93,9 +97,7 @@ def calibrated_paths(
         if not isinstance(name, str) or not (folder / name).resolve().is_relative_to(
             folder.resolve()
         ):
-            raise CalibrationError(
-                f"{folder}/manifest.json: latents {name!r} are not in the folder"
-            )
+            raise CalibrationError(f"{listed}: latents {name!r} are not in the folder")
         latents = load_latents(folder / name)
         if latents.shape != maker.latent_shape:
             raise CalibrationError(

@@ -20,7 +20,7 @@ from osp_opt.calibration import Calibration
 from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.errors import CalibrationError, FileError
 from osp_opt.jobs.generation import Request, VideoMaker
-from osp_opt.jobs.step_paths import NoisePath
+from osp_opt.jobs.step_paths import LATENTS_FILE, NoisePath
 from osp_opt.models.vae import VAE_SCALE
 from osp_opt.options import SearchStepsOptions
 from osp_opt.prompts import given_prompts
@@ -83,7 +83,7 @@ def record_videos(options: SearchStepsOptions, context: WorkerContext, folder: P
             }
             for path, request in work
         ]
-        write_json(context.run_dir / "manifest.json", {"videos": entries})
+        write_json(context.run_dir / LATENTS_FILE, {"videos": entries})
     context.parallel.barrier()
     return calibration
 
