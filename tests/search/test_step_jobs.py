@@ -218,7 +218,8 @@ def test_plain_folder_of_videos_serves_as_calibration(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step_videos, "LEVELS", 6)
-    videos = make_videos(tmp_path / "videos", 5)
+    monkeypatch.setattr(step_videos, "MIN_VIDEOS", 2)
+    videos = make_videos(tmp_path / "videos", 2)
     options = search(
         tiny_checkpoint, tmp_path, videos_path=videos, steps="4", verify=False, force=True
     )

@@ -23,7 +23,7 @@ from osp_opt.jobs.generation import Request, VideoMaker
 from osp_opt.jobs.prompt_sets import default_prompts
 from osp_opt.options import CalibrateOptions
 from osp_opt.prompts import given_prompts
-from osp_opt.sampling.samplers import make_scheduler, set_schedule
+from osp_opt.sampling.samplers import custom_timestep_samplers, make_scheduler, set_schedule
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.video import write_image, write_video
 from osp_opt.worker import WorkerContext
@@ -91,15 +91,17 @@ def recorded_schedule(sampler: str, steps: int) -> TimestepSchedule:
     Raises OptionError for samplers that cannot be told their timesteps or evaluate the model
     twice a step: their predictions do not lie on one level each.
     """
-    scheduler = make_scheduler(sampler)
     even = TimestepSchedule(TimestepSchedule.uniform(steps).timesteps)
-    if sampler in ("PNDM", "DEISMultistep", "KDPM2AncestralDiscrete", "HeunDiscrete"):
-        raise OptionError(
-            f"--sampler {sampler}: calibrate needs one model evaluation at each of its levels; "
-            "calibrate with EulerDiscrete or EulerAncestralDiscrete, the result serves this one too"
-        )
-    set_schedule(scheduler, even)
-    return TimestepSchedule(tuple(float(t) for t in scheduler.timesteps))
+    if sampler in custom_timestep_samplers():
+        scheduler = make_scheduler(sampler)
+        set_schedule(scheduler, even)
+        levels = tuple(float(t) for t in scheduler.timesteps)
+        if len(set(levels)) == len(levels) == steps:
+            return TimestepSchedule(levels)
+    raise OptionError(
+        f"--sampler {sampler}: calibrate needs one model evaluation at each of its levels; "
+        "calibrate with EulerDiscrete or EulerAncestralDiscrete, the result serves this one too"
+    )
 
 
 def _requests(options: CalibrateOptions) -> list[Request]:

@@ -34,11 +34,11 @@ SURE = 0.8  # two-sided level: better than uniform with 90 % confidence
 LADDER = (4, 6, 8, 10, 12, 16, 20, 25, 33, 40, 50, 67, 80)  # lengths tried for --max-loss
 
 
-@dataclass
+@dataclass(frozen=True)
 class Decision:
-    """A schedule for one length: which, why, and what is known of it."""
+    """A schedule for one length: the best candidate, why, and what is known of it."""
 
-    chosen: StepCandidate
+    candidate: StepCandidate
     uniform: StepCandidate
     shown: bool  # better than uniform, as far as was asked to be shown
     reason: str
@@ -46,6 +46,12 @@ class Decision:
     race: list[dict[str, Any]] = field(default_factory=list)
     gain: Interval | None = None
     verification: Verification | None = None
+    written: StepCandidate | None = None  # in place of a candidate that was not shown to be better
+
+    @property
+    def chosen(self) -> StepCandidate:
+        """What goes into the file."""
+        return self.written or self.candidate
 
 
 @dataclass(frozen=True)
@@ -81,17 +87,17 @@ def run(options: SearchStepsOptions, context: WorkerContext) -> None:
         lengths = [_smallest(search, options.max_loss)]
     decisions: dict[int, Decision] = {}
     for length in lengths:
-        decision = decisions[length] = _decide(search, length)
+        decision = _decide(search, length)
         say(f"{length} steps: {decision.chosen.origin}; {decision.reason}")
         if search.trials is not None and _verifies(options):
             decision = _verified(search, decision)
-            decisions[length] = decision
+        decisions[length] = decision
         if not decision.shown and decision.chosen.origin != "uniform":
             if options.force:
                 say(f"{length} steps: written although not shown to be better (--force)")
             else:
                 say(f"{length} steps: not shown to be better than uniform; uniform is written")
-                decision.chosen = decision.uniform
+                decisions[length] = replace(decision, written=decision.uniform)
     if context.parallel.is_main:
         _write(search, decisions)
 
@@ -307,6 +313,8 @@ def _report(search: Search, decision: Decision) -> dict[str, Any]:
         "search": {
             "method": search.options.method,
             "origin": decision.chosen.origin,
+            # What the reasons, predictions and measurements below are about.
+            "candidate": decision.candidate.origin,
             "shown_better_than_uniform": decision.shown and decision.chosen != decision.uniform,
             "reason": decision.reason,
             "log_predicted_error_over_uniform": decision.predicted.as_json(),
