@@ -6,7 +6,7 @@ is Gaussian, and its squared Wasserstein distance to the data is (sqrt(p) - sqrt
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def ancestral_distance(timesteps: np.ndarray, variances: np.ndarray = VARIANCES)
     """W2^2 (mean over modes) of Euler-ancestral sampling on descending `timesteps`."""
     sigmas = np.append(sigma_at(np.asarray(timesteps)), 0.0)
     power = np.full_like(variances, sigmas[0] ** 2)
-    for a, b in itertools.pairwise(sigmas):
+    for a, b in pairwise(sigmas):
         shrink = variances / (variances + a * a)
         kept = (b / a) ** 2
         power = power * (shrink + kept * (1 - shrink)) ** 2 + b * b * (1 - kept)
@@ -44,7 +44,32 @@ def deterministic_distance(timesteps: np.ndarray, variances: np.ndarray = VARIAN
     """W2^2 (mean over modes) of Euler sampling of the probability-flow equation."""
     sigmas = np.append(sigma_at(np.asarray(timesteps)), 0.0)
     scale = np.full_like(variances, sigmas[0])
-    for a, b in itertools.pairwise(sigmas):
+    for a, b in pairwise(sigmas):
         shrink = variances / (variances + a * a)
         scale = scale * (shrink + b / a * (1 - shrink))
     return float(np.mean((scale - np.sqrt(variances)) ** 2))
+
+
+def coupled_error(
+    timesteps: np.ndarray, reference: np.ndarray, variances: np.ndarray = VARIANCES[::20]
+) -> float:
+    """Mean squared difference of two ancestral runs on one noise path, exactly.
+
+    In y = x / s^2 with clock tau = 1 / s^2 every step is y += D dtau + dW: the result is linear in
+    the path's increments over the levels of both runs, so its coefficients say everything.
+    """
+    levels = np.unique(np.concatenate([timesteps, reference]))[::-1]
+    sigmas = sigma_at(levels)
+    tau = 1.0 / sigmas**2
+
+    def coefficients(own: np.ndarray) -> np.ndarray:
+        places = [int(np.flatnonzero(levels == t)[0]) for t in own]
+        result = np.ones((len(levels), len(variances)))
+        for a, b in pairwise(places):
+            gain = variances / (variances + sigmas[a] ** 2) * sigmas[a] ** 2
+            result[: a + 1] *= 1.0 + gain * (tau[b] - tau[a])
+        last = sigmas[places[-1]] ** 2
+        return result * variances / (variances + last) * last
+
+    difference = coefficients(timesteps) - coefficients(reference)
+    return float(np.mean(np.diff(tau, prepend=0.0) @ difference**2))

@@ -17,6 +17,7 @@ from osp_opt.search.step_objectives import (
 from osp_opt.search.step_search import plan_steps
 from search.gaussian_model import (
     ancestral_distance,
+    coupled_error,
     deterministic_distance,
     exact_gram,
     sigma_at,
@@ -142,6 +143,24 @@ def test_every_ancestral_objective_beats_uniform_on_the_gaussian_model(steps: in
     for objective in (StepObjective("klub", 0.5), StepObjective("pathwise", 0.5, 0.5)):
         path = plan_steps(objective(changes, sigmas), grid, steps).path(steps)
         assert ancestral_distance(grid[list(path)]) < uniform
+
+
+@pytest.mark.parametrize(("steps", "share"), [(10, 0.4), (20, 0.25), (33, 0.15), (50, 0.05)])
+def test_pathwise_schedules_stay_close_to_the_full_length_on_one_noise_path(
+    steps: int, share: float
+) -> None:
+    """What this objective is for: a fraction of uniform's error, and less than KLUB's."""
+    grid = np.linspace(999, 0, 100)
+    sigmas = sigma_at(grid)
+    changes = step_changes(exact_gram(sigmas))
+
+    def error(objective: StepObjective) -> float:
+        path = plan_steps(objective(changes, sigmas), grid, steps).path(steps)
+        return coupled_error(grid[list(path)], grid)
+
+    found = error(StepObjective("pathwise", 0.5, 1.0))
+    assert found < share * coupled_error(np.linspace(999, 0, steps), grid)
+    assert found < error(StepObjective("klub", 0.5))
 
 
 @pytest.mark.parametrize("steps", [5, 10, 20, 50])

@@ -26,7 +26,7 @@ _ANCESTRAL = ("EulerAncestralDiscrete", "DDPM", "KDPM2AncestralDiscrete")
 _WHOLE_TIMESTEPS = ("DDIM", "DDPM", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep")
 
 _KLUB = tuple(StepObjective("klub", c) for c in (0.5, 0.3, 0.7))
-_PATHWISE = tuple(StepObjective("pathwise", 0.5, p) for p in (0.5, 1.0))
+_PATHWISE = tuple(StepObjective("pathwise", 0.5, p) for p in (1.0, 0.5))
 _DETERMINISTIC = tuple(StepObjective("deterministic", 0.5, p) for p in (0.0, 0.25, 0.5))
 _SAME_RMS = 0.5  # schedules nearer than this, in timesteps, are not worth telling apart
 
