@@ -66,8 +66,8 @@ class MuonWithAdamW:
     Args:
         model: all its trainable parameters are taken.
         lr: peak learning rate of both (Muon's updates are scaled to AdamW's size).
-        adamw: name prefixes of parameters that AdamW takes although they are matrices (embeddings
-            and output layers, as the method's authors advise).
+        adamw: parts of names of parameters that AdamW takes although they are matrices
+            (embeddings, tables and output layers, as the method's authors advise).
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class MuonWithAdamW:
         self.lr = lr
         matrices, rest = [], []
         for name, parameter in model.named_parameters():
-            muon = parameter.ndim >= 2 and not name.startswith(adamw)
+            muon = parameter.ndim >= 2 and not any(part in name for part in adamw)
             (matrices if muon else rest).append(parameter)
         self.parts: list[torch.optim.Optimizer] = [
             Muon(matrices, lr, weight_decay=weight_decay),

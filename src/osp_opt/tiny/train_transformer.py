@@ -126,7 +126,7 @@ class Captions:
 
 
 def train_transformer(
-    out: Path, seed: int = 0, steps: int = 4500, per_spec: int = 16, log_every: int = 50
+    out: Path, seed: int = 0, steps: int = 2400, per_spec: int = 12, log_every: int = 50
 ) -> None:
     """Train on the clips that ``out/vae`` encodes; write transformer, text_encoder, defaults."""
     torch.manual_seed(seed)
@@ -147,7 +147,7 @@ def train_transformer(
         model,
         LEARNING_RATE,
         weight_decay=0.01,
-        adamw=("transformer.pos_embed", "transformer.proj_out", "text_encoder.shared"),
+        adamw=("pos_embed", "proj_out", "scale_shift_table", "shared", "relative_attention_bias"),
     )
     average = WeightAverage(model, decay=0.999)
     sigmas = torch.as_tensor(sigma_table(), dtype=torch.float32)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osp_opt.models.vae import VAE_SCALE, CausalVAEModel
 from osp_opt.artifacts import atomic_path
+from osp_opt.models.vae import VAE_SCALE, CausalVAEModel
 from osp_opt.tiny.clips import ClipGeometry, draw_geometry, render
 from osp_opt.tiny.optim import MuonWithAdamW, WeightAverage, warm_then_linear
 from osp_opt.tiny.specs import ClipSpec, all_specs
