@@ -71,7 +71,7 @@ def measure_pair(
         frame_psnrs = tuple(frame_psnr(candidate, reference).tolist())
     if lpips is not None:
         between["lpips"] = lpips(candidate, reference)
-    alone = []
+    alone: list[Values] = []
     seen = {}
     for name, video in (("reference", reference), ("candidate", candidate)):
         values = {"flicker": flicker(video)} if len(video) > 1 else {}
@@ -80,4 +80,5 @@ def measure_pair(
             values |= {name: float(right) for name, right in result.right().items()}
             seen[name] = str(result)
         alone.append(values)
-    return Measured(pair, between, *alone, frame_psnrs, frame_ssim, seen)
+    before, after = alone
+    return Measured(pair, between, before, after, frame_psnrs, frame_ssim, seen)

@@ -160,7 +160,7 @@ def _evaluation_of(found: Material, baseline: VideoSet, videos: VideoSet) -> dic
     for evaluation in reversed(found.evaluations):
         sides = (Path(str(evaluation[side]["folder"])) for side in ("reference", "candidate"))
         if tuple(side.resolve() for side in sides) == wanted:
-            return evaluation
+            return dict(evaluation)
     return None
 
 

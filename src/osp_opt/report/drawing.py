@@ -32,7 +32,7 @@ _VARIABLES = {
     STEPS: "var(--steps)",
     CACHE: "var(--cache)",
 }
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "osp-opt",  # the same figure gives the same file
     "font.family": "sans-serif",

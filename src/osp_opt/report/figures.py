@@ -72,7 +72,7 @@ def _schedules(schedules: Sequence[ScheduleFile]) -> Plot | None:
 
     def plot(figure: Figure) -> None:
         axes = figure.add_subplot()
-        rows = []
+        rows: list[str] = []
         for item in distinct:
             uniform = TimestepSchedule.uniform(len(item.schedule))
             for schedule, word, color in (
@@ -136,10 +136,7 @@ def _draw_predicted(axes: Axes, calibration: Calibration) -> None:
     objective = objectives_for(sampler)[0]
     lengths = [n for n in LENGTHS if n < len(calibration.timesteps)] or [2]
     uniform = [table.costs(table.uniform(n).schedule, objective).mean() for n in lengths]
-    best = [
-        table.costs(table.best(objective, n, max(lengths)).schedule, objective).mean()
-        for n in lengths
-    ]
+    best = [table.costs(table.best(objective, n).schedule, objective).mean() for n in lengths]
     axes.plot(lengths, uniform, "o-", color=BASE, label="uniform", markersize=4)
     axes.plot(lengths, best, "s-", color=STEPS, label="searched", markersize=4)
     _by_steps(axes, lengths)
@@ -150,9 +147,11 @@ def _draw_predicted(axes: Axes, calibration: Calibration) -> None:
 def _draw_raced(axes: Axes, raced: Sequence[Trial], searched: bool) -> None:
     even = sorted((t for t in raced if t.is_uniform), key=lambda t: t.steps or 0)
     others = [t for t in raced if not t.is_uniform]
-    axes.plot([t.steps for t in even], [t.error for t in even], "o-", color=BASE, label="uniform")
     axes.plot(
-        [t.steps for t in others],
+        [t.steps or 0 for t in even], [t.error for t in even], "o-", color=BASE, label="uniform"
+    )
+    axes.plot(
+        [t.steps or 0 for t in others],
         [t.error for t in others],
         "s",
         color=STEPS,
