@@ -109,13 +109,16 @@ class ReportOptions(Options):
         8, "Videos of each run that are shown.", panel="Job", unit="videos", ge=1, le=1000
     )
     out: Path | None = option(
-        None, "The HTML file; default WORKDIR/report.html.", panel="Job", metavar="FILE"
+        None,
+        "The HTML file; default report.html in the first RUN.",
+        panel="Job",
+        metavar="FILE",
     )
 
     @property
     def report_path(self) -> Path:
         """Where the report is written."""
-        place = self.out or self.workdir
+        place = self.out or Path(self.runs[0] if self.runs else self.workdir)
         is_file = place.suffix in (".html", ".htm") and not place.is_dir()
         return place if is_file else place / "report.html"
 

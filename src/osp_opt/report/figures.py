@@ -75,8 +75,9 @@ def _schedules(schedules: Sequence[ScheduleFile]) -> Plot | None:
         rows: list[str] = []
         for item in distinct:
             uniform = TimestepSchedule.uniform(len(item.schedule))
+            found = "found to be best" if item.schedule == uniform else "searched"
             for schedule, word, color in (
-                (item.schedule, "searched", STEPS),
+                (item.schedule, found, STEPS),
                 (uniform, "uniform", BASE),
             ):
                 height = -len(rows)
