@@ -96,15 +96,11 @@ def test_four_field_scores_equal_the_sum_over_the_policys_steps() -> None:
                 expected = policy_score(policy, errors, importance)
                 assert scores[i, step_start, start, end] == pytest.approx(expected, rel=1e-4)
     plan = CachePolicy.explicit({4: [(0, 2)], 5: [(1, 3)]}, STEPS)
-    per_video = (
-        importance[4] * errors.table[:, 4, 0, 0, 2]
-        + importance[5]
-        * (
-            errors.table[:, 5, 1, 1, 3]  # block 1 was reused at step 4, so the change is of step 3
-        )
+    amplitude = np.sqrt(importance[4] * errors.table[:, 4, 0, 0, 2]) + np.sqrt(
+        importance[5] * errors.table[:, 5, 1, 1, 3]  # block 1 was reused at step 4: change of 3
     )
     assert policy_score(plan, errors, importance) == pytest.approx(
-        np.exp(np.log(per_video).mean()), rel=1e-5
+        np.exp(np.log(amplitude**2).mean()), rel=1e-5
     )
 
 

@@ -1,8 +1,9 @@
 r"""Free cache plans: for every step, which ranges of blocks to reuse, by dynamic programming.
 
-The additive score of `cache_scores` is minimised under a time budget with a Lagrange multiplier:
+The additive part of the score of `cache_scores` is minimised under a time budget with a Lagrange
+multiplier:
 
-    min over plans   sum_t w_t E_{t,l}[ranges_t]  -  lambda * (seconds saved),
+    min over plans   sum_t sqrt(w_t E_{t,l}[ranges_t])  -  lambda * (seconds saved),
 
 exactly, for each lambda: per step and age of the stored changes the best set of disjoint ranges
 (a shortest path over block boundaries), then over steps the best moments to compute everything
@@ -28,8 +29,9 @@ __all__ = ["MAX_DELTAS", "best_plan", "free_candidates"]
 
 MAX_DELTAS = 12  # stored changes per branch, each as large as the hidden state: bounds the memory
 _BISECTIONS = 24
-# (power of the importance of steps, i.e. how far it is believed; one range per step)
-_KINDS = ((1.0, True), (1.0, False), (0.5, False))
+# (power of the weighted squared errors that adds up, one range per step); 1: errors of different
+# steps taken as unrelated
+_KINDS = ((0.5, True), (0.5, False), (1.0, False))
 _AGES = (1, 2, 4, 7)
 
 Ranges = tuple[tuple[int, int], ...]
@@ -40,16 +42,16 @@ def free_candidates(
 ) -> list[Candidate]:
     """Different plans predicted to reach `ratio`, best-scored first.
 
-    They differ in how old a reused change may get, in how far the importance of steps is
-    believed, in one or several ranges per step, and in the order of the forecast. Raises
-    PolicyError when none reaches the ratio.
+    They differ in how old a reused change may get, in how errors are taken to add up, in one or
+    several ranges per step, and in the order of the forecast. Raises PolicyError when none
+    reaches the ratio.
     """
     mean_SLBB = np.exp(np.log(errors.table + 1e-30).mean(axis=0))
     found: dict[CachePolicy, Candidate] = {}
     for age, (power, single) in product(_AGES, _KINDS):
         if age > errors.max_lag:
             continue
-        cost = mean_SLBB[:, :age] * importance_S[:, None, None, None] ** power
+        cost = (mean_SLBB[:, :age] * importance_S[:, None, None, None]) ** power
         plan = best_plan(cost, times, ratio, single_range=single)
         if plan is not None and plan.max_deltas() <= MAX_DELTAS:
             speedup = times.speedup(plan, errors.num_steps)

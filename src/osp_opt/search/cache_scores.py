@@ -7,8 +7,17 @@ t - l puts h_{t,a} + (h_{t-l,b} - h_{t-l,a}) where h_{t,b} should be: an error o
     E_{t,l}[a, b] = || g_b - g_a ||^2 = B_bb + B_aa - 2 B_ab,      B[a, b] = <g_a, g_b>,
 
 so one small Gram matrix per step and lag gives the error of every range. What an error at step t
-does to the finished video is the sampler's business (`step_importance`). A policy's score is the
-importance-weighted sum over its reusing steps. It prunes; sampling decides.
+does to the finished video is the sampler's business, the importance w_t of `step_importance`. A
+policy's score is the mean squared error of the result if the errors of its reusing steps all point
+the same way,
+
+    score = (sum_t sqrt(w_t E_t))^2 :
+
+reuse lags behind a drift, so they mostly do. It prunes; sampling decides. Measured on 36 policies
+of the bundled model at an early stage of its training (30 steps, 3 fresh prompts): rank correlation
+with the true error of the latents 0.986, against 0.942 of the number of skipped blocks; of pairs of
+equal cost 85 % in the right order. Errors added as squares instead: 0.959 and 72 %. On the third
+prompt alone, which had no part in choosing the form: 0.970, 0.919 and 0.927.
 
 Suffixes: P videos, S steps of the policy's schedule, K calibration levels, G recorded lags,
 L lags 1..L, B boundaries (blocks + 1), I intervals.
@@ -170,7 +179,7 @@ def four_field_scores(
     end <= start mean nothing. An interval i needs the lags 1..i-1.
     """
     p, s, _, b, _ = errors.table.shape
-    weighted = errors.table * importance_S[None, :, None, None, None]
+    weighted = np.sqrt(errors.table * importance_S[None, :, None, None, None])
     scores = np.zeros((len(intervals), s, b, b))
     for i, interval in enumerate(intervals):
         # Sum over the steps behind `start`: its own period, then all that the next start has.
@@ -180,7 +189,7 @@ def four_field_scores(
                 weighted[:, start + lag, lag - 1] for lag in range(1, min(interval, s - start))
             ]
             total[:, start] = total[:, start + interval] + sum(period)
-        scores[i] = np.exp(np.log(total[:, :s] + _TINY).mean(axis=0))
+        scores[i] = _over_videos(total[:, :s])
     return scores
 
 
@@ -198,9 +207,17 @@ def policy_score(policy: CachePolicy, errors: ReuseErrors, importance_S: np.ndar
                 raise CalibrationError(
                     f"a change {lag} steps old was scored up to {errors.max_lag}"
                 )
-            total += importance_S[step] * errors.table[:, step, lag - 1, blocks[0], blocks[1]]
+            total += np.sqrt(
+                importance_S[step] * errors.table[:, step, lag - 1, blocks[0], blocks[1]]
+            )
         source |= dict.fromkeys(policy.store_ranges(step), step)
-    return float(np.exp(np.log(total + _TINY).mean()))
+    return float(_over_videos(total))
+
+
+def _over_videos(amplitude: np.ndarray) -> np.ndarray:
+    """The geometric mean over the first axis, videos, of squared amplitudes."""
+    score: np.ndarray = np.exp(2.0 * np.log(amplitude + _TINY).mean(axis=0))
+    return score
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
