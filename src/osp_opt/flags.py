@@ -157,6 +157,7 @@ def _field_parameters(name: str, field: FieldInfo) -> list[inspect.Parameter]:
     settings["metavar"] = extra["metavar"] or _metavar(field.annotation)
     kind: Any = list[str] | None if field.annotation == typing.get_args(Texts)[0] else str | None
     if extra["positional"]:
+        del settings["rich_help_panel"]  # typer puts arguments into a panel of their own
         return [_keyword(name, Annotated[kind, typer.Argument(**settings)])]
     return [_keyword(name, Annotated[kind, typer.Option(kebab(name), **settings)])]
 

@@ -95,7 +95,7 @@ class ReportOptions(Options):
         (),
         "Run folders, or working folders that hold some; default WORKDIR.",
         panel="Job",
-        metavar="[RUN]...",
+        metavar="RUN",
         positional=True,
     )
     reference: Path | None = option(
