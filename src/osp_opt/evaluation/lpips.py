@@ -7,6 +7,7 @@ evaluation says so.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -30,6 +31,10 @@ class Lpips:
         """The metric, or why it cannot be had here."""
         if importlib.util.find_spec("torchvision") is None:
             return "LPIPS: torchvision is not installed"
+        try:
+            importlib.import_module("torchvision")
+        except (ImportError, RuntimeError, OSError) as error:  # built for another torch
+            return f"LPIPS: torchvision cannot be imported ({_first_line(error)})"
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         if not any(folder.glob(_WEIGHTS)):
             return "LPIPS: torchvision's AlexNet weights are not on this machine"
