@@ -166,9 +166,11 @@ def _draw_raced(axes: Axes, raced: Sequence[Trial], searched: bool) -> None:
 
 
 def _by_steps(axes: Axes, lengths: Sequence[int]) -> None:
+    from matplotlib.ticker import NullLocator
+
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
     few = [n for n in (2, 5, 10, 25, 50, 100) if lengths[0] <= n <= lengths[-1]] or [lengths[0]]
     axes.set_xticks(few, [str(n) for n in few])
     axes.set_xlabel("steps")
