@@ -24,6 +24,7 @@ from osp_opt.sampling.samplers import custom_timestep_samplers
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.step_candidates import StepCandidate, StepTable, objectives_for
 from osp_opt.search.step_race import affordable_prompts, race_schedules
+from osp_opt.search.step_sensitivity import fit_sensitivity
 from osp_opt.worker import WorkerContext
 
 __all__ = ["run"]
@@ -31,6 +32,7 @@ __all__ = ["run"]
 TABLE_STEPS = (10, 20, 25, 33, 50)  # lengths of the printed table
 FIRST_ROUND = 0.4  # of the budget: the rest is for comparing the best few on more prompts
 SURE = 0.8  # two-sided level: better than uniform with 90 % confidence
+MIN_TO_FIT = 4  # schedules: fewer errors cannot tell the model's two parameters
 LADDER = (4, 6, 8, 10, 12, 16, 20, 25, 33, 40, 50, 67, 80)  # lengths tried for --max-loss
 
 
@@ -182,9 +184,30 @@ def _room(search: Search, length: int) -> int:
     return max(2, math.floor((FIRST_ROUND * search.options.budget - 1.0) / share))
 
 
+def _with_fitted(search: Search, candidates: list[StepCandidate]) -> list[StepCandidate]:
+    """`candidates` and the best one by what their errors on the first prompt say of the model."""
+    assert search.trials is not None
+    if len(candidates) < MIN_TO_FIT:
+        return candidates
+    schedules = [candidate.schedule for candidate in candidates]
+    errors = search.trials.errors(schedules, [search.race_requests[0]] * len(schedules))
+    name = objectives_for(search.options.sampler, "video")[0].name
+    objective = fit_sensitivity(search.table, schedules, errors, name)
+    fitted = search.table.best(objective, len(schedules[0]))
+    if search.table.has_twin(fitted, candidates):
+        return candidates
+    search.context.progress.say(
+        f"{len(schedules[0])} steps: their errors fit {objective.heaviest().label} best; "
+        "its schedule joins the race"
+    )
+    return [*candidates, fitted]
+
+
 def _decide_by_race(search: Search, candidates: list[StepCandidate]) -> Decision:
     assert search.trials is not None
     trials, requests, budget = search.trials, search.race_requests, search.options.budget
+    if search.options.method == "dp":
+        candidates = _with_fitted(search, candidates)
     costs = [len(c.schedule) / len(search.reference) for c in candidates]
     say = search.context.progress.say
     foreseen = min(affordable_prompts(costs, 1.0, budget), len(requests))

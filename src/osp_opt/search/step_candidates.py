@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from osp_opt.search.step_objectives import StepObjective, refine_changes
 from osp_opt.search.step_search import MIN_GAP, StepPlan, path_cost, plan_steps
 from osp_opt.search.trials import Interval, mean_ci
 
-__all__ = ["GRID_LEVELS", "StepCandidate", "StepTable", "blend", "objectives_for"]
+__all__ = ["GRID_LEVELS", "Objective", "StepCandidate", "StepTable", "blend", "objectives_for"]
 
 GRID_LEVELS = 400  # of the refined grid; finer changes nothing, coarser costs up to a tenth
 
@@ -26,7 +27,7 @@ _ANCESTRAL = ("EulerAncestralDiscrete", "DDPM", "KDPM2AncestralDiscrete")
 _WHOLE_TIMESTEPS = ("DDIM", "DDPM", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep")
 
 _KLUB = tuple(StepObjective("klub", c) for c in (0.5, 0.3, 0.7))
-_PATHWISE = tuple(StepObjective("pathwise", 0.5, p) for p in (1.0, 0.5))
+_PATHWISE = tuple(StepObjective("pathwise", c, p) for c, p in ((0.5, 0.5), (10.0, 0.5), (0.5, 1.0)))
 _DETERMINISTIC = tuple(StepObjective("deterministic", 0.5, p) for p in (0.0, 0.25, 0.5))
 _SAME_RMS = 0.5  # schedules nearer than this, in timesteps, are not worth telling apart
 
@@ -41,9 +42,7 @@ def objectives_for(sampler: str, objective: str = "auto") -> tuple[StepObjective
     """
     if sampler not in _ANCESTRAL:
         return _DETERMINISTIC
-    return {"distribution": _KLUB, "video": _PATHWISE}.get(
-        objective, (_KLUB[0], *_PATHWISE, *_KLUB[1:])
-    )
+    return {"distribution": _KLUB, "video": _PATHWISE}.get(objective, (_KLUB[0], *_PATHWISE))
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,18 @@ class StepCandidate:
 
     schedule: TimestepSchedule
     origin: str
+
+
+class Objective(Protocol):
+    """A hashable cost: a `StepObjective`, or several of them weighed by measurements."""
+
+    def __call__(self, changes_KK: np.ndarray, sigmas_K: np.ndarray) -> np.ndarray: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def follows_reference(self) -> bool: ...
 
 
 class StepTable:
@@ -75,29 +86,39 @@ class StepTable:
         self.min_gap = min_gap
         self._sigmas_K = calibration.sigmas
         self._changes_PKK = step_changes(calibration.step_gram)
-        first, last = calibration.timesteps[0], calibration.timesteps[-1]
-        grid = np.linspace(first, last, max(levels, len(calibration.timesteps)))
+        recorded = calibration.timesteps
+        grid = np.linspace(recorded[0], recorded[-1], max(levels, len(recorded)))
         if sampler in _WHOLE_TIMESTEPS:
-            grid = np.unique(np.round(grid))[::-1]
-            grid = grid[(grid <= first) & (grid >= last)]
+            recorded, grid = (_rounded(timesteps) for timesteps in (recorded, grid))
+        self.recorded_K: np.ndarray = recorded
         self.timesteps_M: np.ndarray = grid
         self._max_steps = len(calibration.timesteps)
-        self._plans: dict[StepObjective, StepPlan] = {}
-        self._costs: dict[tuple[TimestepSchedule, StepObjective], np.ndarray] = {}
+        self._plans: dict[Objective, StepPlan] = {}
+        self._shared: dict[
+            tuple[object, ...], tuple[np.ndarray, np.ndarray, list[tuple[int, ...]]]
+        ] = {}
+        self._costs: dict[tuple[TimestepSchedule, Objective], np.ndarray] = {}
 
-    def plan(self, objective: StepObjective) -> StepPlan:
+    def grid(self, objective: Objective) -> np.ndarray:
+        """Where the timesteps of `objective`'s schedules may lie.
+
+        A video that stays close to the full-length one takes its steps where that one took them:
+        on the Gaussian model 50 of its 100 levels come 20 times closer than 50 of 400.
+        """
+        return self.recorded_K if objective.follows_reference else self.timesteps_M
+
+    def plan(self, objective: Objective) -> StepPlan:
         """The optimal paths for every number of steps up to the calibration's, made once."""
         if objective not in self._plans:
-            mean_MM = self._changes(self.timesteps_M).mean(0)
-            cost = objective(mean_MM, sigma_of(self.timesteps_M))
-            plan = plan_steps(cost, self.timesteps_M, self._max_steps, self.min_gap)
-            self._plans[objective] = plan
+            grid = self.grid(objective)
+            cost = objective(self._changes(grid).mean(0), sigma_of(grid))
+            self._plans[objective] = plan_steps(cost, grid, self._max_steps, self.min_gap)
         return self._plans[objective]
 
-    def best(self, objective: StepObjective, num_steps: int) -> StepCandidate:
+    def best(self, objective: Objective, num_steps: int) -> StepCandidate:
         """The schedule of `num_steps` steps with the least cost. Raises ScheduleError."""
         path = self.plan(objective).path(num_steps)
-        timesteps = tuple(float(t) for t in self.timesteps_M[list(path)])
+        timesteps = tuple(float(t) for t in self.grid(objective)[list(path)])
         return StepCandidate(TimestepSchedule(timesteps), objective.label)
 
     def uniform(self, num_steps: int) -> StepCandidate:
@@ -108,7 +129,7 @@ class StepTable:
         # Not the sampler's own default spacing: what a schedule file would hold.
         return StepCandidate(TimestepSchedule(timesteps), "uniform")
 
-    def costs(self, schedule: TimestepSchedule, objective: StepObjective) -> np.ndarray:
+    def costs(self, schedule: TimestepSchedule, objective: Objective) -> np.ndarray:
         """The estimated error of `schedule` for each video, [P].
 
         Its levels join the refined grid, so that steps are integrated as finely as they were
@@ -118,21 +139,37 @@ class StepTable:
             self._costs[schedule, objective] = self._cost_of(schedule, objective)
         return self._costs[schedule, objective]
 
-    def _cost_of(self, schedule: TimestepSchedule, objective: StepObjective) -> np.ndarray:
-        own = np.array(schedule.timesteps)
-        levels = np.unique(np.concatenate([self.timesteps_M, own]))[::-1]
-        levels = levels[(levels <= self.timesteps_M[0]) & (levels >= self.timesteps_M[-1])]
-        place = {float(t): i for i, t in enumerate(levels)}
-        missing = [t for t in own if float(t) not in place]
-        if missing:
-            raise ScheduleError(f"timesteps {missing[:3]} lie outside the calibrated range")
-        path = tuple(place[float(t)] for t in own)
+    def _cost_of(self, schedule: TimestepSchedule, objective: Objective) -> np.ndarray:
+        levels, (path,) = self._joined([schedule], objective)
         sigmas = sigma_of(levels)
         changes = self._changes(levels)
         return np.array([path_cost(objective(video_MM, sigmas), path) for video_MM in changes])
 
+    def mean_costs(self, schedules: Sequence[TimestepSchedule], objective: Objective) -> np.ndarray:
+        """The estimated error of several schedules, mean over videos, on one grid for all."""
+        key = (objective.follows_reference, *schedules)
+        if key not in self._shared:
+            levels, paths = self._joined(schedules, objective)
+            self._shared = {key: (self._changes(levels).mean(0), sigma_of(levels), paths)}
+        changes_MM, sigmas, paths = self._shared[key]
+        cost = objective(changes_MM, sigmas)
+        return np.array([path_cost(cost, path) for path in paths])
+
+    def _joined(
+        self, schedules: Sequence[TimestepSchedule], objective: Objective
+    ) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+        """The objective's grid with the schedules' own levels in it, and their paths through it."""
+        own = [np.array(schedule.timesteps) for schedule in schedules]
+        levels = np.unique(np.concatenate([self.grid(objective), *own]))[::-1]
+        levels = levels[(levels <= self.timesteps_M[0]) & (levels >= self.timesteps_M[-1])]
+        place = {float(t): i for i, t in enumerate(levels)}
+        missing = [t for timesteps in own for t in timesteps if float(t) not in place]
+        if missing:
+            raise ScheduleError(f"timesteps {missing[:3]} lie outside the calibrated range")
+        return levels, [tuple(place[float(t)] for t in timesteps) for timesteps in own]
+
     def advantage(
-        self, schedule: TimestepSchedule, other: TimestepSchedule, objective: StepObjective
+        self, schedule: TimestepSchedule, other: TimestepSchedule, objective: Objective
     ) -> Interval:
         """Log of `schedule`'s estimated error over `other`'s: mean over videos, with interval."""
         ratio = np.log(self.costs(schedule, objective) / self.costs(other, objective))
@@ -150,10 +187,14 @@ class StepTable:
         found = [self.best(objective, num_steps) for objective in objectives]
         blends = [blend(candidate, uniform, 0.5, self._whole) for candidate in found[:2]]
         kept = [uniform]
-        for candidate in [*found[:2], *blends, *found[2:]]:
-            if all(_distance(candidate, other) > _SAME_RMS for other in kept):
+        for candidate in [*found, *blends]:
+            if not self.has_twin(candidate, kept):
                 kept.append(candidate)
         return kept[:limit]
+
+    def has_twin(self, candidate: StepCandidate, others: Sequence[StepCandidate]) -> bool:
+        """Whether `candidate` is next to the same as one of `others`."""
+        return any(_distance(candidate, other) <= _SAME_RMS for other in others)
 
     @property
     def _whole(self) -> bool:
@@ -176,6 +217,12 @@ def blend(
     return StepCandidate(
         TimestepSchedule(timesteps), f"{1 - weight:g} {one.origin} + {weight:g} {other.origin}"
     )
+
+
+def _rounded(timesteps: np.ndarray) -> np.ndarray:
+    """Whole timesteps, each once, none outside the range."""
+    whole = np.unique(np.round(timesteps))[::-1]
+    return whole[(whole <= timesteps[0]) & (whole >= timesteps[-1])]
 
 
 def _distance(one: StepCandidate, other: StepCandidate) -> float:

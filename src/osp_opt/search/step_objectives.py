@@ -100,6 +100,11 @@ class StepObjective:
         return tables[self.name](changes_KK, sigmas_K, self.c, self.p)
 
     @property
+    def follows_reference(self) -> bool:
+        """Whether it is the distance to the full-length run, whose own steps are no error."""
+        return self.name != "klub"
+
+    @property
     def label(self) -> str:
         """Short text for tables, e.g. ``pathwise(c=0.5,p=0.5)``."""
         power = "" if self.name == "klub" else f",p={self.p:g}"
