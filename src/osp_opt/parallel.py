@@ -32,16 +32,11 @@ DEFAULT_TIMEOUT_S = 1800.0
 
 @dataclass(frozen=True)
 class RankGroup:
-    """Some ranks that exchange tensors; of size 1 it is the identity.
-
-    ``has_all_to_all`` is False where the backend lacks that collective, which is then made from
-    an all-gather (``size`` times the traffic, the same result).
-    """
+    """Some ranks that exchange tensors; of size 1 it is the identity."""
 
     rank: int = 0
     size: int = 1
     handle: dist.ProcessGroup | None = None
-    has_all_to_all: bool = True
 
     def slice(self, x: Tensor, dim: int) -> Tensor:
         """This rank's part of ``x``, whose length along ``dim`` must divide by ``size``."""
@@ -62,12 +57,9 @@ class RankGroup:
         if self.size == 1:
             return x
         parts = torch.stack(x.chunk(self.size, split_dim))
-        if self.has_all_to_all:
-            arrived = torch.empty_like(parts)
-            with _named_failure("exchange of tensors"):
-                dist.all_to_all_single(arrived, parts, group=self.handle)
-        else:
-            arrived = torch.stack([sent[self.rank] for sent in self._gather(parts)])
+        arrived = torch.empty_like(parts)
+        with _named_failure("exchange of tensors"):
+            dist.all_to_all_single(arrived, parts, group=self.handle)
         return torch.cat(arrived.unbind(0), join_dim)
 
     def gather_lists(self, tensors: Sequence[Tensor], like: Tensor) -> list[list[Tensor]]:

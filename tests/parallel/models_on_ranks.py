@@ -6,7 +6,6 @@ Arguments: the golden folder and a folder for the results, one safetensors file 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -90,11 +89,7 @@ def main(golden: Path, out: Path) -> None:
     for layout in layouts_for(parallel.world_size):
         model = parallelize_transformer(transformer, parallel.arranged(layout))
         made |= {f"{layout}/{name}": x for name, x in results(golden, model).items()}
-    # The same by all-gather, for backends that have no all-to-all.
     spread = parallel.arranged(Layout(sp=parallel.world_size))
-    lacking = replace(spread, sequence=replace(spread.sequence, has_all_to_all=False))
-    model = parallelize_transformer(transformer, lacking)
-    made["without all-to-all/odd_frames"] = model(**odd_frames()).sample
     made |= tiled_video(golden, spread.replica)
     transformer.bfloat16()
     for layout in layouts_for(parallel.world_size):

@@ -22,17 +22,17 @@ TOLERANCE = 1e-5  # issue 5
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_checkpoint: Path) -> dict[str, Tensor]:
-    return videos_on_ranks.videos(tiny_checkpoint, Parallel())
+def alone() -> dict[str, Tensor]:
+    return videos_on_ranks.videos(Parallel())
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_latents_do_not_depend_on_the_layout(
-    processes: int, alone: dict[str, Tensor], tiny_checkpoint: Path, tmp_path: Path
+    processes: int, alone: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    run_ranks(Path(videos_on_ranks.__file__), processes, tiny_checkpoint, tmp_path)
+    run_ranks(Path(videos_on_ranks.__file__), processes, tmp_path)
     ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(processes)]
-    for layout in [layout for layout in layouts_for(processes) if layout.sp <= 2]:
+    for layout in layouts_for(processes):
         for rank, made in enumerate(ranks):
             mine = {
                 name.partition("/")[2]: tensor
@@ -43,7 +43,7 @@ def test_latents_do_not_depend_on_the_layout(
             for name, tensor in mine.items():
                 expected = alone[name].float()
                 difference = (tensor.float() - expected).abs().max()
-                # Random weights do not take noise of size 157 back to latents of size 1. And a
+                # The bundled model was not trained for images: its latents reach 13 there. And a
                 # latent's rounding may turn over the truncation of a pixel to 8 bits.
                 size = expected.abs().max().clamp(min=1)
                 limit = TOLERANCE * size if name.endswith("latents") else 1

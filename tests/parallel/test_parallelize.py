@@ -74,15 +74,6 @@ def test_bfloat16_stays_within_50_db(ranks: list[dict[str, Tensor]], golden_fold
         assert error <= peak**2 * 1e-5, layout  # 50 dB
 
 
-def test_all_gather_stands_in_for_all_to_all(
-    ranks: list[dict[str, Tensor]], alone: dict[str, Tensor]
-) -> None:
-    for made in ranks:
-        torch.testing.assert_close(
-            made["without all-to-all/odd_frames"], alone["odd_frames"], rtol=0, atol=TOLERANCE
-        )
-
-
 def test_tiles_spread_over_ranks_give_the_same_latents_and_video(
     ranks: list[dict[str, Tensor]], golden_folder: Path
 ) -> None:

@@ -114,9 +114,11 @@ class ParallelTransformer:
                 raise ShapeError("the transformer needs encoder_hidden_states or text; got neither")
             text = self.encode_text(encoder_hidden_states, encoder_attention_mask)
         timestep = torch.as_tensor(timestep, device=hidden_states.device)
+        if timestep.ndim:
+            timestep = self._branch(timestep.expand(len(hidden_states)))
         (sample,) = self.transformer(
             self._branch(hidden_states),
-            self._branch(timestep.expand(len(hidden_states))),
+            timestep,
             attention_mask=None if attention_mask is None else self._branch(attention_mask),
             blocks=blocks,
             text=self._branch_text(text),

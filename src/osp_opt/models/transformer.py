@@ -247,7 +247,9 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
             rotary = self.rotary_tables.get(grid, x.dtype, x.device)
         else:
             x = self._add_positions(x, grid)
-        timestep = torch.as_tensor(timestep, device=x.device).expand(x.shape[0])
+        # A timestep that all share stays one row: a matrix product of other height may differ in
+        # its last bit, and so would a video by the batch, or the ranks, that it is made with.
+        timestep = torch.as_tensor(timestep, device=x.device).reshape(-1)
         modulation, embedded = self.adaln_single(timestep, x.dtype)
         mask = self._latent_mask(attention_mask)
 

@@ -123,7 +123,7 @@ class GuidedDenoiser:
         loop = run_blocks if self._loops is None else self._loops.at(step, branch)
         output: Tensor = self.transformer(
             x.to(self.transformer.dtype),
-            torch.full((x.shape[0],), timestep, device=x.device, dtype=torch.float32),
+            torch.full((), timestep, device=x.device, dtype=torch.float32),
             text=self.conditions.branches[branch],
             blocks=loop,
             return_dict=False,
