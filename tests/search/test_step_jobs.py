@@ -109,6 +109,12 @@ def test_calibrate_resumes_and_ends_with_the_same_files(
 
 def test_search_decides_verifies_and_resumes(workdir: Path, tiny_checkpoint: Path) -> None:
     values = {"steps": "5", "verify": True, "verify_prompts": 2, "budget": 4.0}
+    values["text_prompt"] = (
+        "a cat",
+        "a dog",
+        "a red circle moves left on a black background",
+        "a green square stays still on a white background",
+    )
     options = search(tiny_checkpoint, workdir, **values)
     stored = json.loads(options.schedule_path.read_text())
     assert (len(stored), stored[0], stored[-1]) == (5, 0.0, 0.999)
@@ -119,10 +125,14 @@ def test_search_decides_verifies_and_resumes(workdir: Path, tiny_checkpoint: Pat
     assert {row["origin"] for row in meta["search"]["race"]} >= {"uniform", "klub(c=0.5)"}
     verification = meta["search"]["verification"]
     assert len(verification["videos"]) == 2
+    assert verification["measure"] in ("attributes as asked", "SSIM", "PSNR")
+    for video in verification["videos"]:
+        assert {"psnr", "ssim", "right", "mse", "seconds"} <= set(video["searched"])
+        assert video["searched"]["right"] in (0.0, 0.25, 0.5, 0.75, 1.0)
     raced = {prompt for row in meta["search"]["race"] for prompt in row["errors"]}
     assert raced.isdisjoint({video["prompt"] for video in verification["videos"]} | set(PROMPTS))
     if meta["search"]["shown_better_than_uniform"]:
-        assert verification["psnr_gain"]["estimate"] >= 0
+        assert meta["search"]["log_measured_error_over_uniform"]["high"] < 0
 
     ledger = options.run_dir / "trials.jsonl"
     written, measured = options.schedule_path.read_bytes(), ledger.read_bytes()

@@ -19,7 +19,7 @@ from osp_opt.jobs.step_trials import StepTrials
 from osp_opt.jobs.step_verify import Verification, verify
 from osp_opt.options import SearchStepsOptions
 from osp_opt.prompts import given_prompts
-from osp_opt.quality.intervals import Interval
+from osp_opt.quality.intervals import Interval, mean_ci
 from osp_opt.sampling.samplers import custom_timestep_samplers
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.step_candidates import StepCandidate, StepTable, objectives_for
@@ -46,7 +46,7 @@ class Decision:
     reason: str
     predicted: Interval
     race: list[dict[str, Any]] = field(default_factory=list)
-    gain: Interval | None = None
+    log_ratios: tuple[float, ...] = ()  # of measured errors, candidate over uniform, per prompt
     verification: Verification | None = None
     written: StepCandidate | None = None  # in place of a candidate that was not shown to be better
 
@@ -243,19 +243,30 @@ def _decide_by_race(search: Search, candidates: list[StepCandidate]) -> Decision
         }
         for c, candidate in enumerate(candidates)
     ]
-    return Decision(winner, candidates[0], shown, reason, predicted, race, gain)
+    log_ratios = tuple(result.log_ratios(result.winner, 0))
+    return Decision(winner, candidates[0], shown, reason, predicted, race, log_ratios)
 
 
 def _verified(search: Search, decision: Decision) -> Decision:
-    """Fresh prompts have the last word: surely better there counts as shown, worse as not."""
+    """Fresh prompts join the race's: only what is better than uniform on all of them together
+    counts as shown.
+    """
     assert search.trials is not None
     chosen, uniform = decision.chosen.schedule, decision.uniform.schedule
     found = verify(search.trials, chosen, uniform, search.reference, search.fresh_requests)
     for line in found.lines():
         search.context.progress.say(line)
-    gain = found.psnr_gain
-    shown = (decision.shown and gain.estimate >= 0.0) or gain.low > 0.0
-    return replace(decision, verification=found, shown=shown)
+    if chosen == uniform:
+        return replace(decision, verification=found)
+    log_ratios = (*decision.log_ratios, *found.log_ratios)
+    gain = mean_ci(log_ratios, SURE)
+    search.context.progress.say(
+        f"  error {_factor(gain)} of uniform's on all {gain.count} prompts it was measured on"
+    )
+    if search.options.objective == "distribution":  # chosen for something else than this error
+        return replace(decision, verification=found, log_ratios=log_ratios)
+    shown = gain.high < 0
+    return replace(decision, verification=found, shown=shown, log_ratios=log_ratios)
 
 
 def _smallest(search: Search, max_loss: float) -> int:
@@ -342,7 +353,7 @@ def _report(search: Search, decision: Decision) -> dict[str, Any]:
             "reason": decision.reason,
             "log_predicted_error_over_uniform": decision.predicted.as_json(),
             "log_measured_error_over_uniform": (
-                None if decision.gain is None else decision.gain.as_json()
+                mean_ci(decision.log_ratios, SURE).as_json() if decision.log_ratios else None
             ),
             "calibration": {
                 "videos": len(calibration.prompts),

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -24,6 +23,7 @@ from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.trials import TrialLedger
 from osp_opt.tiny.captions import parse
 from osp_opt.tiny.checker import check
+from osp_opt.tiny.specs import ATTRIBUTES
 
 if TYPE_CHECKING:
     from osp_opt.worker import WorkerContext
@@ -52,7 +52,6 @@ class StepTrials:
         self._folder = context.run_dir / "baseline"
         self._ledger = TrialLedger(context.run_dir / "trials.jsonl")
         self._latents: dict[Request, Tensor] = {}
-        self._seconds: dict[Request, float] = {}
         # A folder may outlive the weights it was made with.
         self._prefix = f"{maker.loaded.fingerprint[:12]} {schedule_key(reference)}"
 
@@ -78,13 +77,13 @@ class StepTrials:
     ) -> list[list[dict[str, Any]]]:
         """Frames of each schedule on each request against the full-length video's.
 
-        The result's [s][r] holds psnr (dB), ssim, seconds of denoising (not for the full length),
-        and, for prompts that the bundled model's checker can read, `right`, the share of
-        attributes that are as asked, and `all_right`, 1 when all are.
+        The result's [s][r] holds psnr (dB), ssim, seconds of denoising and mse of latents (the
+        last two not for the full length), and, for prompts that the bundled model's checker can
+        read, `right`, the share of attributes that are as asked, and `all_right`, 1 when all are.
         """
         pairs = [(schedule, request) for schedule in schedules for request in requests]
         keys = [
-            f"verify {self._prefix} {schedule_key(schedule)} {request.seed} {request.prompt}"
+            f"frames {self._prefix} {schedule_key(schedule)} {request.seed} {request.prompt}"
             for schedule, request in pairs
         ]
 
@@ -96,13 +95,14 @@ class StepTrials:
                 made = self._maker.denoise(request, schedule)
                 frames = self._maker.decode(made.latents)
                 values["seconds"] = made.seconds
+                values["mse"] = mse(made.latents.cpu(), self._latents[request])
             values["psnr"] = MAX_PSNR if frames is full else psnr(frames, full)
             if min(frames.shape[1:3]) >= _MIN_SSIM_SIZE:
                 values["ssim"] = 1.0 if frames is full else ssim(frames, full)
             if parse(request.prompt) is not None:
-                right = check(frames, request.prompt).right()
-                values["right"] = sum(right.values()) / len(right)
-                values["all_right"] = float(all(right.values()))
+                seen = check(frames, request.prompt).right()
+                values["right"] = sum(seen[name] for name in ATTRIBUTES) / len(ATTRIBUTES)
+                values["all_right"] = float(seen["all"])
             return values
 
         found = self._measured(
@@ -111,10 +111,18 @@ class StepTrials:
         n = len(requests)
         return [found[k * n : (k + 1) * n] for k in range(len(schedules))]
 
-    def full_seconds(self, requests: Sequence[Request]) -> list[float]:
-        """Seconds of denoising of the full-length videos."""
-        self.baseline(requests)
-        return [self._seconds[request] for request in requests]
+    def speedup(self, schedule: TimestepSchedule, request: Request) -> float:
+        """Measured speed-up of denoising over the full length: both on `request`, one right after
+        the other, because a machine's speed changes within minutes.
+        """
+        key = f"timing {self._prefix} {schedule_key(schedule)} {request.seed} {request.prompt}"
+
+        def measure(_: int) -> dict[str, Any]:
+            own = self._maker.denoise(request, schedule).seconds
+            return {"full": self._maker.denoise(request, self._reference).seconds, "own": own}
+
+        (values,) = self._measured([key], [request], measure, "timing")
+        return float(values["full"]) / float(values["own"])
 
     def _measured(
         self, keys: Sequence[str], requests: Sequence[Request], measure: Any, what: str
@@ -148,28 +156,25 @@ class StepTrials:
         made = []
         with self._progress.task(f"sampling {len(self._reference)} steps", len(mine)) as task:
             for request in mine:
-                made.append(self._load(request) or self._sample_full(request))
+                found = self._load(request)
+                made.append(self._sample_full(request) if found is None else found)
                 task.advance()
-        for request, found in zip(wanted, self._parallel.gather_shared(made), strict=True):
-            self._latents[request], self._seconds[request] = found
+        self._latents |= dict(zip(wanted, self._parallel.gather_shared(made), strict=True))
 
-    def _sample_full(self, request: Request) -> tuple[Tensor, float]:
-        made = self._maker.denoise(request, self._reference)
-        latents = made.latents.float().cpu().contiguous()
-        data = save_tensors({"latents": latents, "seconds": torch.tensor(made.seconds)})
-        atomic_write_bytes(self._path(request), data)
-        return latents, made.seconds
+    def _sample_full(self, request: Request) -> Tensor:
+        latents = self._maker.denoise(request, self._reference).latents.float().cpu().contiguous()
+        atomic_write_bytes(self._path(request), save_tensors({"latents": latents}))
+        return latents
 
     def _path(self, request: Request) -> Any:
         text = f"{self._prefix}\0{request.seed}\0{request.prompt}"
         return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
-    def _load(self, request: Request) -> tuple[Tensor, float] | None:
+    def _load(self, request: Request) -> Tensor | None:
         path = self._path(request)
         if not path.is_file():
             return None
         try:
-            found = load_tensors(path.read_bytes())
-            return found["latents"], float(found["seconds"])
+            return load_tensors(path.read_bytes())["latents"]
         except (SafetensorError, KeyError, OSError) as error:
             raise FileError(f"{path}: damaged; delete it to sample that video again") from error

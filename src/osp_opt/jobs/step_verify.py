@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 from osp_opt.jobs.generation import Request
@@ -21,7 +21,7 @@ class Verification:
 
     psnr, psnr_uniform: dB to the full-length video, over prompts; psnr_gain: their difference in
     pairs. ssim: as psnr, None for frames too small. loss: of quality against the full length, as
-    a share, by `measure`. speedup: of denoising, measured (ratio of medians).
+    a share, by `measure`. speedup: of denoising, measured on one prompt.
     """
 
     steps: int
@@ -33,6 +33,7 @@ class Verification:
     loss: Interval
     measure: str
     speedup: float
+    log_ratios: tuple[float, ...]  # of latent errors, own over uniform's, per prompt
     videos: list[dict[str, Any]] = field(repr=False)
 
     def lines(self) -> list[str]:
@@ -69,7 +70,6 @@ def verify(
     """Sample the full length, uniform and `schedule` on `requests` with coupled noise; compare."""
     full, even, own = trials.verified([reference, uniform, schedule], requests)
     loss, measure = _loss(full, own)
-    seconds = [values["seconds"] for values in own]
     return Verification(
         steps=len(schedule),
         psnr=mean_ci(_column(own, "psnr")),
@@ -79,7 +79,11 @@ def verify(
         ssim_uniform=mean_ci(_column(even, "ssim")) if "ssim" in even[0] else None,
         loss=loss,
         measure=measure,
-        speedup=median(trials.full_seconds(requests)) / median(seconds),
+        speedup=trials.speedup(schedule, requests[0]),
+        log_ratios=tuple(
+            math.log(max(o["mse"], 1e-30) / max(e["mse"], 1e-30))
+            for o, e in zip(own, even, strict=True)
+        ),
         videos=[
             {"prompt": r.prompt, "seed": r.seed, "full": f, "uniform": e, "searched": o}
             for r, f, e, o in zip(requests, full, even, own, strict=True)

@@ -221,8 +221,9 @@ def blend(
 
 def _rounded(timesteps: np.ndarray) -> np.ndarray:
     """Whole timesteps, each once, none outside the range."""
-    whole = np.unique(np.round(timesteps))[::-1]
-    return whole[(whole <= timesteps[0]) & (whole >= timesteps[-1])]
+    whole: np.ndarray = np.unique(np.round(timesteps))[::-1]
+    inside: np.ndarray = whole[(whole <= timesteps[0]) & (whole >= timesteps[-1])]
+    return inside
 
 
 def _distance(one: StepCandidate, other: StepCandidate) -> float:

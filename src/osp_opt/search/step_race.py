@@ -36,11 +36,12 @@ class RaceResult:
 
     def against(self, candidate: int, other: int, level: float = 0.95) -> Interval:
         """Log of `candidate`'s error over `other`'s, mean over the prompts that both ran."""
+        return mean_ci(self.log_ratios(candidate, other), level)
+
+    def log_ratios(self, candidate: int, other: int) -> list[float]:
+        """The logs of which `against` is the mean, one per prompt."""
         common = sorted(set(self.errors[candidate]) & set(self.errors[other]))
-        return mean_ci(
-            [_log(self.errors[candidate][p]) - _log(self.errors[other][p]) for p in common],
-            level,
-        )
+        return [_log(self.errors[candidate][p]) - _log(self.errors[other][p]) for p in common]
 
 
 def affordable_prompts(costs: Sequence[float], baseline_cost: float, budget: float) -> int:
