@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _usage_line(error: Exception) -> str:
     """One line for a flag or subcommand that does not exist, naming the nearest that does."""
     context = getattr(error, "ctx", None)
-    unknown = getattr(error, "option_name", None)
+    unknown = str(getattr(error, "option_name", ""))
     message = str(getattr(error, "message", error)).rstrip(".")
     if context is None:
         return message

@@ -113,7 +113,7 @@ def _show_own_warnings(progress: Progress) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             progress.say(f"{record.levelname.lower()}: {record.getMessage()}")
 
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]
     logging.getLogger("osp_opt").addHandler(ToUser(logging.WARNING))
 
 

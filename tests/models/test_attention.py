@@ -147,9 +147,7 @@ class ThreadRank:
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_ranks_that_share_tokens_make_the_same_video(
-    case: dict[str, Tensor], ranks: int
-) -> None:
+def test_ranks_that_share_tokens_make_the_same_video(case: dict[str, Tensor], ranks: int) -> None:
     """160 tokens and 4 heads over 2, 3 (uneven) and 4 ranks, with a partial latent mask."""
     case["attention_mask"][1, :, :, 6:] = 0
     board, barrier = [torch.empty(0)] * ranks, threading.Barrier(ranks, timeout=60)

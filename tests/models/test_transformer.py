@@ -33,9 +33,7 @@ def inputs_of(path: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor
     }
 
 
-def run_recorded(
-    model: OpenSoraT2V, inputs: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def run_recorded(model: OpenSoraT2V, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
 
     def recording(layers: Sequence[Layer], x: Tensor) -> Tensor:
@@ -79,9 +77,7 @@ def test_equals_the_official_code_after_every_block(path: str) -> None:
         )
 
 
-def test_embeddings_equal_the_official_code(
-    model: OpenSoraT2V, inputs: dict[str, Tensor]
-) -> None:
+def test_embeddings_equal_the_official_code(model: OpenSoraT2V, inputs: dict[str, Tensor]) -> None:
     expected = load_file(GOLDEN / "transformer/case_a_video.safetensors")
     with torch.no_grad():
         modulation, embedded = model.adaln_single(inputs["timestep"], torch.float32)
@@ -89,9 +85,7 @@ def test_embeddings_equal_the_official_code(
     torch.testing.assert_close(
         modulation.flatten(1), expected["out.adaln_timestep6d"], atol=1e-5, rtol=0
     )
-    torch.testing.assert_close(
-        embedded, expected["out.adaln_embedded_timestep"], atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(embedded, expected["out.adaln_embedded_timestep"], atol=1e-5, rtol=0)
     torch.testing.assert_close(caption, expected["out.caption_projection"], atol=1e-5, rtol=0)
 
 
@@ -119,9 +113,7 @@ def test_differs_from_the_official_code_only_by_its_table_bug() -> None:
     torch.testing.assert_close(wrong, expected, atol=1e-5, rtol=0)
 
 
-def test_text_context_is_exact_and_trimmed(
-    model: OpenSoraT2V, inputs: dict[str, Tensor]
-) -> None:
+def test_text_context_is_exact_and_trimmed(model: OpenSoraT2V, inputs: dict[str, Tensor]) -> None:
     expected = load_file(GOLDEN / "transformer/case_a_video.safetensors")["out.output"]
     embeds, mask = inputs["encoder_hidden_states"], inputs["encoder_attention_mask"]
     with torch.no_grad():
@@ -244,9 +236,7 @@ def test_gradients_equal_finite_differences() -> None:
     assert torch.autograd.gradcheck(output, (latents, embeds), atol=1e-6)
 
 
-def test_training_works_after_inference_mode(
-    model: OpenSoraT2V, inputs: dict[str, Tensor]
-) -> None:
+def test_training_works_after_inference_mode(model: OpenSoraT2V, inputs: dict[str, Tensor]) -> None:
     model.rotary_tables.reset()
     with torch.inference_mode():
         model(**inputs)

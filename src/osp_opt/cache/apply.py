@@ -218,7 +218,7 @@ class _BlockHook(ModelHook):
         return (first,) if second is None else (first, output[second])
 
     def _packed(self, x: Streams) -> Any:
-        second = self._meta.return_encoder_hidden_states_index
+        second: Any = self._meta.return_encoder_hidden_states_index
         if second is None:
             return x[0]
         return x if second == 1 else (x[1], x[0])

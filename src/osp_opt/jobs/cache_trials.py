@@ -106,10 +106,11 @@ class CacheTrials:
         latents = []
         with self._progress.task("sampling without cache", len(mine)) as task:
             for request in mine:
-                latents.append(self._load(request))
-                if latents[-1] is None:
-                    latents[-1] = self._sample(request, None).latents.cpu()
-                    self._save(request, latents[-1])
+                made = self._load(request)
+                if made is None:
+                    made = self._sample(request, None).latents.cpu()
+                    self._save(request, made)
+                latents.append(made)
                 task.advance()
         self._plain |= dict(zip(wanted, self._parallel.gather_shared(latents), strict=True))
 
@@ -120,7 +121,9 @@ class CacheTrials:
             f"error {self._prefix} {policy_key(policy)} {request.seed} {request.prompt}"
             for policy, request in zip(policies, requests, strict=True)
         ]
-        known = self._parallel.broadcast_object({key: self._ledger.get(key) for key in keys})
+        known: dict[str, Any] = self._parallel.broadcast_object(
+            {key: self._ledger.get(key) for key in keys}
+        )
         todo = [i for i, key in enumerate(keys) if known[key] is None]
         if not todo:
             return [float(known[key]["mse"]) for key in keys]

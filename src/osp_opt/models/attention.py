@@ -82,9 +82,7 @@ def rotary_table(
 def rotate(states: Tensor, rotary: Rotary) -> Tensor:
     """Apply a rotary table ``[n 1 k]`` to ``states [b n h k]``."""
     cos, sin = rotary
-    first, second = rearrange(
-        states, "b n h (three half m) -> half b n h three m", three=3, half=2
-    )
+    first, second = rearrange(states, "b n h (three half m) -> half b n h three m", three=3, half=2)
     swapped = torch.stack((second, first), dim=-2).flatten(-3)  # three times faster than flip
     return torch.addcmul(states * cos, swapped, sin)
 
@@ -100,9 +98,7 @@ class RotaryTables:
         self.capacity = capacity
         self._tables: OrderedDict[tuple[object, ...], Rotary] = OrderedDict()
 
-    def get(
-        self, grid: tuple[int, int, int], dtype: torch.dtype, device: torch.device
-    ) -> Rotary:
+    def get(self, grid: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Rotary:
         """Return the table of a (t h w) token grid; see :func:`rotary_table`."""
         key = (grid, dtype, device)
         if key not in self._tables:

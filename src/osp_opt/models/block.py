@@ -91,9 +91,7 @@ class OpenSoraBlock(nn.Module):
     ) -> Tensor:
         """``hidden_states [b n d]``, ``modulation [b 6 d]``; the rest as in models.attention."""
         key, value = text.keys[self.index], text.values[self.index]
-        return self.run(
-            hidden_states, modulation, key, value, text.mask, rotary, mask, sequence
-        )
+        return self.run(hidden_states, modulation, key, value, text.mask, rotary, mask, sequence)
 
     def run(
         self,
@@ -109,9 +107,7 @@ class OpenSoraBlock(nn.Module):
         """The block proper. It does not know its index, so one compiled graph serves all blocks."""
         tables = (self.scale_shift_table + modulation)[:, :, None]
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = tables.unbind(1)
-        attended = self.attn1(
-            modulate(self.norm1(x), shift_msa, scale_msa), rotary, mask, sequence
-        )
+        attended = self.attn1(modulate(self.norm1(x), shift_msa, scale_msa), rotary, mask, sequence)
         x = torch.addcmul(x, gate_msa, attended)
         x = x + self.attn2(x, text_key, text_value, text_mask)
         return torch.addcmul(x, gate_mlp, self.ff(modulate(self.norm2(x), shift_mlp, scale_mlp)))

@@ -112,8 +112,6 @@ def absolute_positions(
     time = _axis_sinusoids(axes[0], width)
     rows, columns = (_axis_sinusoids(axis, width // 2) for axis in axes[1:])
     _, h, w = grid
-    spatial = torch.cat(
-        (columns[None].expand(h, w, -1), rows[:, None].expand(h, w, -1)), dim=-1
-    )
+    spatial = torch.cat((columns[None].expand(h, w, -1), rows[:, None].expand(h, w, -1)), dim=-1)
     # Rounded to float32 one by one before the sum, as the reference's two tables are.
     return rearrange(spatial, "h w d -> (h w) d").float() + time.float()[:, None]

@@ -6,8 +6,10 @@ Shape legend: b batch, c channels, t frames, h height, w width. A video of ``4k+
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -60,15 +62,13 @@ class _Level(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
-        resnet: type,
-        attention: type | None,
+        resnet: type[Any],
+        attention: type[Any] | None,
         groups: int,
-        resample: dict[str, type | None],
+        resample: dict[str, type[Any] | None],
     ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(
-            resnet(a, b, groups) for a, b in zip(channels, channels[1:], strict=False)
-        )
+        self.block = nn.ModuleList(resnet(a, b, groups) for a, b in pairwise(channels))
         self.attn = nn.ModuleList(
             attention(b, groups) for b in channels[1:] if attention is not None
         )
@@ -87,12 +87,12 @@ class _Level(nn.Module):
         return x
 
 
-def _kind(kinds: dict[str, type], name: str, option: str) -> type | None:
+def _kind(kinds: Mapping[str, type[Any]], name: str, option: str) -> type[Any] | None:
     return blocks.pick(kinds, name, option) if name else None
 
 
 class _Encoder(nn.Module):
-    def __init__(self, config: dict) -> None:
+    def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         hidden, groups = config["hidden_size"], config["norm_num_groups"]
         widths = [hidden * m for m in config["hidden_size_mult"]]
@@ -141,7 +141,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    def __init__(self, config: dict) -> None:
+    def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         hidden, groups = config["hidden_size"], config["norm_num_groups"]
         widths = [hidden * m for m in config["hidden_size_mult"]]
@@ -191,7 +191,7 @@ class _Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class CausalVAEModel(ModelMixin, ConfigMixin):
+class CausalVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Causal video autoencoder built from the block names in its config.
 
     Every keyword is a key of the official ``config.json``; ``norm_num_groups`` is ours (group
@@ -202,7 +202,7 @@ class CausalVAEModel(ModelMixin, ConfigMixin):
         CheckpointError: the config names a block that does not exist.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         hidden_size: int = 128,
@@ -237,7 +237,7 @@ class CausalVAEModel(ModelMixin, ConfigMixin):
         use_quant_layer: bool = True,
         norm_num_groups: int = 32,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         config = dict(self.config)
         self.encoder = _Encoder(config)
         self.decoder = _Decoder(config)
@@ -278,8 +278,8 @@ class CausalVAEModel(ModelMixin, ConfigMixin):
 
     def _moments(self, video: Tensor) -> Tensor:
         moments = self.encoder(video)
-        return self.quant_conv(moments) if self.config.use_quant_layer else moments
+        return self.quant_conv(moments) if self.config["use_quant_layer"] else moments
 
     def _pixels(self, latents: Tensor) -> Tensor:
-        z = self.post_quant_conv(latents) if self.config.use_quant_layer else latents
+        z = self.post_quant_conv(latents) if self.config["use_quant_layer"] else latents
         return self.decoder(z)

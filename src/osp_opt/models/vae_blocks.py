@@ -6,6 +6,9 @@ frames: in time every convolution is padded at the front with copies of the firs
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -250,7 +253,7 @@ UPSAMPLES = {
 }
 
 
-def pick(kinds: dict[str, type], name: str, option: str) -> type:
+def pick(kinds: Mapping[str, type[Any]], name: str, option: str) -> type[Any]:
     """The block class called ``name``.
 
     Raises:

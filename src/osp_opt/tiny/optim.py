@@ -7,6 +7,7 @@ few lines that orthogonalise an update are here.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,8 @@ class MuonWithAdamW:
         self, model: nn.Module, lr: float, weight_decay: float = 0.0, adamw: tuple[str, ...] = ()
     ) -> None:
         self.lr = lr
-        matrices, rest = [], []
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             muon = parameter.ndim >= 2 and not any(part in name for part in adamw)
             (matrices if muon else rest).append(parameter)
@@ -91,10 +93,10 @@ class MuonWithAdamW:
             part.step()
             part.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> list[dict]:
+    def state_dict(self) -> list[dict[str, Any]]:
         return [part.state_dict() for part in self.parts]
 
-    def load_state_dict(self, states: list[dict]) -> None:
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
 

@@ -63,9 +63,8 @@ class ClipSpec:
     motion: str
 
     def __post_init__(self) -> None:
-        for attribute, known in zip(
-            ATTRIBUTES, (SHAPES, COLORS, BACKGROUNDS, MOTIONS), strict=True
-        ):
+        legal: tuple[Iterable[str], ...] = (SHAPES, COLORS, BACKGROUNDS, MOTIONS)
+        for attribute, known in zip(ATTRIBUTES, map(tuple, legal), strict=True):
             value = getattr(self, attribute)
             if value not in known:
                 raise InputError(

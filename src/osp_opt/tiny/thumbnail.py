@@ -9,6 +9,8 @@ silu(x) - silu(-x) = x; group normalisation (one group) by a constant pair that 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,7 @@ def start_as_thumbnail(vae: CausalVAEModel, video: Tensor) -> None:
     _conv(vae.decoder.conv_out).weight *= (decoded * video).sum() / decoded.square().sum()
 
 
-def _conv(module: nn.Module) -> nn.Conv2d | nn.Conv3d:
+def _conv(module: Any) -> Any:
     conv = module.conv if isinstance(module, blocks.CausalConv3d) else module
     assert isinstance(conv, nn.Conv2d | nn.Conv3d)
     return conv
@@ -65,7 +67,7 @@ def _zero(module: nn.Module) -> None:
     nn.init.zeros_(conv.bias)
 
 
-def _centre(conv: nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:
+def _centre(conv: Any) -> tuple[int, ...]:
     """The tap that sees the output's own position; in time, causally, the last one."""
     kernel = conv.kernel_size
     return tuple(k - 1 if len(kernel) == 3 and i == 0 else k // 2 for i, k in enumerate(kernel))

@@ -13,6 +13,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +142,8 @@ def train_transformer(
         }
     ).train()
     # The tokenizer's folder becomes loadable once a model config lies beside it.
-    model["text_encoder"].config.save_pretrained(out / "text_encoder")
+    text_encoder: Any = model["text_encoder"]
+    text_encoder.config.save_pretrained(out / "text_encoder")
     captions = Captions(out / "text_encoder", clips.specs)
     optimiser = MuonWithAdamW(
         model,
@@ -166,7 +168,7 @@ def train_transformer(
         chosen = rng.integers(len(clips.specs), size=BATCH)
         ids, mask = captions.draw([clips.specs[i] for i in chosen], rng)
         loss = _loss(model, clips.latents[chosen], ids, mask, sigmas)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step(warm_then_linear(step, steps, warm=100))
         average.update(model)
@@ -215,8 +217,9 @@ def _save(model: nn.ModuleDict, average: WeightAverage, out: Path) -> None:
     """Write the averaged weights as a checkpoint."""
     kept = {key: value.clone() for key, value in model.state_dict().items()}
     average.copy_to(model)
-    model["transformer"].save_pretrained(out / "transformer")
-    model["text_encoder"].save_pretrained(out / "text_encoder")
+    for name in ("transformer", "text_encoder"):
+        part: Any = model[name]
+        part.save_pretrained(out / name)
     model.load_state_dict(kept)
     with atomic_path(out / "defaults.json") as path:
         path.write_text(json.dumps(DEFAULTS, indent=2) + "\n")

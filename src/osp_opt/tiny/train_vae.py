@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ def train_vae(
     start, sums = time.monotonic(), np.zeros(3)
     for step, (batch, frames) in enumerate(plan):
         loss, *parts = _loss(vae, _clips(specs, rng, batch, frames))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step(warm_then_linear(step, len(plan)))
         average.update(vae)
@@ -137,7 +138,8 @@ def normalise_latents(
     shift = means.mean((0, 2, 3, 4))
     scale = 1 / (VAE_SCALE * means.std((0, 2, 3, 4)))
     channels = shift.numel()
-    inward, outward = vae.quant_conv.conv, vae.post_quant_conv.conv
+    inward: Any = vae.quant_conv.conv
+    outward: Any = vae.post_quant_conv.conv
     outward.bias += (outward.weight * shift.view(1, -1, 1, 1, 1)).sum(1).flatten()
     outward.weight /= scale.view(1, -1, 1, 1, 1)
     inward.weight[:channels] *= scale.view(-1, 1, 1, 1, 1)
