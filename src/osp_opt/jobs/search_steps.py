@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from osp_opt.artifacts import write_json, write_meta
 from osp_opt.errors import OptionError
 from osp_opt.jobs.generation import Request, VideoMaker
@@ -30,7 +32,7 @@ from osp_opt.worker import WorkerContext
 __all__ = ["run"]
 
 TABLE_STEPS = (10, 20, 25, 33, 50)  # lengths of the printed table
-FIRST_ROUND = 0.4  # of the budget: the rest is for comparing the best few on more prompts
+FIRST_ROUND = 0.35  # of the budget: the rest is for comparing the best few on more prompts
 SURE = 0.8  # two-sided level: better than uniform with 90 % confidence
 MIN_TO_FIT = 4  # schedules: fewer errors cannot tell the model's two parameters
 LADDER = (4, 6, 8, 10, 12, 16, 20, 25, 33, 40, 50, 67, 80)  # lengths tried for --max-loss
@@ -184,30 +186,36 @@ def _room(search: Search, length: int) -> int:
     return max(2, math.floor((FIRST_ROUND * search.options.budget - 1.0) / share))
 
 
-def _with_fitted(search: Search, candidates: list[StepCandidate]) -> list[StepCandidate]:
-    """`candidates` and the best one by what their errors on the first prompt say of the model."""
+def _with_fitted(
+    search: Search, candidates: list[StepCandidate]
+) -> tuple[list[StepCandidate], list[float] | None]:
+    """`candidates` and the best one by what their errors on the first prompt say of the model.
+
+    With what that predicts for each: the log of its error over uniform's.
+    """
     assert search.trials is not None
     if len(candidates) < MIN_TO_FIT:
-        return candidates
+        return candidates, None
     schedules = [candidate.schedule for candidate in candidates]
     errors = search.trials.errors(schedules, [search.race_requests[0]] * len(schedules))
     name = objectives_for(search.options.sampler, "video")[0].name
     objective = fit_sensitivity(search.table, schedules, errors, name)
     fitted = search.table.best(objective, len(schedules[0]))
-    if search.table.has_twin(fitted, candidates):
-        return candidates
+    if not search.table.has_twin(fitted, candidates):
+        candidates = [*candidates, fitted]
+    predicted = np.log(search.table.mean_costs([c.schedule for c in candidates], objective))
     search.context.progress.say(
-        f"{len(schedules[0])} steps: their errors fit {objective.heaviest().label} best; "
-        "its schedule joins the race"
+        f"{len(schedules[0])} steps: the candidates' errors fit {objective.heaviest().label} best"
     )
-    return [*candidates, fitted]
+    return candidates, [float(value - predicted[0]) for value in predicted]
 
 
 def _decide_by_race(search: Search, candidates: list[StepCandidate]) -> Decision:
     assert search.trials is not None
     trials, requests, budget = search.trials, search.race_requests, search.options.budget
+    prior = None
     if search.options.method == "dp":
-        candidates = _with_fitted(search, candidates)
+        candidates, prior = _with_fitted(search, candidates)
     costs = [len(c.schedule) / len(search.reference) for c in candidates]
     say = search.context.progress.say
     foreseen = min(affordable_prompts(costs, 1.0, budget), len(requests))
@@ -222,7 +230,7 @@ def _decide_by_race(search: Search, candidates: list[StepCandidate]) -> Decision
             [candidates[c].schedule for c, _ in pairs], [requests[p] for _, p in pairs]
         )
 
-    result = race_schedules(costs, 1.0, len(requests), budget, measure)
+    result = race_schedules(costs, 1.0, len(requests), budget, measure, prior=prior)
     winner = candidates[result.winner]
     challenger = result.winner or next((c for c in result.ranking if c != 0), 0)
     gain = result.against(challenger, 0, level=SURE)

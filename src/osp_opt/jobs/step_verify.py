@@ -11,6 +11,7 @@ from osp_opt.jobs.generation import Request
 from osp_opt.jobs.step_trials import StepTrials
 from osp_opt.quality.intervals import Interval, mean_ci, paired_difference
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.step_race import bounded
 
 __all__ = ["Verification", "verify"]
 
@@ -81,7 +82,7 @@ def verify(
         measure=measure,
         speedup=trials.speedup(schedule, requests[0]),
         log_ratios=tuple(
-            math.log(max(o["mse"], 1e-30) / max(e["mse"], 1e-30))
+            bounded(math.log(max(o["mse"], 1e-30) / max(e["mse"], 1e-30)))
             for o, e in zip(own, even, strict=True)
         ),
         videos=[

@@ -11,9 +11,10 @@ import numpy as np
 from osp_opt.errors import ScheduleError
 from osp_opt.search.trials import Interval, mean_ci
 
-__all__ = ["Pair", "RaceResult", "affordable_prompts", "race_schedules"]
+__all__ = ["Pair", "RaceResult", "affordable_prompts", "bounded", "race_schedules"]
 
 Pair = tuple[int, int]  # (candidate, prompt)
+_CLIP = 1.5  # of a log ratio: what one video that tips over, or hardly errs at all, may count
 _SURE = 3  # prompts needed before "surely worse" means anything
 
 
@@ -22,7 +23,7 @@ class RaceResult:
     """What was measured, and who is left.
 
     errors[c][p] is the error of candidate c on prompt p; `ranking` holds the candidates measured
-    on every prompt of the race, the best (least mean log error) first.
+    on every prompt of the race, the best first.
     """
 
     errors: dict[int, dict[int, float]]
@@ -41,7 +42,8 @@ class RaceResult:
     def log_ratios(self, candidate: int, other: int) -> list[float]:
         """The logs of which `against` is the mean, one per prompt."""
         common = sorted(set(self.errors[candidate]) & set(self.errors[other]))
-        return [_log(self.errors[candidate][p]) - _log(self.errors[other][p]) for p in common]
+        ratios = [_log(self.errors[candidate][p]) - _log(self.errors[other][p]) for p in common]
+        return [bounded(ratio) for ratio in ratios]
 
 
 def affordable_prompts(costs: Sequence[float], baseline_cost: float, budget: float) -> int:
@@ -62,12 +64,13 @@ def race_schedules(
     budget: float,
     measure: Callable[[list[Pair]], list[float]],
     pinned: int = 0,
+    prior: Sequence[float] | None = None,
 ) -> RaceResult:
     """Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943), one prompt a round.
 
-    Errors count as logarithms and in pairs on the same prompt, because one video that tips over
-    into another would otherwise decide a mean. From round to round the worse half is dropped,
-    and whoever is surely worse than the best.
+    Errors count as logarithms of their ratio to the pinned candidate's on the same prompt, and
+    within bounds, because one video that tips over into another would otherwise decide. From
+    round to round the worse half is dropped, and whoever is surely worse than the best.
 
     Args:
         costs: work of sampling one video with each candidate.
@@ -75,7 +78,9 @@ def race_schedules(
         num_prompts: prompts there are.
         budget: bound on the work, in the unit of the costs; one round is always run.
         measure: errors (mean squared, against the reference) of (candidate, prompt) pairs.
-        pinned: candidate that stays to the end, for the comparison with the winner.
+        pinned: candidate that stays to the end; all are compared with it.
+        prior: predicted log ratio of each candidate's error to the pinned one's, which counts as
+            much as one prompt.
     """
     if not costs or num_prompts < 1 or not 0 <= pinned < len(costs):
         raise ScheduleError("a race needs at least one candidate and one prompt")
@@ -90,14 +95,20 @@ def race_schedules(
         for (c, p), error in zip(pairs, measure(pairs), strict=True):
             errors[c][p] = error
         spent += cost
+        scores = {c: _score(errors[c], errors[pinned], prior and prior[c]) for c in alive}
         if len(alive) > 2:
-            alive = _survivors(alive, errors, pinned)
-    ranking = sorted(alive, key=lambda c: _mean_log(errors[c]))
+            alive = _survivors(alive, errors, scores, pinned)
+    ranking = sorted(alive, key=lambda c: scores[c])
     return RaceResult(errors, tuple(ranking), spent)
 
 
-def _survivors(alive: list[int], errors: dict[int, dict[int, float]], pinned: int) -> list[int]:
-    ranked = sorted(alive, key=lambda c: _mean_log(errors[c]))
+def _survivors(
+    alive: list[int],
+    errors: dict[int, dict[int, float]],
+    scores: dict[int, float],
+    pinned: int,
+) -> list[int]:
+    ranked = sorted(alive, key=lambda c: scores[c])
     kept = ranked[: math.ceil(len(ranked) / 2)]
     best = kept[0]
     kept = [c for c in kept if c == best or not _surely_worse(errors[c], errors[best])]
@@ -113,8 +124,17 @@ def _surely_worse(errors: dict[int, float], best: dict[int, float]) -> bool:
     return mean_ci([_log(errors[p]) - _log(best[p]) for p in common]).low > 0
 
 
-def _mean_log(errors: dict[int, float]) -> float:
-    return float(np.mean([_log(error) for error in errors.values()]))
+def _score(errors: dict[int, float], pinned: dict[int, float], prior: float | None = None) -> float:
+    """Mean bounded log ratio to the pinned candidate's errors, with the prediction among them."""
+    ratios = [_log(error) - _log(pinned[p]) for p, error in errors.items()]
+    if prior is not None:
+        ratios.append(prior)
+    return float(np.mean(np.clip(ratios, -_CLIP, _CLIP)))
+
+
+def bounded(log_ratio: float) -> float:
+    """A log ratio of errors within what one video may count."""
+    return min(max(log_ratio, -_CLIP), _CLIP)
 
 
 def _log(error: float) -> float:
