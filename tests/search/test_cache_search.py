@@ -162,8 +162,10 @@ def test_the_race_finds_the_best_within_its_budget() -> None:
     assert result.ranking[0] == 1
     assert len(asked) / 1.3 <= 40.0
     assert len(set(asked)) == len(asked), "nothing is measured twice"
-    measured = [len(result.errors[c]) for c in range(8)]
-    assert max(measured) == measured[1] > min(measured)
+    assert all(result.errors[c] for c in range(8))
+    close = race([0.0, 0.01, 0.02, 0.03, 0.04, 0.05], prompts=8, budget=24.0)[0]
+    counts = [len(close.errors[c]) for c in range(6)]
+    assert counts[close.winner] == max(counts) > min(counts), "those left get more prompts"
 
 
 def test_a_small_budget_still_measures_the_best_predicted() -> None:

@@ -154,8 +154,10 @@ class Race:
         alive = self._affordable()
         errors: dict[int, dict[int, float]] = {c: {} for c in alive}
         spent, used = 0.0, 0
-        # Round by round twice the prompts for half the candidates: each round costs about as much.
-        wanted = 1
+        # The first look takes half the budget and half the prompts at most; then twice the prompts
+        # for half the candidates, so that each further round costs about as much.
+        first = self._budget / 2 / sum(self._costs[c] for c in alive)
+        wanted = max(1, min(int(first + 1e-9), self._num_prompts // 2))
         while used < self._num_prompts and (len(alive) > 1 or used == 0):
             cost = sum(self._costs[c] for c in alive)
             room = int((self._budget - spent) / cost + 1e-9)
