@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 MAX_INTERVAL = 8  # a change older than 7 steps was never worth using in any run we saw
+FIRST_LOOK = 0.6  # of the race's budget
 PER_COST = 2  # starts kept per (number of blocks, interval): neighbours behave alike
 
 
@@ -154,9 +155,9 @@ class Race:
         alive = self._affordable()
         errors: dict[int, dict[int, float]] = {c: {} for c in alive}
         spent, used = 0.0, 0
-        # The first look takes half the budget and half the prompts at most; then twice the prompts
-        # for half the candidates, so that each further round costs about as much.
-        first = self._budget / 2 / sum(self._costs[c] for c in alive)
+        # The first look takes most of the budget and half the prompts at most; then as many prompts
+        # again for half the candidates, so that each further round costs half of it.
+        first = FIRST_LOOK * self._budget / sum(self._costs[c] for c in alive)
         wanted = max(1, min(int(first + 1e-9), self._num_prompts // 2))
         while used < self._num_prompts and (len(alive) > 1 or used == 0):
             cost = sum(self._costs[c] for c in alive)
