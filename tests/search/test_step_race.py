@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from osp_opt.errors import ScheduleError
-from osp_opt.search.step_race import Pair, affordable_prompts, race_schedules
+from osp_opt.search.step_race import Pair, affordable_prompts, pooled_gain, race_schedules
 
 
 def noisy(
@@ -67,3 +67,29 @@ def test_prompts_foreseen_are_about_those_used(budget: float) -> None:
     result = race_schedules([0.5] * 6, 1.0, 50, budget, measure)
     used = len(result.errors[0])
     assert abs(affordable_prompts([0.5] * 6, 1.0, budget) - used) <= 1
+
+
+def test_prediction_and_measurements_are_weighed_by_what_they_are_worth() -> None:
+    """One prompt moves the prediction a little, many prompts replace it."""
+    one = pooled_gain([1.0], -0.6)
+    assert -0.6 < one.estimate < 0.0
+    many = pooled_gain([0.4, 0.6] * 50, -0.6)
+    assert many.estimate == pytest.approx(0.5, abs=0.1)
+    assert many.high - many.low < one.high - one.low
+    agreeing = pooled_gain([-0.5, -0.7, -0.6, -0.4], -0.6)
+    assert agreeing.high < 0.0
+    assert pooled_gain([-9.0, 0.5, 0.5], None).count == 3
+
+
+def test_a_fluke_does_not_decide_against_the_prediction() -> None:
+    """Candidate 2 is lucky once; candidate 1 is steadily better, as predicted."""
+    table = {0: [1.0, 1.0, 1.0], 1: [0.5, 0.5, 0.5], 2: [1.0, 0.01, 1.3]}
+    result = race_schedules(
+        [0.5] * 3,
+        1.0,
+        3,
+        20.0,
+        lambda pairs: [table[c][p] for c, p in pairs],
+        prior=[0.0, -0.6, 0.3],
+    )
+    assert result.winner == 1

@@ -25,7 +25,7 @@ from osp_opt.quality.intervals import Interval, mean_ci
 from osp_opt.sampling.samplers import custom_timestep_samplers
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.step_candidates import StepCandidate, StepTable, objectives_for
-from osp_opt.search.step_race import affordable_prompts, race_schedules
+from osp_opt.search.step_race import affordable_prompts, pooled_gain, race_schedules
 from osp_opt.search.step_sensitivity import fit_sensitivity
 from osp_opt.worker import WorkerContext
 
@@ -49,6 +49,7 @@ class Decision:
     predicted: Interval
     race: list[dict[str, Any]] = field(default_factory=list)
     log_ratios: tuple[float, ...] = ()  # of measured errors, candidate over uniform, per prompt
+    expected: float | None = None  # what the measured sensitivity predicts for them
     verification: Verification | None = None
     written: StepCandidate | None = None  # in place of a candidate that was not shown to be better
 
@@ -233,13 +234,14 @@ def _decide_by_race(search: Search, candidates: list[StepCandidate]) -> Decision
     result = race_schedules(costs, 1.0, len(requests), budget, measure, prior=prior)
     winner = candidates[result.winner]
     challenger = result.winner or next((c for c in result.ranking if c != 0), 0)
-    gain = result.against(challenger, 0, level=SURE)
+    expected = None if prior is None else prior[challenger]
+    gain = pooled_gain(result.log_ratios(challenger, 0), expected, SURE)
     objective = objectives_for(search.options.sampler, search.options.objective)[0]
     predicted = search.table.advantage(winner.schedule, candidates[0].schedule, objective)
     shown = result.winner == 0 or gain.high < 0
     reason = (
-        f"error against {len(search.reference)} steps {_factor(gain)} of uniform's "
-        f"on {gain.count} held-out prompts"
+        f"error against {len(search.reference)} steps {_factor(gain)} of uniform's, "
+        f"from {gain.count} held-out prompts and the prediction"
     )
     if result.winner == 0:
         reason = f"no candidate was better (the best had {reason})"
@@ -252,7 +254,16 @@ def _decide_by_race(search: Search, candidates: list[StepCandidate]) -> Decision
         for c, candidate in enumerate(candidates)
     ]
     log_ratios = tuple(result.log_ratios(result.winner, 0))
-    return Decision(winner, candidates[0], shown, reason, predicted, race, log_ratios)
+    return Decision(
+        winner,
+        candidates[0],
+        shown,
+        reason,
+        predicted,
+        race,
+        log_ratios,
+        None if prior is None else prior[result.winner],
+    )
 
 
 def _verified(search: Search, decision: Decision) -> Decision:
@@ -267,9 +278,9 @@ def _verified(search: Search, decision: Decision) -> Decision:
     if chosen == uniform:
         return replace(decision, verification=found)
     log_ratios = (*decision.log_ratios, *found.log_ratios)
-    gain = mean_ci(log_ratios, SURE)
+    gain = pooled_gain(log_ratios, decision.expected, SURE)
     search.context.progress.say(
-        f"  error {_factor(gain)} of uniform's on all {gain.count} prompts it was measured on"
+        f"  error {_factor(gain)} of uniform's, from all {gain.count} prompts and the prediction"
     )
     if search.options.objective == "distribution":  # chosen for something else than this error
         return replace(decision, verification=found, log_ratios=log_ratios)
@@ -350,6 +361,7 @@ def _write(search: Search, decisions: dict[int, Decision]) -> None:
 def _report(search: Search, decision: Decision) -> dict[str, Any]:
     """The sidecar of one schedule."""
     calibration = search.source.calibration
+    ratios = decision.log_ratios
     return {
         "setting": search.source.setting(decision.chosen.schedule),
         "search": {
@@ -361,8 +373,13 @@ def _report(search: Search, decision: Decision) -> dict[str, Any]:
             "reason": decision.reason,
             "log_predicted_error_over_uniform": decision.predicted.as_json(),
             "log_measured_error_over_uniform": (
-                mean_ci(decision.log_ratios, SURE).as_json() if decision.log_ratios else None
+                mean_ci(ratios, SURE).as_json() if ratios else None
             ),
+            "log_error_over_uniform": (
+                pooled_gain(ratios, decision.expected, SURE).as_json() if ratios else None
+            ),
+            "log_ratios": list(ratios),
+            "log_ratio_expected": decision.expected,
             "calibration": {
                 "videos": len(calibration.prompts),
                 "levels": len(calibration.timesteps),
