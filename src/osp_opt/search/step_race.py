@@ -99,7 +99,9 @@ def race_schedules(
         for (c, p), error in zip(pairs, measure(pairs), strict=True):
             errors[c][p] = error
         spent += cost
-        scores = {c: _score(errors[c], errors[pinned], prior and prior[c]) for c in alive}
+        scores = {
+            c: _score(errors[c], errors[pinned], None if prior is None else prior[c]) for c in alive
+        }
         if len(alive) > 2:
             alive = _survivors(alive, errors, scores, pinned)
     ranking = sorted(alive, key=lambda c: scores[c])
