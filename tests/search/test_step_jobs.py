@@ -132,7 +132,7 @@ def test_search_decides_verifies_and_resumes(workdir: Path, tiny_checkpoint: Pat
     raced = {prompt for row in meta["search"]["race"] for prompt in row["errors"]}
     assert raced.isdisjoint({video["prompt"] for video in verification["videos"]} | set(PROMPTS))
     if meta["search"]["shown_better_than_uniform"]:
-        assert meta["search"]["log_error_over_uniform"]["high"] < 0
+        assert meta["search"]["log_fresh_error_over_uniform"]["high"] < 0
 
     ledger = options.run_dir / "trials.jsonl"
     written, measured = options.schedule_path.read_bytes(), ledger.read_bytes()

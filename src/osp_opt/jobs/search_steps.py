@@ -7,6 +7,7 @@ A schedule that was not shown to be better than uniform is not written without -
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,7 +34,7 @@ __all__ = ["run"]
 
 TABLE_STEPS = (10, 20, 25, 33, 50)  # lengths of the printed table
 FIRST_ROUND = 0.35  # of the budget: the rest is for comparing the best few on more prompts
-SURE = 0.8  # two-sided level: better than uniform with 90 % confidence
+SURE = 0.8  # two-sided level of the estimates that guide the search; what counts is 95 %
 MIN_TO_FIT = 4  # schedules: fewer errors cannot tell the model's two parameters
 LADDER = (4, 6, 8, 10, 12, 16, 20, 25, 33, 40, 50, 67, 80)  # lengths tried for --max-loss
 
@@ -267,9 +268,7 @@ def _decide_by_race(search: Search, candidates: list[StepCandidate]) -> Decision
 
 
 def _verified(search: Search, decision: Decision) -> Decision:
-    """Fresh prompts join the race's: only what is better than uniform on all of them together
-    counts as shown.
-    """
+    """Only the fresh prompts can show it: prediction and race chose the candidate."""
     assert search.trials is not None
     chosen, uniform = decision.chosen.schedule, decision.uniform.schedule
     found = verify(search.trials, chosen, uniform, search.reference, search.fresh_requests)
@@ -284,7 +283,9 @@ def _verified(search: Search, decision: Decision) -> Decision:
     )
     if search.options.objective == "distribution":  # chosen for something else than this error
         return replace(decision, verification=found, log_ratios=log_ratios)
-    shown = gain.high < 0
+    fresh = mean_ci(found.log_ratios)
+    search.context.progress.say(f"  {_factor(fresh)} from the {fresh.count} fresh prompts alone")
+    shown = fresh.high < 0
     return replace(decision, verification=found, shown=shown, log_ratios=log_ratios)
 
 
@@ -358,6 +359,10 @@ def _write(search: Search, decisions: dict[int, Decision]) -> None:
     write_json(search.context.run_dir / "table.json", rows)
 
 
+def _interval(ratios: Sequence[float], level: float = 0.95) -> dict[str, Any] | None:
+    return mean_ci(ratios, level).as_json() if ratios else None
+
+
 def _report(search: Search, decision: Decision) -> dict[str, Any]:
     """The sidecar of one schedule."""
     calibration = search.source.calibration
@@ -372,11 +377,12 @@ def _report(search: Search, decision: Decision) -> dict[str, Any]:
             "shown_better_than_uniform": decision.shown and decision.chosen != decision.uniform,
             "reason": decision.reason,
             "log_predicted_error_over_uniform": decision.predicted.as_json(),
-            "log_measured_error_over_uniform": (
-                mean_ci(ratios, SURE).as_json() if ratios else None
-            ),
+            "log_measured_error_over_uniform": _interval(ratios, SURE),
             "log_error_over_uniform": (
                 pooled_gain(ratios, decision.expected, SURE).as_json() if ratios else None
+            ),
+            "log_fresh_error_over_uniform": _interval(
+                () if decision.verification is None else decision.verification.log_ratios
             ),
             "log_ratios": list(ratios),
             "log_ratio_expected": decision.expected,

@@ -116,6 +116,9 @@ class SearchStepsOptions(SearchOptions):
         metavar="N[,N...]",
         min_length=1,
     )
+    verify_prompts: int = option(
+        12, "Fresh prompts sampled to verify.", panel="Verification", unit="prompts", ge=1
+    )
     all_steps: bool = option(
         False, "Write a schedule of every length below the original's, and a table.", panel="Job"
     )

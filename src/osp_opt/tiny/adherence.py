@@ -25,7 +25,7 @@ from osp_opt.tiny.clips import render_clips, to_uint8
 from osp_opt.tiny.prompts import load_prompts
 from osp_opt.tiny.specs import ATTRIBUTES, split_specs
 
-BATCH = 20
+BATCH = 4
 Z = 1.96  # standard normal quantile of a 95 % interval
 
 
