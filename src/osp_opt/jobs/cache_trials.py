@@ -12,15 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from osp_opt.artifacts import atomic_write_bytes
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.errors import FileError
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.latent_store import LatentStore
 from osp_opt.jobs.step_trials import schedule_key
 from osp_opt.options import CacheMemoryOptions
 from osp_opt.quality.metrics import mse
@@ -75,11 +71,11 @@ class CacheTrials:
         self._timesteps = maker.call_timesteps(schedule)
         self._parallel = context.parallel
         self._progress = context.progress
-        self._folder = context.run_dir
         self._ledger = TrialLedger(context.run_dir / "trials.jsonl")
         self._plain: dict[Request, Tensor] = {}
         # A folder may outlive the weights it was made with.
         self._prefix = f"{maker.loaded.fingerprint[:12]} {schedule_key(schedule)}"
+        self._store = LatentStore(context.run_dir / "baseline", self._prefix)
         self.spent = 0.0  # work done, in uncached videos
 
     def block_times(self, request: Request) -> BlockTimes:
@@ -106,10 +102,10 @@ class CacheTrials:
         latents = []
         with self._progress.task("sampling without cache", len(mine)) as task:
             for request in mine:
-                made = self._load(request)
+                made = self._store.load(request)
                 if made is None:
                     made = self._sample(request, None).latents.cpu()
-                    self._save(request, made)
+                    self._store.save(request, made)
                 latents.append(made)
                 task.advance()
         self._plain |= dict(zip(wanted, self._parallel.gather_shared(latents), strict=True))
@@ -187,20 +183,3 @@ class CacheTrials:
         if self._schedule.is_default:  # samplers with a spacing of their own take no other
             return TimestepSchedule.uniform(steps)
         return TimestepSchedule(self._schedule.timesteps[:steps])
-
-    def _path(self, request: Request) -> Any:
-        text = f"{self._prefix}\0{request.seed}\0{request.prompt}"
-        name = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return self._folder / "baseline" / f"{name}.safetensors"
-
-    def _save(self, request: Request, latents: Tensor) -> None:
-        atomic_write_bytes(self._path(request), save_tensors({"latents": latents.contiguous()}))
-
-    def _load(self, request: Request) -> Tensor | None:
-        path = self._path(request)
-        if not path.is_file():
-            return None
-        try:
-            return load_tensors(path.read_bytes())["latents"]
-        except (SafetensorError, KeyError, OSError) as error:
-            raise FileError(f"{path}: damaged; delete it to sample that video again") from error

@@ -10,14 +10,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from osp_opt.artifacts import atomic_write_bytes
-from osp_opt.errors import FileError
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.latent_store import LatentStore
 from osp_opt.quality.metrics import MAX_PSNR, mse, psnr, ssim
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.trials import TrialLedger
@@ -49,11 +45,11 @@ class StepTrials:
         self._reference = reference
         self._parallel = context.parallel
         self._progress = context.progress
-        self._folder = context.run_dir / "baseline"
         self._ledger = TrialLedger(context.run_dir / "trials.jsonl")
         self._latents: dict[Request, Tensor] = {}
         # A folder may outlive the weights it was made with.
         self._prefix = f"{maker.loaded.fingerprint[:12]} {schedule_key(reference)}"
+        self._store = LatentStore(context.run_dir / "baseline", self._prefix)
 
     def errors(
         self, schedules: Sequence[TimestepSchedule], requests: Sequence[Request]
@@ -162,25 +158,12 @@ class StepTrials:
         made = []
         with self._progress.task(f"sampling {len(self._reference)} steps", len(mine)) as task:
             for request in mine:
-                found = self._load(request)
+                found = self._store.load(request)
                 made.append(self._sample_full(request) if found is None else found)
                 task.advance()
         self._latents |= dict(zip(wanted, self._parallel.gather_shared(made), strict=True))
 
     def _sample_full(self, request: Request) -> Tensor:
-        latents = self._maker.denoise(request, self._reference).latents.float().cpu().contiguous()
-        atomic_write_bytes(self._path(request), save_tensors({"latents": latents}))
+        latents = self._maker.denoise(request, self._reference).latents.float().cpu()
+        self._store.save(request, latents)
         return latents
-
-    def _path(self, request: Request) -> Any:
-        text = f"{self._prefix}\0{request.seed}\0{request.prompt}"
-        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
-
-    def _load(self, request: Request) -> Tensor | None:
-        path = self._path(request)
-        if not path.is_file():
-            return None
-        try:
-            return load_tensors(path.read_bytes())["latents"]
-        except (SafetensorError, KeyError, OSError) as error:
-            raise FileError(f"{path}: damaged; delete it to sample that video again") from error
