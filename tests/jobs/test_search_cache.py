@@ -51,7 +51,9 @@ def test_the_winner_is_written_with_its_measurements_and_can_be_sampled(
     assert meta["predicted_speedup"] >= 1.05
     assert len(meta["block_times_seconds"]["blocks"]) == 4
     measured = meta["measured"]
-    assert measured["speedup"]["count"] == 2
+    assert len(meta["verified_on"]) == 2
+    # The clock decides: a ratio that seems missed is timed a second time on the same two videos.
+    assert measured["speedup"]["count"] in (2, 4)
     assert 0 <= measured["latent_mse"] < 10
     assert {v["prompt"] for v in meta["verified_on"]}.isdisjoint({"a green tree", "a boat"})
     for words in ("predicted speed-up", "measured speed-up", "PSNR"):
