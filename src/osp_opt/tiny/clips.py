@@ -51,6 +51,9 @@ BASE_SIZE = 64  # pixels; the size at which one unit is one pixel
 RADIUS_RANGE = (13.0, 15.0)  # units
 TRAVEL = 24.0  # units along the motion's axis over the whole clip
 MARGIN = 0.5  # units kept free between shape and frame
+# Units that the middle of a path may lie off the middle of the frame. A shape that may be anywhere
+# (infinity) leaves a noisy clip's expectation a blur in which no caption can be learned from.
+JITTER = 4.0
 
 SQUARE_HALF_SIDE = 0.9  # of the radius: area 3.24 r^2, the circle's is 3.14 r^2
 TRIANGLE_HALF_WIDTH = 1.2  # of the radius: area 2.52 r^2; wider would not leave room to travel
@@ -82,8 +85,11 @@ def draw_geometry(
     num_frames: int = 29,
     height: int = 64,
     width: int = 64,
+    jitter: float = JITTER,
 ) -> ClipGeometry:
     """Draw size and path of every clip: constant speed, inside the frame from first to last.
+
+    `jitter` (units) bounds how far the middle of the path lies off the middle of the frame.
 
     Raises ShapeError when there is no frame or the frame has no pixels.
     """
@@ -99,6 +105,7 @@ def draw_geometry(
         for axis, (size, extent) in enumerate(zip((width, height), extents, strict=True)):
             travel = unit * TRAVEL * MOTIONS[spec.motion][axis]
             slack = size / 2 - extent * radius[i] - abs(travel) / 2 - unit * MARGIN
+            slack = min(slack, unit * jitter)
             middle = size / 2 + rng.uniform(-slack, slack)
             centers[i, :, axis] = middle + travel * time
     return ClipGeometry(centers, radius)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ def train_vae(
 def _clips(specs: Sequence[ClipSpec], rng: np.random.Generator, batch: int, frames: int) -> Tensor:
     """``[b 3 frames 64 64]``: random cuts from random clips."""
     chosen = [specs[i] for i in rng.integers(len(specs), size=batch)]
-    geometry = draw_geometry(chosen, rng)
+    geometry = draw_geometry(chosen, rng, jitter=math.inf)  # shapes anywhere in the frame
     first = int(rng.integers(geometry.centers.shape[1] - frames + 1))
     cut = ClipGeometry(geometry.centers[:, first : first + frames], geometry.radius)
     return render(chosen, cut)
