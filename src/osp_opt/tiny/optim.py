@@ -6,6 +6,7 @@ few lines that orthogonalise an update are here.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,15 +22,15 @@ ADAMW_RMS = 0.2
 
 
 def orthogonalise(update: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrix to ``update`` ``[m n]``, approximately."""
+    """The nearest (semi-)orthogonal matrix to each ``update`` ``[... m n]``, approximately."""
     a, b, c = NEWTON_SCHULZ
-    x = update / (update.norm() + 1e-7)
-    if transposed := x.shape[0] > x.shape[1]:
-        x = x.T
+    x = update / (update.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if transposed := x.shape[-2] > x.shape[-1]:
+        x = x.mT
     for _ in range(iterations):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if transposed else x
+    return x.mT if transposed else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -47,6 +48,9 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            # Matrices of one shape go through the iteration together: hundreds of small products
+            # cost more in calls than in arithmetic.
+            shapes: defaultdict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -54,11 +58,14 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 buffer = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                nesterov = p.grad.lerp(buffer, group["momentum"])
-                matrix = orthogonalise(nesterov.flatten(1))
-                scale = ADAMW_RMS * max(matrix.shape) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(matrix.view_as(p), alpha=-group["lr"] * scale)
+                nesterov = p.grad.lerp(buffer, group["momentum"]).flatten(1)
+                shapes[nesterov.shape].append((p, nesterov))
+            for shape, members in shapes.items():
+                scale = ADAMW_RMS * max(shape) ** 0.5
+                matrices = orthogonalise(torch.stack([update for _, update in members]))
+                for (p, _), matrix in zip(members, matrices, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(matrix.view_as(p), alpha=-group["lr"] * scale)
 
 
 class MuonWithAdamW:

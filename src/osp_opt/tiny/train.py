@@ -11,7 +11,7 @@ def main() -> None:
     parser.add_argument("stage", choices=["vae", "transformer", "all"])
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=5500, help="updates of the transformer")
+    parser.add_argument("--steps", type=int, default=4000, help="updates of the transformer")
     args = parser.parse_args()
     if args.stage in ("vae", "all"):
         from osp_opt.tiny.train_vae import train_vae

@@ -1,6 +1,6 @@
 """Second stage of training the bundled model: transformer and text encoder, together.
 
-``python -m osp_opt.tiny.train transformer --out DIR`` (about an hour and a half on two CPU cores). The state
+``python -m osp_opt.tiny.train transformer --out DIR`` (about an hour on two CPU cores). The state
 is saved as it goes; the same command carries on where a killed one stopped.
 
 Notation: x0 latents of unit variance, x = x0 + sigma * eps (variance exploding); the network sees
@@ -127,7 +127,7 @@ class Captions:
 
 
 def train_transformer(
-    out: Path, seed: int = 0, steps: int = 5500, per_spec: int = 16, log_every: int = 50
+    out: Path, seed: int = 0, steps: int = 4000, per_spec: int = 16, log_every: int = 50
 ) -> None:
     """Train on the clips that ``out/vae`` encodes; write transformer, text_encoder, defaults."""
     torch.manual_seed(seed)
