@@ -14,6 +14,7 @@ from osp_opt.tiny.clips import (
     ClipGeometry,
     ClipSpec,
     all_specs,
+    draw_geometry,
     half_extent,
     render,
     render_clips,
@@ -114,3 +115,12 @@ def test_no_frames_are_refused() -> None:
 def test_to_uint8_truncates_like_the_pipeline() -> None:
     video = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0]).reshape(1, 1, 1, 1, 6)
     assert to_uint8(video).flatten().tolist() == [0, 0, 127, 254, 255, 255]
+
+
+def test_jitter_bounds_how_far_a_path_lies_off_the_middle() -> None:
+    specs = all_specs()
+    rng = np.random.default_rng(1)
+    near = draw_geometry(specs, rng).centers.mean(axis=1) - 32
+    anywhere = draw_geometry(specs, rng, jitter=np.inf).centers.mean(axis=1) - 32
+    assert 3.5 < np.abs(near).max() <= 4
+    assert np.abs(anywhere).max() > 14  # 32 pixels less radius and margin, where nothing moves
