@@ -144,8 +144,9 @@ def _table(rows: Sequence[Row]) -> str:
         f'<div class="wide" tabindex="0" role="region" aria-label="table of runs"><table><thead>'
         f'<tr><th scope="col">Run</th>{head}<th scope="col">Measured by</th></tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
-        '<p class="hint">In brackets: 95 % bootstrap intervals over prompts, of pairs of the same '
-        "prompt and seed. (change): candidate less baseline. Loss: share of quality lost.</p>"
+        '<p class="hint">In brackets: 95 % intervals over prompts, of pairs of the same prompt and '
+        "seed (bootstrap; Newcombe's for attributes). (change): candidate less baseline. Loss: "
+        "share of quality lost.</p>"
     )
 
 
