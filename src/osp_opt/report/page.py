@@ -25,16 +25,16 @@ _POLICY = (
 _COLUMNS = (
     ("seconds", "Denoising, s", False),
     ("speedup", "Times faster", False),
+    ("loss", "Loss", False),
     ("psnr", "PSNR, dB", False),
     ("ssim", "SSIM", False),
     ("lpips", "LPIPS", False),
-    ("flicker", "Flicker", True),
+    ("all", "All attributes", True),
     ("shape", "Shape", True),
     ("color", "Colour", True),
     ("background", "Background", True),
     ("motion", "Motion", True),
-    ("all", "All attributes", True),
-    ("loss", "Loss", False),
+    ("flicker", "Flicker", True),
 )
 _KNOWN = {name for name, _, _ in _COLUMNS}
 
