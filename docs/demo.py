@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from osp_opt.artifacts import atomic_write_bytes
-from osp_opt.evaluation.pairs import Pair, VideoSet, pair_videos
-from osp_opt.report.comparison import describe
+from osp_opt.evaluation.pairs import VideoFile, VideoSet, pair_videos
 from osp_opt.video import Frames
 
 SCALE = 2  # of the pixels: the bundled model's videos are small
@@ -70,12 +68,13 @@ def encode(pictures: Sequence[Image.Image], fps: float, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def title_of(name: str, videos: VideoSet, pairs: Sequence[Pair], candidate: bool) -> str:
+def title_of(name: str, videos: VideoSet, own: Sequence[VideoFile]) -> str:
     """What a row shows, in two lines."""
-    own = [pair.candidate if candidate else pair.reference for pair in pairs]
     seconds = [video.seconds for video in own if video.seconds is not None]
-    time = f"{median(seconds):.1f} s a video" if seconds else ""
-    return f"{name}: {time}\n{describe(videos.manifest)}"
+    manifest = videos.manifest or {}
+    steps = manifest.get("setting", {}).get("steps", "?")
+    how = f"{steps} steps" + (", blocks reused" if manifest.get("cache") else "")
+    return f"{name}\n{how}" + (f", {median(seconds):.1f} s a video" if seconds else "")
 
 
 def main() -> None:
@@ -87,11 +86,14 @@ def main() -> None:
     baseline = VideoSet.open(args.baseline, "BASELINE")
     faster = VideoSet.open(args.faster, "FASTER")
     pairs = pair_videos(baseline, faster)[:MOST]
-    rows: list[list[np.ndarray]] = [[], []]
+    rows: list[list[Frames]] = [[], []]
     for pair in pairs:
         for row, frames in zip(rows, pair.frames(), strict=True):
             row.append(frames)
-    titles = [title_of("original", baseline, pairs, False), title_of("osp-opt", faster, pairs, True)]
+    titles = [
+        title_of("original", baseline, [pair.reference for pair in pairs]),
+        title_of("osp-opt", faster, [pair.candidate for pair in pairs]),
+    ]
     data = encode(compose(rows, titles), baseline.fps or 12.0, args.out.suffix)
     if len(data) > LIMIT:
         raise SystemExit(f"{args.out}: {len(data):,} bytes, more than {LIMIT:,}; use fewer prompts")
