@@ -16,7 +16,14 @@ from osp_opt.errors import OptionError
 from osp_opt.evaluation.lpips import Lpips
 from osp_opt.evaluation.measures import Measured, measure_pair
 from osp_opt.evaluation.pairs import Pair, VideoSet, pair_videos
-from osp_opt.evaluation.summary import LOWER_IS_BETTER, SHARES, Metric, Summary, summarise
+from osp_opt.evaluation.summary import (
+    AS_ASKED,
+    LOWER_IS_BETTER,
+    SHARES,
+    Metric,
+    Summary,
+    summarise,
+)
 from osp_opt.evaluation.vbench import vbench_scores
 from osp_opt.options import EvaluateOptions
 from osp_opt.progress import Progress
@@ -166,12 +173,13 @@ def _show(console: Console, found: Evaluation, path: Path) -> None:
 
 def _wanted(found: Evaluation) -> str:
     """What would tell, in the words of an undecided verdict."""
-    share = found.summary.loss.share
+    loss = found.summary.loss
     least = prompts_to_show(found.max_loss or 0.01)
-    if share.count >= least:
+    if loss.measure != AS_ASKED or loss.share.count >= least:
         return "more prompts would tell"
     return (
-        f"{share.count} compared, and even if none differed it would take {least} to show so little"
+        f"{loss.share.count} compared, and even if none differed it would take {least} to show "
+        "so little"
     )
 
 

@@ -35,6 +35,7 @@ __all__ = ["Loss", "Metric", "Summary", "summarise"]
 Verdict = Literal["kept", "exceeded", "undecided"]
 LOWER_IS_BETTER = ("flicker", "lpips")
 SHARES = (*ATTRIBUTES, "all")  # of prompts: 0 or 1 for each video
+AS_ASKED = "attributes as asked"  # the measure of a loss that is a share of prompts
 VISIBLE_PSNR = 40.0  # dB, at which differences can hardly be seen
 
 
@@ -100,8 +101,11 @@ def summarise(measured: Sequence[Measured]) -> Summary:
     for name in alone:
         before = [_mean(group, lambda m: m.reference[name]) for group in groups]  # noqa: B023
         after = [_mean(group, lambda m: m.candidate[name]) for group in groups]  # noqa: B023
-        one, both = (wilson, paired_shares) if name in SHARES else (_bootstrap, paired_difference)
-        metrics.append(Metric(name, one(after), one(before), both(after, before)))
+        if name in SHARES:
+            parts = wilson(after), wilson(before), paired_shares(after, before)
+        else:
+            parts = _bootstrap(after), _bootstrap(before), paired_difference(after, before)
+        metrics.append(Metric(name, *parts))
     seconds = [(m.pair.reference.seconds, m.pair.candidate.seconds) for m in measured]
     faster = None
     if all(a is not None and b is not None for a, b in seconds):
@@ -125,8 +129,8 @@ def _loss(groups: list[list[Measured]], alone: Sequence[str], vbench: Sequence[s
         level = float(np.mean(before))
         if level > 0:
             lost = paired_shares(before, after)
-            share = Interval(*(x / level for x in (lost.estimate, lost.low, lost.high)), lost.count)
-            return Loss(share, "attributes as asked")
+            share = Interval(lost.estimate / level, lost.low / level, lost.high / level, lost.count)
+            return Loss(share, AS_ASKED)
     if vbench:
         before, after = _levels(groups, vbench)
         level = float(np.mean(before))
