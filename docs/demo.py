@@ -22,7 +22,7 @@ from osp_opt.video import Frames
 
 SCALE = 2  # of the pixels: the bundled model's videos are small
 GAP = 6  # pixels
-MARGIN = 34  # above the videos, for two lines of text
+MARGIN = 38  # above the videos, for two lines of text
 MOST = 4  # prompts, one beside the other
 LIMIT = 400_000  # bytes of a picture that people load with a README
 TEXT, PAPER = (28, 31, 36), (251, 250, 247)
