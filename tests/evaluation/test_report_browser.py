@@ -24,7 +24,7 @@ const shown = () => document.getElementById("frame").textContent;
 const open = () => [...document.querySelectorAll(".scene")].filter((scene) => !scene.hidden);
 const videos = () => [...open()[0].querySelectorAll("video")];
 const settled = async () => {
-  for (let i = 0; i < 600; i++) {
+  for (let i = 0; i < 2000; i++) {
     if (videos().every((video) => video.readyState >= 2 && !video.seeking)) return;
     await new Promise((resolve) => setTimeout(resolve, 50));
   }

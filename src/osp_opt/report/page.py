@@ -169,6 +169,9 @@ def _verdicts(found: Material) -> str:
         loss = evaluation["loss"]
         text = f"{sides[0]} against {sides[1]}: loss of {escape(str(loss['measure']))} "
         text += f"{100 * float(loss['share']['estimate']):.1f} %"
+        bounds = loss["share"]["low"], loss["share"]["high"]
+        if None not in bounds:
+            text += " [" + ", ".join(f"{100 * float(bound):.1f}" for bound in bounds) + "]"
         if evaluation.get("verdict"):
             limit = 100 * float(evaluation["max_loss"])
             text += f"; limit {limit:g} %: <strong>{escape(evaluation['verdict'])}</strong>"
