@@ -27,6 +27,11 @@ def evaluated(tmp_path: Path, *flags: str, code: int = 0) -> dict[str, Any]:
     return json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
 
 
+def unwrapped(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed, without the terminal's line breaks."""
+    return " ".join(capsys.readouterr().out.split())
+
+
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     assert main(["evaluate", *args]) == 2
     error = capsys.readouterr().err.strip()
@@ -71,11 +76,15 @@ def test_figures_are_those_of_the_frames(
     assert "VBench" in printed, "what was not measured is said"
 
 
-def test_verdict_and_exit_code(tmp_path: Path) -> None:
+def test_verdict_and_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sampled(tmp_path / "a", clips())
     sampled(tmp_path / "b", clips())
-    found = evaluated(tmp_path, "--max-loss", "1%")
+    # Three pairs that are equal leave 3.84 / 6.84 = 56 % open.
+    found = evaluated(tmp_path, "--max-loss", "57%")
     assert (found["verdict"], found["metrics"]["psnr"]["candidate"]["estimate"]) == ("kept", 120.0)
+    assert found["loss"]["share"]["high"] == pytest.approx(0.5615, abs=1e-4)
+    assert evaluated(tmp_path, "--max-loss", "1%", code=3)["verdict"] == "undecided"
+    assert "3 compared, and even if none differed it would take 381" in unwrapped(capsys)
     swapped = clips(tuple(SPECS[i] for i in (1, 2, 0)))
     sampled(tmp_path / "b", swapped)
     assert evaluated(tmp_path, "--max-loss", "1%", code=3)["verdict"] == "exceeded"
@@ -110,6 +119,25 @@ def test_prompts_are_resampled_and_not_their_seeds() -> None:
     assert many.loss.share.estimate == pytest.approx(1 - np.mean(list(values.values())))
     alone = summarise([measured("one", s, 0.9 + s / 100) for s in range(3)])
     assert alone.loss.share.count == 3
+
+
+def test_equal_videos_without_attributes_leave_room_too() -> None:
+    """Of SSIM, PSNR and VBench: no spread in five videos is no proof for the sixth."""
+
+    def measured(between: dict[str, float], alone: dict[str, float]) -> list[Measured]:
+        files = [VideoFile(Path(f"{i}.mp4"), f"prompt {i}", 0) for i in range(5)]
+        return [Measured(Pair(f, f), between, alone, alone, (), ()) for f in files]
+
+    room = 3.841459 / 8.841459
+    for between, alone, name in (
+        ({"psnr": 120.0, "ssim": 1.0}, {}, "SSIM"),
+        ({"psnr": 120.0}, {}, "PSNR"),
+        ({"psnr": 120.0}, {"imaging_quality": 0.7}, "VBench mean"),
+    ):
+        loss = summarise(measured(between, alone)).loss
+        assert loss.measure == name
+        assert (loss.share.estimate, loss.share.high) == pytest.approx((0.0, room))
+        assert loss.verdict(0.01) == "undecided"
 
 
 def test_folders_without_manifest_are_paired_by_name(tmp_path: Path) -> None:

@@ -16,18 +16,23 @@ from osp_opt.errors import OptionError
 from osp_opt.evaluation.lpips import Lpips
 from osp_opt.evaluation.measures import Measured, measure_pair
 from osp_opt.evaluation.pairs import Pair, VideoSet, pair_videos
-from osp_opt.evaluation.summary import LOWER_IS_BETTER, Metric, Summary, summarise
+from osp_opt.evaluation.summary import (
+    AS_ASKED,
+    LOWER_IS_BETTER,
+    SHARES,
+    Metric,
+    Summary,
+    summarise,
+)
 from osp_opt.evaluation.vbench import vbench_scores
 from osp_opt.options import EvaluateOptions
 from osp_opt.progress import Progress
-from osp_opt.quality.intervals import Interval
-from osp_opt.tiny.specs import ATTRIBUTES
+from osp_opt.quality.intervals import Interval, prompts_to_show
 
 __all__ = ["EVALUATION_FORMAT", "Evaluation", "evaluate", "run"]
 
 EVALUATION_FORMAT = "osp-opt/evaluation/1"
 NOT_KEPT_EXIT_CODE = 3
-_SHARES = (*ATTRIBUTES, "all")
 
 
 @dataclass(frozen=True)
@@ -158,13 +163,24 @@ def _show(console: Console, found: Evaluation, path: Path) -> None:
         words = {
             "kept": f"[green]kept:[/] the loss stays within {limit}",
             "exceeded": f"[red]exceeded:[/] more than {limit} is lost",
-            "undecided": f"[yellow]undecided:[/] the interval holds {limit}; "
-            "more prompts or seeds would tell",
+            "undecided": f"[yellow]undecided:[/] the interval holds {limit}; " + _wanted(found),
         }
         console.print(words[found.verdict])
     for note in found.notes:
         console.print(f"[dim]not measured: {escape(note)}[/]")
     console.print(f"figures: {escape(str(path))}", soft_wrap=True)
+
+
+def _wanted(found: Evaluation) -> str:
+    """What would tell, in the words of an undecided verdict."""
+    loss = found.summary.loss
+    least = prompts_to_show(found.max_loss or 0.01)
+    if loss.measure != AS_ASKED or loss.share.count >= least:
+        return "more prompts would tell"
+    return (
+        f"{loss.share.count} compared, and even if none differed it would take {least} to show "
+        "so little"
+    )
 
 
 def _title(metric: Metric) -> str:
@@ -178,7 +194,7 @@ def shown(interval: Interval | None, name: str, bounds: bool = True) -> str:
     """An interval as text: shares in per cent, dB with two digits, others with four."""
     if interval is None:
         return ""
-    share = name in (*_SHARES, "loss")
+    share = name in (*SHARES, "loss")
     factor, digits = (100, 1) if share else (1, 2 if name in ("psnr", "speedup") else 4)
     parts = (interval.estimate, interval.low, interval.high)
     estimate, low, high = (f"{factor * part:.{digits}f}" for part in parts)

@@ -1,7 +1,12 @@
 """From pairs to a judgement: paired differences with intervals, loss, verdict.
 
-Videos of one prompt with several seeds resemble each other, so the bootstrap resamples *prompts*,
-over the mean of their seeds; with a single prompt it resamples seeds.
+Videos of one prompt with several seeds resemble each other, so what is counted and resampled are
+*prompts*, each the mean of its seeds; with a single prompt, seeds.
+
+Shares of prompts (attributes as asked) get Wilson's and Newcombe's intervals, everything else a
+bootstrap. A bootstrap of values that are all alike has no width; where a loss rests on such, the
+interval is widened by what so few pairs leave open, so that a handful of equal videos is never
+taken for proof.
 """
 
 from __future__ import annotations
@@ -14,7 +19,14 @@ from typing import Any, Literal
 import numpy as np
 
 from osp_opt.evaluation.measures import Measured
-from osp_opt.quality.intervals import Interval, bootstrap_ci, paired_difference
+from osp_opt.quality.intervals import (
+    Interval,
+    bootstrap_ci,
+    paired_difference,
+    paired_shares,
+    unseen_share,
+    wilson,
+)
 from osp_opt.quality.timing import speedup
 from osp_opt.tiny.specs import ATTRIBUTES
 
@@ -22,6 +34,8 @@ __all__ = ["Loss", "Metric", "Summary", "summarise"]
 
 Verdict = Literal["kept", "exceeded", "undecided"]
 LOWER_IS_BETTER = ("flicker", "lpips")
+SHARES = (*ATTRIBUTES, "all")  # of prompts: 0 or 1 for each video
+AS_ASKED = "attributes as asked"  # the measure of a loss that is a share of prompts
 VISIBLE_PSNR = 40.0  # dB, at which differences can hardly be seen
 
 
@@ -87,14 +101,16 @@ def summarise(measured: Sequence[Measured]) -> Summary:
     for name in alone:
         before = [_mean(group, lambda m: m.reference[name]) for group in groups]  # noqa: B023
         after = [_mean(group, lambda m: m.candidate[name]) for group in groups]  # noqa: B023
-        metrics.append(
-            Metric(name, _bootstrap(after), _bootstrap(before), paired_difference(after, before))
-        )
+        if name in SHARES:
+            parts = wilson(after), wilson(before), paired_shares(after, before)
+        else:
+            parts = _bootstrap(after), _bootstrap(before), paired_difference(after, before)
+        metrics.append(Metric(name, *parts))
     seconds = [(m.pair.reference.seconds, m.pair.candidate.seconds) for m in measured]
     faster = None
     if all(a is not None and b is not None for a, b in seconds):
         faster = speedup([a or 0.0 for a, _ in seconds], [b or 0.0 for _, b in seconds])
-    vbench = [n for n in alone if n not in (*ATTRIBUTES, "all", "flicker")]
+    vbench = [n for n in alone if n not in (*SHARES, "flicker")]
     return Summary(
         metrics=tuple(metrics),
         loss=_loss(groups, alone, vbench),
@@ -109,27 +125,38 @@ def _loss(groups: list[list[Measured]], alone: Sequence[str], vbench: Sequence[s
     else of SSIM, else (frames too small for SSIM) of PSNR below the one at which nothing is seen.
     """
     if "all" in alone:
-        relative = _relative(groups, ATTRIBUTES)
-        if relative is not None:
-            return Loss(relative, "attributes as asked")
+        before, after = _levels(groups, ATTRIBUTES)
+        level = float(np.mean(before))
+        if level > 0:
+            lost = paired_shares(before, after)
+            share = Interval(lost.estimate / level, lost.low / level, lost.high / level, lost.count)
+            return Loss(share, AS_ASKED)
     if vbench:
-        relative = _relative(groups, vbench)
-        if relative is not None:
-            return Loss(relative, "VBench mean")
+        before, after = _levels(groups, vbench)
+        level = float(np.mean(before))
+        if level > 0:
+            lost = paired_difference([x / level for x in before], [x / level for x in after])
+            return Loss(_at_least_open(lost), "VBench mean")
     if all("ssim" in m.between for group in groups for m in group):
-        return Loss(_interval(groups, lambda m: 1.0 - m.between["ssim"]), "SSIM")
-    return Loss(
-        _interval(groups, lambda m: max(0.0, 1.0 - m.between["psnr"] / VISIBLE_PSNR)), "PSNR"
-    )
+        lost = _interval(groups, lambda m: 1.0 - m.between["ssim"])
+        return Loss(_at_least_open(lost), "SSIM")
+    lost = _interval(groups, lambda m: max(0.0, 1.0 - m.between["psnr"] / VISIBLE_PSNR))
+    return Loss(_at_least_open(lost), "PSNR")
 
 
-def _relative(groups: list[list[Measured]], names: Sequence[str]) -> Interval | None:
+def _levels(groups: list[list[Measured]], names: Sequence[str]) -> tuple[list[float], list[float]]:
+    """Mean of the measures `names` of every group, of the reference and of the candidate."""
     before = [_mean(g, lambda m: float(np.mean([m.reference[n] for n in names]))) for g in groups]
     after = [_mean(g, lambda m: float(np.mean([m.candidate[n] for n in names]))) for g in groups]
-    level = float(np.mean(before))
-    if level <= 0:
-        return None
-    return paired_difference([x / level for x in before], [x / level for x in after])
+    return before, after
+
+
+def _at_least_open(interval: Interval) -> Interval:
+    """Where no value differed: what prompts that were not tried may yet show."""
+    if interval.low != interval.high:
+        return interval
+    room = unseen_share(interval.count)
+    return Interval(interval.estimate, interval.low - room, interval.high + room, interval.count)
 
 
 def _groups(measured: Sequence[Measured]) -> list[list[Measured]]:

@@ -25,16 +25,16 @@ _POLICY = (
 _COLUMNS = (
     ("seconds", "Denoising, s", False),
     ("speedup", "Times faster", False),
+    ("loss", "Loss", False),
     ("psnr", "PSNR, dB", False),
     ("ssim", "SSIM", False),
     ("lpips", "LPIPS", False),
-    ("flicker", "Flicker", True),
+    ("all", "All attributes", True),
     ("shape", "Shape", True),
     ("color", "Colour", True),
     ("background", "Background", True),
     ("motion", "Motion", True),
-    ("all", "All attributes", True),
-    ("loss", "Loss", False),
+    ("flicker", "Flicker", True),
 )
 _KNOWN = {name for name, _, _ in _COLUMNS}
 
@@ -144,8 +144,9 @@ def _table(rows: Sequence[Row]) -> str:
         f'<div class="wide" tabindex="0" role="region" aria-label="table of runs"><table><thead>'
         f'<tr><th scope="col">Run</th>{head}<th scope="col">Measured by</th></tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
-        '<p class="hint">In brackets: 95 % bootstrap intervals over prompts, of pairs of the same '
-        "prompt and seed. (change): candidate less baseline. Loss: share of quality lost.</p>"
+        '<p class="hint">In brackets: 95 % intervals over prompts, of pairs of the same prompt and '
+        "seed (bootstrap; Newcombe's for attributes). (change): candidate less baseline. Loss: "
+        "share of quality lost.</p>"
     )
 
 
@@ -168,6 +169,9 @@ def _verdicts(found: Material) -> str:
         loss = evaluation["loss"]
         text = f"{sides[0]} against {sides[1]}: loss of {escape(str(loss['measure']))} "
         text += f"{100 * float(loss['share']['estimate']):.1f} %"
+        bounds = loss["share"]["low"], loss["share"]["high"]
+        if None not in bounds:
+            text += " [" + ", ".join(f"{100 * float(bound):.1f}" for bound in bounds) + "]"
         if evaluation.get("verdict"):
             limit = 100 * float(evaluation["max_loss"])
             text += f"; limit {limit:g} %: <strong>{escape(evaluation['verdict'])}</strong>"
