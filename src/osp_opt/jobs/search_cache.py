@@ -185,13 +185,15 @@ class _Search:
         values = self.trials.recall(key)
         if values is None:
             pairs = self.trials.timed_pairs(chosen.policy, self.fresh_requests)
-            speedup = _speedup(pairs)
+            speedup, made = _speedup(pairs), len(pairs)
             if speedup.estimate < least:
                 again = self.trials.timed_pairs(chosen.policy, self.fresh_requests)
                 speedup = _speedup([*pairs, *again])
+                made += len(again)
             quality = measure_quality(pairs, self.maker)
-            values = {"speedup": speedup.as_json(), **quality.as_json()}
+            values = {"pairs": made, "speedup": speedup.as_json(), **quality.as_json()}
             self.trials.record(key, values)
+        self.trials.count_pairs(chosen.policy, int(values["pairs"]))
         return _Winner(chosen, race, interval_from(values["speedup"]), Quality.from_json(values))
 
     def fastest_within(self, max_loss: float) -> _Winner:
@@ -243,7 +245,7 @@ class _Search:
         self.say(f"work spent on sampling: {self._generations():.1f} generations of the prompt set")
 
     def _generations(self) -> float:
-        return self.trials.spent * self.context.parallel.layout.dp / len(self.race_requests)
+        return self.trials.spent / len(self.race_requests)
 
     def _meta(self, winner: _Winner) -> dict[str, Any]:
         meta: dict[str, Any] = {
