@@ -22,6 +22,7 @@ from osp_opt.errors import CalibrationError, PolicyError
 from osp_opt.jobs.cache_quality import Quality, interval_from, measure_quality
 from osp_opt.jobs.cache_trials import CacheTrials, Pair, policy_key
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.memory import report_memory
 from osp_opt.jobs.prompt_sets import default_prompts
 from osp_opt.options import SearchCacheOptions
 from osp_opt.prompts import given_prompts
@@ -79,6 +80,7 @@ def run(options: SearchCacheOptions, context: WorkerContext) -> None:
     if context.parallel.is_main:
         search.write(winner)
     context.parallel.barrier()
+    report_memory(search.maker, context)
 
 
 class _Search:
@@ -112,6 +114,7 @@ class _Search:
         count = options.verify_prompts
         held_out = _held_out(options, calibration, 2 * count)
         self.race_requests, self.fresh_requests = held_out[:count], held_out[count:]
+        self.maker.foresee(request.prompt for request in held_out)
         self.trials = CacheTrials(self.maker, self.schedule, options, context)
         self.times: BlockTimes = self.trials.block_times(self.race_requests[0])
         self.say(

@@ -52,7 +52,9 @@ class NoisePath:
         negative = text.negative if guided and maker.guided else None
         transformer = maker.pipeline.transformer
         with torch.no_grad():
-            conditions = Conditions.encode(transformer, text.embeds, text.mask, negative)
+            conditions = Conditions.encode(
+                transformer, text.embeds, text.mask, negative, maker.sequential_guidance
+            )
         self._denoiser = GuidedDenoiser(
             transformer, conditions, maker.guidance_scale, recorder=recorder
         )

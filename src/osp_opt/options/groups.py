@@ -110,7 +110,15 @@ class DeviceOptions(Options):
     )
     compile: bool = option(False, "Compile the transformer blocks (torch.compile).", panel="Device")
     save_memory: bool = option(
-        False, "Smaller autoencoder tiles; text encoder released after use.", panel="Device"
+        False,
+        "Smaller autoencoder tiles, guidance branches in turn, text encoder released after use.",
+        panel="Device",
+    )
+    offload: bool = option(
+        False,
+        "Keep text encoder and autoencoder in host memory while they are not in use.",
+        panel="Device",
+        identity=False,
     )
 
     @field_validator("device", mode="before")
