@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import job
 from processes import Ended, Options, Server
 
+from conftest import job
 from osp_opt.jobs.step_trials import schedule_key
 from osp_opt.options import SearchCacheOptions
 from osp_opt.runfolder import LOCK_FILE

@@ -139,6 +139,8 @@ def _finished(video: _Video, key: dict[str, Any]) -> dict[str, Any] | None:
     meta = read_meta(video.path)
     if meta is None or any(meta.get(name) != value for name, value in key.items()):
         return None
+    if not isinstance(meta.get("denoising_seconds"), (int, float)):
+        return None
     if (meta.get("prompt"), meta.get("seed")) != (video.request.prompt, video.request.seed):
         return None
     return meta

@@ -196,6 +196,8 @@ class SamplingOptions(ModelOptions, ShapeOptions, DeviceOptions):
         if not isinstance(values, dict):
             return values
         texts = values.get("text_prompt") or ()
+        if not isinstance(texts, (str, list, tuple)):
+            return values  # the field says what is wrong with it
         texts = [texts] if isinstance(texts, str) else list(texts)
         if len(texts) == 1 and isinstance(texts[0], str) and texts[0].strip().endswith(".txt"):
             if values.get("prompt_file") is not None:
