@@ -9,6 +9,7 @@ before a launch, the run folder, then the worker, here without torch.distributed
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import os
 import resource
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from osp_opt.errors import OspOptError
+from osp_opt.failures import Listener, explain
 from osp_opt.flags import report_error
 from osp_opt.options import EvaluateOptions, JobOptions
 
@@ -31,7 +33,8 @@ PRELOADED = [
     "diffusers.models.attention_dispatch",
     "torch.distributed",
 ]
-LIMIT_S = 300
+LIMIT_S = 900  # only bounds a failing test
+PIPE_BYTES = 65536
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "subprocess.Popen")
 WRITING = os.O_WRONLY | os.O_RDWR
 
@@ -147,12 +150,18 @@ def _run(options: Options) -> int:
     launch.check_before_launch(options)
     with open_run(options) as run:
         logs = run.folder / launch.LOG_FOLDER
-        for stale in logs.glob("error-rank*.json"):
-            stale.unlink()
-        told = os.dup(sys.stderr.fileno())  # the worker's own goes to its log
+        stderr = os.dup(sys.stderr.fileno())
+        reading, writing = os.pipe()
+        os.dup2(writing, sys.stderr.fileno())  # where the worker tells its failure
         code = worker.main([str(run.folder / OPTIONS_FILE)])
-        os.dup2(told, sys.stderr.fileno())
-        return launch._explain_failure(logs, debug=False) if code else 0
+        os.dup2(stderr, sys.stderr.fileno())
+        if code == 0:
+            return 0
+        listener = Listener(io.BytesIO(os.read(reading, PIPE_BYTES)), io.BytesIO())
+        listener.close(LIMIT_S)
+        message, code = explain(listener.failures, "", 1, logs)
+        report_error(message)
+        return code
 
 
 def _count_changes(root: Path, fatal: int | None) -> list[str]:

@@ -19,6 +19,7 @@ import pytest
 from processes import Ended, Options, Server
 
 from conftest import job
+from osp_opt.jobs.memory import MEMORY_FILE
 from osp_opt.jobs.step_trials import schedule_key
 from osp_opt.options import SearchCacheOptions
 from osp_opt.runfolder import LOCK_FILE
@@ -86,7 +87,7 @@ def contents(folder: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not name.startswith("logs/") and name != LOCK_FILE:
+        if path.is_file() and not name.startswith("logs/") and name not in (LOCK_FILE, MEMORY_FILE):
             found[name] = _content(path)
     return found
 
