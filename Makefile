@@ -32,7 +32,7 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest
 
-# Every command killed at 20 random moments and run again; half an hour on two cores.
+# Every command killed at 20 random moments, run again, and compared with a run let alone.
 durability: install
 	OSP_OPT_KILLS=20 $(BIN)/python -m pytest tests/durability
 
