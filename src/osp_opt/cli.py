@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -26,7 +25,6 @@ from osp_opt.options import (
 )
 
 USAGE_EXIT_CODE = 2
-INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
@@ -118,9 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         report_error(_usage_line(error))
         return USAGE_EXIT_CODE
-    except (KeyboardInterrupt, typer.Abort):
-        print("osp-opt: stopped; run the same command again to go on", file=sys.stderr)
-        return INTERRUPTED_EXIT_CODE
+    except KeyboardInterrupt:
+        return 130
     return code if isinstance(code, int) else 0
 
 
