@@ -98,7 +98,7 @@ def test_a_rank_that_is_killed_is_named_not_those_that_wait_for_it(tmp_path: Pat
 
 
 def test_a_rank_that_hangs_ends_the_job_after_the_timeout(tmp_path: Path) -> None:
-    process = start(tmp_path, "hang on rank 1", 2, "--timeout", "5")
+    process = start(tmp_path, "hang on rank 1", 2, "--timeout", "15")
     code, _, err = finish(process)
     assert code == 1
     assert err.count("\n") == 1

@@ -44,6 +44,7 @@ class Jobs:
         self.server = server
         self.ended: dict[str, Ended] = {}
         self.result: dict[str, dict[str, Any]] = {}
+        workdir.mkdir()  # whose making counts as a change, in the first run only
         for command in COMMANDS:
             self.prepare(command)
             self.ended[command] = self.complete(command)
