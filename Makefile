@@ -5,7 +5,7 @@ DEMO ?= demo-output
 BIN := $(VENV)/bin
 OSP := $(BIN)/osp-opt
 
-.PHONY: demo test lint install clean
+.PHONY: demo test durability lint install clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Every command killed at 20 random moments, run again, and compared with a run let alone.
+durability: install
+	OSP_OPT_KILLS=20 $(BIN)/python -m pytest tests/durability
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info

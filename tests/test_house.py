@@ -43,7 +43,7 @@ LAYERS = (
     ("models",),
     ("parallel",),
     ("device", "precision"),
-    ("video", "progress", "host", "prompts"),
+    ("video", "progress", "host", "prompts", "failures"),
     ("options",),
     ("layout", "sampling.shape"),
     ("artifacts",),
@@ -53,7 +53,8 @@ MAX_LINES = 400
 MAY_PRINT = {"cli", "demo", "doctor", "evaluation", "flags", "launch", "progress", "tiny"}
 NO_TORCH = (
     *("cli", "flags", "config_file", "launch", "runfolder", "checks", "prompts", "options"),
-    *("progress", "artifacts", "errors", "layout", "sampling.shape", "cache.policy"),
+    *("progress", "artifacts", "errors", "failures", "layout", "sampling.shape"),
+    "cache.policy",
 )
 DRAWS = {"rand", "rand_like", "randn", "randn_like", "randint", "randperm", "normal", "bernoulli"}
 

@@ -105,6 +105,21 @@ def read_bytes(path: str | Path, what: str, max_bytes: int) -> bytes:
     return data
 
 
+def file_inside(folder: Path, name: object) -> Path | None:
+    """The regular file that a list in ``folder`` calls ``name``; None when it is none there.
+
+    Lists may come from others: a name that leads out of the folder, also over a link, is none.
+    """
+    if not isinstance(name, str):
+        return None
+    path = folder / name
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+        return path if inside and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):
+        return None  # too long, a null byte, or a circle of links
+
+
 def fingerprint_folder(paths: str | Path | Iterable[str | Path]) -> str:
     """SHA-256 (hex) over the names and contents of the model files in one or more folders.
 

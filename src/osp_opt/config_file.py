@@ -12,6 +12,8 @@ from osp_opt.errors import FileError, OptionError
 from osp_opt.options import COMMANDS, Options, option_extra
 
 CONFIG_MAX_BYTES = 2**20
+_CONSTRUCTION = (ValueError, RecursionError, LookupError, AttributeError, TypeError, OverflowError)
+"""What PyYAML raises besides its own, for values that are not what their tag (!!int) says."""
 
 
 def read_config(model: type[Options], path: Path) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, yaml.SafeLoader)):
             raise FileError(f"config {path}: YAML aliases (*name) are not allowed")
         content = yaml.safe_load(data)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, *_CONSTRUCTION) as error:
         raise FileError(
             f"config {path}: not valid YAML ({' '.join(str(error).split())})"
         ) from error

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from osp_opt.errors import DeviceError, OptionError
-from osp_opt.host import process_memory
+from osp_opt.host import process_memory, reset_process_peak
 from osp_opt.precision import AS_IS, PrecisionPolicy
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -166,8 +166,10 @@ class Device:
         )
 
     def reset_peak_memory(self) -> None:
-        """Start a new measurement of :attr:`Memory.peak` (the CPU's covers the whole process)."""
-        if self.name != "cpu":
+        """Start a new measurement of :attr:`Memory.peak`."""
+        if self.name == "cpu":
+            reset_process_peak()
+        else:
             _runtime(self.name).reset_peak_memory_stats(self.torch_device)
 
     def manual_seed(self, seed: int) -> None:
@@ -188,6 +190,20 @@ class Device:
             yield
         finally:
             torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of a device or of this machine was asked for and not to be had.
+
+    torch has an exception of its own for its accelerators; torch_npu and the CPU's allocator say
+    it in the text of a RuntimeError.
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text
+    )
 
 
 def discover() -> tuple[Discovery, ...]:

@@ -7,6 +7,7 @@ configuration file obey the same rules and fail with the same words.
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
 import traceback
 import types
@@ -27,6 +28,7 @@ from osp_opt.options.base import PANELS, Options, Texts, option_extra
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 _CONFIG_HELP = "YAML file with values for options; flags override it."
+_GO_ON = "run the same command again to go on"
 _NO = "no__"
 _OptionalFlag = bool | None
 _BASIC_METAVARS: Mapping[Any, str] = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
@@ -77,7 +79,8 @@ def add_command(
     """Decorator: register ``run(options) -> exit code`` as the subcommand ``model.command``.
 
     The function's docstring is the command's help. An OspOptError ends the process with the
-    error's exit code and its one line on stderr, with the traceback before it under ``--debug``.
+    error's exit code and its one line on stderr, with the traceback before it under ``--debug``;
+    Ctrl-C ends it with one line too.
     """
 
     def register(run: Callable[[OptionsT], int]) -> Callable[[OptionsT], int]:
@@ -91,6 +94,9 @@ def add_command(
                     traceback.print_exc()
                 report_error(str(error))
                 code = error.exit_code
+            except KeyboardInterrupt:
+                print(f"osp-opt: stopped; {_GO_ON}", file=sys.stderr)
+                code = 128 + signal.SIGINT
             raise typer.Exit(code)
 
         # Typer reads parameters from the signature, here made from the model.

@@ -5,19 +5,40 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5): resets the peak resident set size
 
 
 def process_memory() -> tuple[int | None, int, int | None]:
-    """Bytes of memory: held by this process now, at most since it began, in the machine.
+    """Bytes of memory: held by this process now, at most until now, in the machine.
 
-    The first is None where there is no ``/proc`` (macOS).
+    The first is None where there is no ``/proc`` (macOS). The second counts from
+    :func:`reset_process_peak`, or from the start of the process where there is no such thing.
     """
     page = os.sysconf("SC_PAGE_SIZE")
     statm = Path("/proc/self/statm")
     resident = int(statm.read_text().split()[1]) * page if statm.exists() else None
     # ru_maxrss is in KiB on Linux and in bytes on macOS (getrusage(2)).
     peak_unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * peak_unit
+    peak = _high_water_mark() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * peak_unit
     total = os.sysconf("SC_PHYS_PAGES") * page
     return resident, peak, total if total > 0 else None
+
+
+def reset_process_peak() -> None:
+    """Start a new measurement of the most memory held, where the kernel offers that (Linux)."""
+    with suppress(OSError):
+        _RESET.write_text(_RESET_PEAK)
+
+
+def _high_water_mark() -> int | None:
+    """The most resident memory, in bytes; None where the kernel does not say."""
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

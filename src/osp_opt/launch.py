@@ -1,9 +1,8 @@
 """Starts the workers of a job and answers for them: run folder, signals, exit code (no torch).
 
 The tree is launcher (this process) -> torch.distributed.run -> one worker per device. The workers
-share the terminal's stdout with us; torch.distributed.run's stderr, noise when a worker fails,
-goes to ``logs/launcher.log``, and what we say instead comes from the ``error-rankN.json`` that a
-failing worker leaves.
+share the terminal's stdout with us. Stderr comes to us: torch.distributed.run's, noise when a
+worker fails, goes to ``logs/launcher.log``, and failing workers tell why there (failures.py).
 
 No orphans: every worker's stdin is a pipe whose only write end is ours, and a worker that sees it
 close ends itself. So all ends with us, even when we are killed with SIGKILL.
@@ -12,7 +11,6 @@ close ends itself. So all ends with us, even when we are killed with SIGKILL.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -21,10 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
-from osp_opt.artifacts import read_json
 from osp_opt.checks import check_before_launch, with_predecessors
 from osp_opt.errors import FileError, OptionError
+from osp_opt.failures import Failure, Listener, explain
 from osp_opt.flags import report_error
 from osp_opt.options import JobOptions, LaunchOptions
 from osp_opt.runfolder import OPTIONS_FILE, open_run
@@ -37,6 +36,7 @@ GRACE_S = 10.0
 
 _SHOW_CURSOR = "\x1b[?25h"
 _POLL_S = 0.5
+_SHOWN_LINES = 60
 
 
 def launch(options: JobOptions) -> int:
@@ -51,22 +51,24 @@ def launch(options: JobOptions) -> int:
     _check_port(options)
     with open_run(options) as run:
         logs = run.folder / LOG_FOLDER
-        logs.mkdir(exist_ok=True)
-        for stale in logs.glob("error-rank*.json"):
-            stale.unlink()
-        code, ended_by = _run(_command(options, run.folder), _environment(options), logs)
+        code, ended_by, failures = _run(_command(options, run.folder), _environment(options), logs)
         if code == 0:
             return 0
+        _restore_terminal()
         if ended_by is not None:
-            _restore_terminal()
             print(
                 f"osp-opt: stopped; finished work is kept in {run.folder}. "
                 "Run the same command again to go on.",
                 file=sys.stderr,
             )
             return 128 + ended_by
-        _restore_terminal()
-        return _explain_failure(logs, debug=options.debug)
+        said = (logs / LAUNCHER_LOG).read_text(errors="replace")
+        world_size = options.nproc_per_node * options.nnodes
+        message, code = explain(failures, said, world_size if options.nnodes == 1 else 0, logs)
+        if options.debug:
+            _show_tracebacks(logs)
+        report_error(message)
+        return code
 
 
 def _command(options: LaunchOptions, folder: Path) -> list[str]:
@@ -135,14 +137,23 @@ def _check_port(options: LaunchOptions) -> None:
             ) from error
 
 
-def _run(command: list[str], environment: dict[str, str], logs: Path) -> tuple[int, int | None]:
-    """Run the workers to their end: (exit code, number of the signal that ended them)."""
+def _run(
+    command: list[str], environment: dict[str, str], logs: Path
+) -> tuple[int, int | None, list[Failure]]:
+    """Run the workers to their end: exit code, the signal that ended them, what they told."""
     with (
-        (logs / LAUNCHER_LOG).open("wb") as log,
+        _opened(logs / LAUNCHER_LOG) as log,
         subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stderr=log, start_new_session=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         ) as child,
     ):
+        assert child.stdin is not None
+        assert child.stderr is not None
+        listener = Listener(child.stderr, log)
         received: list[int] = []
 
         def forward(number: int, frame: FrameType | None) -> None:
@@ -160,8 +171,17 @@ def _run(command: list[str], environment: dict[str, str], logs: Path) -> tuple[i
                     waited += _POLL_S if received else 0.0
                     if waited >= GRACE_S:
                         child.kill()
-        # Leaving the block closes the lifeline, which ends workers that outlived their parent.
-        return child.returncode, received[0] if received else None
+        child.stdin.close()  # the lifeline: workers that outlived their parent end
+        listener.close(GRACE_S)
+        return child.returncode, received[0] if received else None, listener.failures
+
+
+def _opened(log: Path) -> IO[bytes]:
+    try:
+        log.parent.mkdir(exist_ok=True)
+        return log.open("wb")
+    except OSError as error:
+        raise FileError(f"{log}: cannot be written ({error.strerror})") from error
 
 
 @contextmanager
@@ -174,33 +194,11 @@ def _handling(signals: tuple[signal.Signals, ...], handler: object) -> Iterator[
             signal.signal(number, earlier)
 
 
-def _explain_failure(logs: Path, *, debug: bool) -> int:
-    """Say in one line why the job failed, and return its exit code."""
-    errors = []
-    for path in logs.glob("error-rank*.json"):
-        try:
-            errors.append(read_json(path, "error file"))
-        except FileError:
-            continue  # the disk may be full; the log says more
-    if errors:
-        # When one rank fails, others follow because of it: the first one tells the cause.
-        first = min(errors, key=lambda error: float(error["time"]))
-        if debug:
-            print(first["traceback"], file=sys.stderr)
-        report_error(str(first["message"]))
-        return int(first["exit_code"])
-    text = (logs / LAUNCHER_LOG).read_text(errors="replace")
-    found = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", text, re.DOTALL)
-    if found is None:
-        report_error(f"the workers could not be started; see {logs / LAUNCHER_LOG}")
-        return 1
-    rank, code = int(found[1]), int(found[2])
-    how = f"exit code {code}"
-    if code < 0:
-        how = f"killed by {signal.Signals(-code).name}"
-        how += " (out of memory?)" if -code == signal.SIGKILL else ""
-    report_error(f"the worker of rank {rank} died: {how}; see {logs}/rank{rank}.log")
-    return code if code > 0 else 128 - code
+def _show_tracebacks(logs: Path) -> None:
+    """For ``--debug``: the last lines of every rank's log."""
+    for log in sorted(logs.glob("rank*.log")):
+        lines = log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
+        print("\n".join([f"{log}:", *lines]), file=sys.stderr)
 
 
 def _restore_terminal() -> None:

@@ -273,6 +273,5 @@ def _named_failure(what: str) -> Iterator[None]:
         rank = os.environ.get("RANK", "0")
         cause = str(error).strip().partition("\n")[0]
         raise WorkerError(
-            f"rank {rank}: {what} failed, another process has died or hangs ({cause}); "
-            "see the logs of the other ranks"
+            f"rank {rank}: {what} failed, another process has died or hangs ({cause})"
         ) from error

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from osp_opt import __version__
 from osp_opt.artifacts import fingerprint_folder, read_json, write_json
 from osp_opt.checks import CALIBRATION_FILE
@@ -19,6 +21,7 @@ from osp_opt.options import COMMANDS, JobOptions, SearchOptions, SearchStepsOpti
 
 OPTIONS_FILE = "options.json"
 LOCK_FILE = ".lock"
+_LOCK_FLAGS = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{8}\.part(\..*)?$")
 
 
@@ -64,7 +67,14 @@ def load_run(path: str | Path) -> Run:
     model = COMMANDS.get(str(command))
     if model is None or not isinstance(record.get("options"), dict):
         raise FileError(f"run file {path}: names no command of osp-opt")
-    options: Any = model.model_validate(record["options"])
+    try:
+        options: Any = model.model_validate(record["options"])
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise FileError(
+            f"run file {path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; "
+            "was it written by this version?"
+        ) from error
     return Run(Path(path).parent, options)
 
 
@@ -76,7 +86,7 @@ def _locked(folder: Path, wanted: bool) -> Iterator[None]:
         if not wanted:
             yield
             return
-        descriptor = os.open(folder / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o640)
+        descriptor = os.open(folder / LOCK_FILE, _LOCK_FLAGS, 0o640)
     except OSError as error:
         raise FileError(f"{folder}: cannot be written ({error.strerror})") from error
     try:

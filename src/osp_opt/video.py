@@ -58,7 +58,8 @@ def write_video(path: str | Path, frames: npt.ArrayLike, fps: float) -> None:
         ]
         done = subprocess.run(command, input=video.tobytes(), capture_output=True, check=False)
         if done.returncode != 0:
-            raise FileError(f"video {path}: cannot be written ({_last_line(done.stderr)})")
+            reason = _last_line(done.stderr) or f"ffmpeg ended with {done.returncode}"
+            raise FileError(f"video {path}: cannot be written ({reason})")
 
 
 def read_video(path: str | Path, max_frames: int | None = None) -> Frames:

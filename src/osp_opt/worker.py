@@ -12,12 +12,13 @@ import threading
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from osp_opt.artifacts import write_json
-from osp_opt.device import Device, settle_torch_npu
-from osp_opt.errors import OspOptError
+from osp_opt.device import Device, is_out_of_memory, settle_torch_npu
+from osp_opt.errors import OspOptError, WorkerError
+from osp_opt.failures import Failure
 from osp_opt.launch import LIFELINE_VARIABLE, LOG_FOLDER
 from osp_opt.parallel import Parallel
 from osp_opt.progress import Progress
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
     path = Path(argv[0])
     rank = int(os.environ.get("RANK", "0"))
     logs = path.parent / LOG_FOLDER
-    _redirect_output(logs, rank)
+    launcher = _redirect_output(logs, rank)
     if os.environ.get(LIFELINE_VARIABLE) == "1":
         threading.Thread(target=_end_with_launcher, daemon=True).start()
     progress = Progress(rank)
@@ -51,13 +52,19 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except OspOptError as error:
-        _leave_error(logs, rank, str(error), error.exit_code)
+        with suppress(OSError):  # the log may be what cannot be written
+            traceback.print_exc()
+        follows = isinstance(error, WorkerError)
+        Failure(rank, time.time(), str(error), error.exit_code, follows).send(launcher)
         return error.exit_code
     except BaseException as error:
         # Not handled, only noted: the launcher tells the user and the process still fails.
-        kind = type(error).__name__
         text = " ".join(str(error).split())[:300]
-        _leave_error(logs, rank, f"rank {rank}: {kind}: {text}; see {logs}/rank{rank}.log", 1)
+        said = f"{type(error).__name__}: {text}"
+        if is_out_of_memory(error):
+            said = f"out of memory ({text}); use --save-memory, or a smaller shape"
+        message = f"rank {rank}: {said}; see {logs}/rank{rank}.log"
+        Failure(rank, time.time(), message, 1).send(launcher)
         raise
     return 0
 
@@ -76,15 +83,21 @@ def _run_job(path: Path, progress: Progress) -> None:
         job.run(options, WorkerContext(device, parallel, run.folder, progress))
 
 
-def _redirect_output(logs: Path, rank: int) -> None:
-    """Stderr, and off rank 0 stdout too, go to this rank's log, native code's included."""
+def _redirect_output(logs: Path, rank: int) -> int:
+    """Stderr, and off rank 0 stdout too, go to this rank's log, native code's included.
+
+    Returns a descriptor of the stderr that was: the launcher listens there.
+    """
     logs.mkdir(parents=True, exist_ok=True)
-    log = os.open(logs / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o640)
+    launcher = os.dup(sys.stderr.fileno())
+    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
+    log = os.open(logs / f"rank{rank}.log", flags, 0o640)
     os.dup2(log, sys.stderr.fileno())
     if rank != 0:
         os.dup2(log, sys.stdout.fileno())
     os.close(log)
     faulthandler.enable()
+    return launcher
 
 
 def _end_with_launcher() -> None:
@@ -115,24 +128,6 @@ def _show_own_warnings(progress: Progress) -> None:
 
     warnings.showwarning = show  # type: ignore[assignment]
     logging.getLogger("osp_opt").addHandler(ToUser(logging.WARNING))
-
-
-def _leave_error(logs: Path, rank: int, message: str, exit_code: int) -> None:
-    """Tell the launcher, and the log, why this worker ends."""
-    traceback.print_exc()
-    try:
-        write_json(
-            logs / f"error-rank{rank}.json",
-            {
-                "time": time.time(),
-                "rank": rank,
-                "message": message,
-                "exit_code": exit_code,
-                "traceback": traceback.format_exc(),
-            },
-        )
-    except OspOptError:
-        traceback.print_exc()
 
 
 if __name__ == "__main__":

@@ -89,6 +89,46 @@ def test_a_killed_worker_is_reported(tmp_path: Path) -> None:
     assert "rank 0 died: killed by SIGKILL" in err
 
 
+def test_a_rank_that_is_killed_is_named_not_those_that_wait_for_it(tmp_path: Path) -> None:
+    code, _, err = finish(start(tmp_path, "die on rank 1", 2))
+    assert code == 128 + signal.SIGKILL
+    assert err.count("\n") == 1
+    assert "rank 1 died: killed by SIGKILL" in err
+    assert "rank1.log" in err
+
+
+def test_a_rank_that_hangs_ends_the_job_after_the_timeout(tmp_path: Path) -> None:
+    process = start(tmp_path, "hang on rank 1", 2, "--timeout", "15")
+    code, _, err = finish(process)
+    assert code == 1
+    assert err.count("\n") == 1
+    for words in ("rank 1: no sign of life", "gathering of results", "rank1.log"):
+        assert words in err
+    assert_all_end([int((tmp_path / f"samples/pid-{rank}").read_text()) for rank in range(2)])
+
+
+def test_out_of_memory_says_what_helps(tmp_path: Path) -> None:
+    code, _, err = finish(start(tmp_path, "use up the memory"))
+    assert code == 1
+    assert err.count("\n") == 1
+    for words in ("rank 0: out of memory", "--save-memory", "rank0.log"):
+        assert words in err
+
+
+def test_a_full_disk_is_named_although_no_log_can_be_written(tmp_path: Path) -> None:
+    code, _, err = finish(start(tmp_path, "fill the disk"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "manifest.json: cannot be written (File too large)" in err
+    assert not list((tmp_path / "samples").glob(".*.part*"))
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_starts(tmp_path: Path) -> None:
+    code, out, err = finish(start(tmp_path, "greet", 1, "--out", "/sys/osp-opt"))
+    assert (code, out) == (2, "")
+    assert err.startswith("osp-opt: error: /sys/osp-opt: cannot be written (")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_everything_and_says_how_to_go_on(
     tmp_path: Path, number: signal.Signals

@@ -199,17 +199,20 @@ class Calibration:
                 f"{path}: damaged (digest mismatch); run osp-opt calibrate again"
             )
         timesteps, sigmas, step_gram, block_gram, guided = (tensors[name] for name in _TENSORS)
-        return cls(
-            timesteps=timesteps,
-            sigmas=sigmas,
-            step_gram=step_gram,
-            block_gram=block_gram,
-            guided_block_gram=guided,
-            lags=tuple(about["lags"]),
-            prompts=tuple(about["prompts"]),
-            seeds=tuple(about["seeds"]),
-            metadata=about["metadata"],
-        )
+        try:
+            return cls(
+                timesteps=timesteps,
+                sigmas=sigmas,
+                step_gram=step_gram,
+                block_gram=block_gram,
+                guided_block_gram=guided,
+                lags=tuple(about["lags"]),
+                prompts=tuple(about["prompts"]),
+                seeds=tuple(about["seeds"]),
+                metadata=dict(about["metadata"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(f"{path}: not a calibration file of osp-opt") from error
 
 
 def _header(data: bytes) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from osp_opt.artifacts import read_json
+from osp_opt.artifacts import file_inside, read_json
 from osp_opt.errors import FileError, InputError, ShapeError
 from osp_opt.video import Frames, read_image, read_video
 
@@ -137,11 +137,12 @@ def _listed(folder: Path, manifest: Any) -> tuple[VideoFile, ...]:
         whole = isinstance(file, str) and isinstance(prompt, str) and isinstance(seed, int)
         if not whole:
             raise FileError(f"manifest {place}: entry {number} lacks file, prompt or seed")
-        path = folder / str(file)
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise FileError(f"manifest {place}: entry {number} lies outside its folder")
-        if not path.is_file():
-            raise FileError(f"{path}: named in the manifest and not there; sample it again")
+        path = file_inside(folder, file)
+        if path is None:
+            raise FileError(
+                f"manifest {place}: entry {number} is {file!r:.80}: missing or outside the folder; "
+                "sample it again"
+            )
         seconds = entry.get("denoising_seconds")
         timed = isinstance(seconds, (int, float)) and seconds > 0
         videos.append(VideoFile(path, prompt, seed, float(seconds) if timed else None))

@@ -76,7 +76,12 @@ class CacheTrials:
         # A folder may outlive the weights it was made with.
         self._prefix = f"{maker.loaded.fingerprint[:12]} {schedule_key(schedule)}"
         self._store = LatentStore(context.run_dir / "baseline", self._prefix)
-        self.spent = 0.0  # work done, in uncached videos
+        self._spent: dict[Any, float] = {}
+
+    @property
+    def spent(self) -> float:
+        """Work of this search on all ranks, killed runs of it included, in uncached videos."""
+        return sum(self._spent.values())
 
     def block_times(self, request: Request) -> BlockTimes:
         """Seconds per block and of the rest of a step, measured here (rank 0's count).
@@ -84,11 +89,11 @@ class CacheTrials:
         A search that is resumed uses those it began with: its candidates stay the same.
         """
         known = self.recall("block times")
+        self._spent["block times"] = (WARM_STEPS + TIMED_STEPS) / len(self._schedule)
         if known is None:
             timer = BlockTimer(self._maker.device.synchronize)
             self._maker.denoise(request, self._first(WARM_STEPS), timer)
             self._maker.denoise(request, self._first(TIMED_STEPS), timer)
-            self.spent += (WARM_STEPS + TIMED_STEPS) / len(self._schedule)
             known = self._parallel.broadcast_object(timer.result().as_json())
             self.record("block times", known)
         return BlockTimes(tuple(known["blocks"]), known["rest"], known["add"])
@@ -98,6 +103,7 @@ class CacheTrials:
         wanted = [request for request in requests if request not in self._plain]
         if not wanted:
             return
+        self._spent |= dict.fromkeys(wanted, 1.0)
         mine = self._parallel.share(wanted)
         latents = []
         with self._progress.task("sampling without cache", len(mine)) as task:
@@ -117,6 +123,7 @@ class CacheTrials:
             f"error {self._prefix} {policy_key(policy)} {request.seed} {request.prompt}"
             for policy, request in zip(policies, requests, strict=True)
         ]
+        self._spent |= {k: self._cost(p) for k, p in zip(keys, policies, strict=True)}
         known: dict[str, Any] = self._parallel.broadcast_object(
             {key: self._ledger.get(key) for key in keys}
         )
@@ -161,6 +168,10 @@ class CacheTrials:
                 )
         return self._parallel.gather_shared(pairs)
 
+    def count_pairs(self, policy: CachePolicy, pairs: int) -> None:
+        """Add `pairs` timed pairs of `policy`, made now or by a run that was killed, to `spent`."""
+        self._spent["pairs", policy_key(policy)] = pairs * (1.0 + self._cost(policy))
+
     def recall(self, key: str) -> dict[str, Any] | None:
         """What `record` kept under `key`, in this run or one that was killed; on every rank."""
         return self._parallel.broadcast_object(self._ledger.get(f"{key} {self._prefix}"))
@@ -174,10 +185,10 @@ class CacheTrials:
         cache = None
         if policy is not None:
             cache = self._maker.block_cache(policy, self._schedule, self._options)
-        made = self._maker.denoise(request, self._schedule, cache)
-        blocks, steps = self._maker.num_blocks, len(self._timesteps)
-        self.spent += 1.0 if policy is None else 1.0 / policy.speedup(blocks, steps)
-        return made
+        return self._maker.denoise(request, self._schedule, cache)
+
+    def _cost(self, policy: CachePolicy) -> float:
+        return 1.0 / policy.speedup(self._maker.num_blocks, len(self._timesteps))
 
     def _first(self, steps: int) -> TimestepSchedule:
         if self._schedule.is_default:  # samplers with a spacing of their own take no other

@@ -20,6 +20,7 @@ from osp_opt.calibration import Calibration
 from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.errors import CalibrationError, FileError, OptionError
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.memory import report_memory
 from osp_opt.jobs.prompt_sets import default_prompts
 from osp_opt.options import CalibrateOptions
 from osp_opt.prompts import given_prompts
@@ -83,6 +84,7 @@ def run(options: CalibrateOptions, context: WorkerContext) -> None:
     context.parallel.barrier()
     if context.parallel.is_main:
         _join(videos, metadata, maker, context)
+    report_memory(maker, context)
 
 
 def recorded_schedule(sampler: str, steps: int) -> TimestepSchedule:
@@ -150,8 +152,7 @@ def _record(
         guidance_scale=maker.guidance_scale if maker.guided else None,
         lags=LAGS,
     )
-    for video in videos:
-        maker.embed(video.request.prompt)  # all text first: the encoder may then be set aside
+    maker.foresee(video.request.prompt for video in videos)
     with context.progress.task("calibrating", len(videos) * len(schedule)) as task:
         for video in videos:
             recorder.reset()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from einops import rearrange
 from torch import Tensor
 
 from osp_opt.cache.block_cache import BlockCache
@@ -17,9 +20,11 @@ from osp_opt.device import DTYPES
 from osp_opt.jobs.provenance import Setting
 from osp_opt.layout import Workload, check_layout
 from osp_opt.models.parallelize import parallelize_transformer, spread_tiles
+from osp_opt.models.vae import VAE_SCALE
 from osp_opt.options import CacheMemoryOptions, SamplingOptions
 from osp_opt.parallel import Parallel
-from osp_opt.sampling.load import LoadedModel, load_pipeline
+from osp_opt.quality.timing import Timer
+from osp_opt.sampling.load import LoadedModel, load_pipeline, release_text_encoder
 from osp_opt.sampling.noise import make_noise
 from osp_opt.sampling.pipeline import PromptEmbeddings
 from osp_opt.sampling.samplers import make_scheduler, set_schedule
@@ -79,6 +84,11 @@ class VideoMaker:
             options.max_sequence_length, defaults.max_sequence_length
         )
         self._embeddings: dict[str, PromptEmbeddings] = {}
+        self.stages = Timer(
+            self.device.synchronize,
+            lambda: self.device.memory().peak,
+            self.device.reset_peak_memory,
+        )
         check_layout(context.parallel.layout, self.workload())
         self._spread_over(context.parallel)
 
@@ -102,6 +112,8 @@ class VideoMaker:
     def _spread_over(self, parallel: Parallel) -> None:
         self._transformer = parallelize_transformer(self.pipeline.transformer, parallel)
         self._map_tiles = spread_tiles(parallel.replica)
+        # One branch after the other needs half the memory; ranks that hold one each do already.
+        self.sequential_guidance = self.options.save_memory and parallel.layout.cfg == 1
 
     @property
     def guided(self) -> bool:
@@ -157,11 +169,40 @@ class VideoMaker:
     def embed(self, prompt: str) -> PromptEmbeddings:
         """The prompt's embeddings, encoded once."""
         if prompt not in self._embeddings:
-            text = self.loaded.defaults.prompt_template.format(prompt)
-            self._embeddings[prompt] = self.pipeline.encode_prompts(
-                [text], self.negative_prompt, self.max_sequence_length
-            )
+            text = self.loaded.defaults.prompt_template.replace("{}", prompt)
+            with self._in_use("encode text", self.pipeline.text_encoder):
+                self._embeddings[prompt] = self.pipeline.encode_prompts(
+                    [text], self.negative_prompt, self.max_sequence_length
+                )
         return self._embeddings[prompt]
+
+    def foresee(self, prompts: Iterable[str]) -> None:
+        """Say which prompts will be asked for, and that no others will be.
+
+        `offload` then moves the text encoder for all of them at once, `save_memory` drops it.
+        """
+        if not (self.options.offload or self.options.save_memory):
+            return
+        with self._in_use("encode text", self.pipeline.text_encoder):
+            for prompt in prompts:
+                self.embed(prompt)
+        if self.options.save_memory:
+            release_text_encoder(self.pipeline)
+            self.device.empty_cache()
+
+    @contextmanager
+    def _in_use(self, stage: str, part: Any) -> Iterator[None]:
+        """A measured stage, with `part` on the device for its time where it is kept off it."""
+        moves = self.options.offload and part is not None and part.device.type == "cpu"
+        with self.stages.stage(stage):
+            if moves:
+                part.to(self.device.torch_device)
+            try:
+                yield
+            finally:
+                if moves:
+                    part.to("cpu")
+                    self.device.empty_cache()
 
     def denoise(
         self,
@@ -176,27 +217,37 @@ class VideoMaker:
         noise = make_noise(self.options.noise, [request.seed], [request.prompt], self.latent_shape)
         if cache is not None:
             cache.reset()
-        self.device.synchronize()
-        start = time.perf_counter()
-        latents = self.pipeline.generate_latents(
-            embeddings,
-            self.shape,
-            schedule,
-            noise,
-            guidance_scale=self.guidance_scale,
-            sampler=self.options.sampler,
-            cache=cache,
-            recorder=recorder,
-            callback=callback,
-            transformer=self._transformer,
-        )
-        self.device.synchronize()
-        return Denoised(latents, time.perf_counter() - start)
+        with self.stages.stage("denoise"):
+            latents = self.pipeline.generate_latents(
+                embeddings,
+                self.shape,
+                schedule,
+                noise,
+                guidance_scale=self.guidance_scale,
+                sampler=self.options.sampler,
+                cache=cache,
+                recorder=recorder,
+                callback=callback,
+                sequential_guidance=self.sequential_guidance,
+                transformer=self._transformer,
+            )
+        return Denoised(latents, self.stages["denoise"].seconds[-1])
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Frames uint8 [t h w c] of one video's latents [1 c t h w]."""
-        frames: np.ndarray = self.pipeline.decode_latents(latents, self._map_tiles)[0].numpy()
+        with self._in_use("decode", self.pipeline.vae):
+            frames: np.ndarray = self.pipeline.decode_latents(latents, self._map_tiles)[0].numpy()
         return frames
+
+    @torch.no_grad()
+    def encode(self, frames: np.ndarray) -> Tensor:
+        """Scaled latents [1 c t h w], float32, of uint8 frames [t h w c]: the posterior's mean."""
+        vae = self.pipeline.vae
+        video = rearrange(torch.from_numpy(frames), "t h w c -> 1 c t h w").float() / 127.5 - 1.0
+        with self._in_use("encode video", vae):
+            video = video.to(device=self.device.torch_device, dtype=vae.dtype)
+            latents: Tensor = vae.encode(video, self._map_tiles).mode().float() * VAE_SCALE
+        return latents
 
 
 def _given(value: Any, default: Any) -> Any:

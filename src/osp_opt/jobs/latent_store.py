@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -32,9 +33,12 @@ class LatentStore:
         if not path.is_file():
             return None
         try:
-            return load_tensors(path.read_bytes())["latents"]
+            latents = load_tensors(path.read_bytes())["latents"]
         except (SafetensorError, KeyError, OSError) as error:
             raise FileError(f"{path}: damaged; delete it to sample that video again") from error
+        if not torch.isfinite(latents).all():
+            raise FileError(f"{path}: holds NaN or infinities; delete it to sample that one again")
+        return latents
 
     def _path(self, request: Request) -> Path:
         text = f"{self._prefix}\0{request.seed}\0{request.prompt}"

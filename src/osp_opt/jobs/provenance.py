@@ -96,6 +96,7 @@ def _agree(recorded: Any, now: Any) -> bool:
         return (
             isinstance(recorded, list)
             and len(recorded) == len(now)
+            and all(isinstance(t, (int, float)) for t in recorded)
             and all(abs(a - b) <= _SAME for a, b in zip(recorded, now, strict=True))
         )
     return bool(recorded == now)

@@ -11,6 +11,7 @@ from osp_opt.artifacts import read_meta, write_json, write_meta
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.errors import FileError
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.memory import report_memory
 from osp_opt.jobs.prompt_sets import default_prompts
 from osp_opt.jobs.provenance import check_provenance
 from osp_opt.options import SampleOptions
@@ -60,6 +61,7 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     context.parallel.barrier()
     if context.parallel.is_main:
         _summarise(videos, maker, key, context)
+    report_memory(maker, context)
 
 
 def requests_of(options: SampleOptions) -> list[Request]:
@@ -137,6 +139,8 @@ def _finished(video: _Video, key: dict[str, Any]) -> dict[str, Any] | None:
     meta = read_meta(video.path)
     if meta is None or any(meta.get(name) != value for name, value in key.items()):
         return None
+    if not isinstance(meta.get("denoising_seconds"), (int, float)):
+        return None
     if (meta.get("prompt"), meta.get("seed")) != (video.request.prompt, video.request.seed):
         return None
     return meta
@@ -153,8 +157,7 @@ def _make(
 ) -> None:
     timesteps = maker.call_timesteps(schedule)
     cache = None if policy is None else maker.block_cache(policy, schedule, options)
-    for video in videos:
-        maker.embed(video.request.prompt)  # all text first: the encoder may then be set aside
+    maker.foresee(video.request.prompt for video in videos)
     if not videos:
         return
     with context.progress.task("sampling", len(videos) * len(timesteps)) as task:

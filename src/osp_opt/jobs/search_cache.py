@@ -22,6 +22,7 @@ from osp_opt.errors import CalibrationError, PolicyError
 from osp_opt.jobs.cache_quality import Quality, interval_from, measure_quality
 from osp_opt.jobs.cache_trials import CacheTrials, Pair, policy_key
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.memory import report_memory
 from osp_opt.jobs.prompt_sets import default_prompts
 from osp_opt.options import SearchCacheOptions
 from osp_opt.prompts import given_prompts
@@ -79,6 +80,7 @@ def run(options: SearchCacheOptions, context: WorkerContext) -> None:
     if context.parallel.is_main:
         search.write(winner)
     context.parallel.barrier()
+    report_memory(search.maker, context)
 
 
 class _Search:
@@ -112,6 +114,7 @@ class _Search:
         count = options.verify_prompts
         held_out = _held_out(options, calibration, 2 * count)
         self.race_requests, self.fresh_requests = held_out[:count], held_out[count:]
+        self.maker.foresee(request.prompt for request in held_out)
         self.trials = CacheTrials(self.maker, self.schedule, options, context)
         self.times: BlockTimes = self.trials.block_times(self.race_requests[0])
         self.say(
@@ -185,13 +188,15 @@ class _Search:
         values = self.trials.recall(key)
         if values is None:
             pairs = self.trials.timed_pairs(chosen.policy, self.fresh_requests)
-            speedup = _speedup(pairs)
+            speedup, made = _speedup(pairs), len(pairs)
             if speedup.estimate < least:
                 again = self.trials.timed_pairs(chosen.policy, self.fresh_requests)
                 speedup = _speedup([*pairs, *again])
+                made += len(again)
             quality = measure_quality(pairs, self.maker)
-            values = {"speedup": speedup.as_json(), **quality.as_json()}
+            values = {"pairs": made, "speedup": speedup.as_json(), **quality.as_json()}
             self.trials.record(key, values)
+        self.trials.count_pairs(chosen.policy, int(values["pairs"]))
         return _Winner(chosen, race, interval_from(values["speedup"]), Quality.from_json(values))
 
     def fastest_within(self, max_loss: float) -> _Winner:
@@ -243,7 +248,7 @@ class _Search:
         self.say(f"work spent on sampling: {self._generations():.1f} generations of the prompt set")
 
     def _generations(self) -> float:
-        return self.trials.spent * self.context.parallel.layout.dp / len(self.race_requests)
+        return self.trials.spent / len(self.race_requests)
 
     def _meta(self, winner: _Winner) -> dict[str, Any]:
         meta: dict[str, Any] = {

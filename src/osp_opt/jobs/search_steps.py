@@ -16,6 +16,7 @@ import numpy as np
 from osp_opt.artifacts import write_json, write_meta
 from osp_opt.errors import OptionError
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.memory import report_memory
 from osp_opt.jobs.prompt_sets import default_prompts
 from osp_opt.jobs.step_sources import Source, open_source
 from osp_opt.jobs.step_trials import StepTrials
@@ -106,18 +107,19 @@ def run(options: SearchStepsOptions, context: WorkerContext) -> None:
                 decisions[length] = replace(decision, written=decision.uniform)
     if context.parallel.is_main:
         _write(search, decisions)
+    report_memory(None if search.trials is None else search.source.maker(), context)
 
 
 def _open(options: SearchStepsOptions, context: WorkerContext) -> Search:
     source = open_source(options, context)
     table = StepTable(source.calibration, options.sampler)
     trials = None
-    race: list[Request] = []
-    fresh: list[Request] = []
+    race, fresh = list[Request](), list[Request]()
     if options.verify is not False and not options.all_steps:
         maker = source.maker()
         trials = StepTrials(maker, source.reference, context)
         race, fresh = _held_out(options, source, maker)
+        maker.foresee([*(r.prompt for r in race + fresh), *source.calibration.prompts])
     return Search(options, context, source, table, trials, race, fresh)
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from osp_opt.artifacts import read_bytes, read_json
+from osp_opt.artifacts import file_inside, read_bytes, read_json
 from osp_opt.calibration import Calibration
 from osp_opt.errors import CalibrationError
 from osp_opt.jobs.generation import Request, VideoMaker
@@ -52,7 +52,9 @@ class NoisePath:
         negative = text.negative if guided and maker.guided else None
         transformer = maker.pipeline.transformer
         with torch.no_grad():
-            conditions = Conditions.encode(transformer, text.embeds, text.mask, negative)
+            conditions = Conditions.encode(
+                transformer, text.embeds, text.mask, negative, maker.sequential_guidance
+            )
         self._denoiser = GuidedDenoiser(
             transformer, conditions, maker.guidance_scale, recorder=recorder
         )
@@ -94,16 +96,17 @@ def calibrated_paths(
     wanted = min(options.monte_carlo_iters, len(entries))  # more are not asked for
     for entry in entries[:wanted]:
         name = entry.get("latents") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or not (folder / name).resolve().is_relative_to(
-            folder.resolve()
-        ):
-            raise CalibrationError(f"{listed}: latents {name!r} are not in the folder")
-        latents = load_latents(folder / name)
+        path = file_inside(folder, name)
+        if path is None or not isinstance(entry.get("seed"), int):
+            raise CalibrationError(
+                f"{listed}: latents {name!r:.80}: no file in the folder, or no seed"
+            )
+        latents = load_latents(path)
         if latents.shape != maker.latent_shape:
             raise CalibrationError(
-                f"{folder / name}: {list(latents.shape)}, expected {list(maker.latent_shape)}"
+                f"{path}: {list(latents.shape)}, expected {list(maker.latent_shape)}"
             )
-        request = Request(str(entry.get("prompt", "")), int(entry.get("seed", 0)))
+        request = Request(str(entry.get("prompt", "")), entry["seed"])
         paths.append(NoisePath(maker, latents[None], request, guided=options.guided))
     return PathSet(paths, f"{maker.loaded.fingerprint[:12]} guided {options.guided}")
 

@@ -21,7 +21,6 @@ from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.errors import CalibrationError, FileError
 from osp_opt.jobs.generation import Request, VideoMaker
 from osp_opt.jobs.step_paths import LATENTS_FILE, NoisePath
-from osp_opt.models.vae import VAE_SCALE
 from osp_opt.options import SearchStepsOptions
 from osp_opt.prompts import given_prompts
 from osp_opt.sampling.schedule import TimestepSchedule
@@ -67,6 +66,7 @@ def record_videos(options: SearchStepsOptions, context: WorkerContext, folder: P
         (path, Request(prompt, options.seed + number))
         for number, (path, prompt) in enumerate(zip(files, prompts, strict=True))
     ]
+    maker.foresee(request.prompt for _, request in context.parallel.share(work))
     with context.progress.task("evaluating videos", len(context.parallel.share(work))) as task:
         for path, request in context.parallel.share(work):
             _record(frames[path], path, request, maker, schedule, metadata, context.run_dir)
@@ -122,16 +122,6 @@ def _same(found: Calibration, request: Request, metadata: dict[str, Any]) -> boo
     return about == ((request.prompt,), (request.seed,), metadata)
 
 
-@torch.no_grad()
-def _encode(frames: np.ndarray, maker: VideoMaker) -> torch.Tensor:
-    """Scaled latents [1 c t h w] of uint8 frames [t h w c]: the posterior's mean."""
-    vae = maker.pipeline.vae
-    video = rearrange(torch.from_numpy(frames), "t h w c -> 1 c t h w").float() / 127.5 - 1.0
-    posterior = vae.encode(video.to(device=maker.device.torch_device, dtype=vae.dtype))
-    latents: torch.Tensor = posterior.mode().float() * VAE_SCALE
-    return latents
-
-
 def _record(
     frames: np.ndarray,
     path: Path,
@@ -150,7 +140,7 @@ def _record(
             found = None  # damaged: recorded again
         if found is not None and _same(found, request, metadata):
             return
-    latents = _encode(frames, maker)
+    latents = maker.encode(frames)
     atomic_write_bytes(
         run_dir / "latents" / f"{path.stem}.safetensors",
         save({"latents": latents[0].float().cpu().contiguous()}),

@@ -168,6 +168,7 @@ def _check_keys(model: nn.Module, state: dict[str, Tensor], folder: Path) -> Non
         "missing": expected.keys() - state.keys(),
         "unexpected": state.keys() - expected.keys(),
         "of another shape": {key for key in shared if expected[key] != state[key].shape},
+        "of whole numbers": {key for key in shared if not state[key].is_floating_point()},
     }
     found = [f"{len(keys)} {what} ({names(keys)})" for what, keys in problems.items() if keys]
     if found:

@@ -7,6 +7,7 @@ a ``.ckpt`` the averaged weights win over the raw ones.
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,11 @@ from osp_opt.errors import CheckpointError, FileError
 STEM = "diffusion_pytorch_model"  # diffusers' name of a model's weight file
 GROUP_OR_OTHER_WRITABLE = 0o022
 LFS_POINTER = b"version https://git-lfs"
+_UNPICKLING = (
+    *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, AssertionError, ImportError, MemoryError, struct.error),
+)
+"""What torch's restricted unpickler raises on damaged bytes, which it follows as instructions."""
 
 
 def find_weights(folder: str | Path) -> list[Path]:
@@ -148,7 +154,7 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
                 f"{file}: holds Python objects besides tensors, which could run code; not loaded"
             ) from error
         raise _damaged(file, error) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _UNPICKLING as error:
         raise _damaged(file, error) from error
     state = _model_part(content)
     if not state or not all(isinstance(value, Tensor) for value in state.values()):

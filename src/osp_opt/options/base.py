@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 PANELS = ("Job", "Model", "Video", "Prompts", "Sampling", "Verification", "Device", "Run", "Launch")
 """Help panels, in the order in which ``--help`` shows them."""
+
+_NAME_MAX = 255  # bytes in one part of a path, on all file systems in use
 
 
 def option(
@@ -86,6 +89,16 @@ class Options(BaseModel):
         protected_namespaces=(),
         str_strip_whitespace=True,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _possible_path(cls, value: Any) -> Any:
+        """Paths that no file can have, which every look at the disk would stumble over."""
+        if isinstance(value, Path):
+            text = os.fsencode(value)
+            if b"\0" in text or any(len(part) > _NAME_MAX for part in text.split(b"/")):
+                raise ValueError("no file can be called that; check the path")
+        return value
 
     command: ClassVar[str]
     """The subcommand that takes these options."""

@@ -110,7 +110,15 @@ class DeviceOptions(Options):
     )
     compile: bool = option(False, "Compile the transformer blocks (torch.compile).", panel="Device")
     save_memory: bool = option(
-        False, "Smaller autoencoder tiles; text encoder released after use.", panel="Device"
+        False,
+        "Smaller autoencoder tiles, guidance branches in turn, text encoder released after use.",
+        panel="Device",
+    )
+    offload: bool = option(
+        False,
+        "Keep text encoder and autoencoder in host memory while they are not in use.",
+        panel="Device",
+        identity=False,
     )
 
     @field_validator("device", mode="before")
@@ -188,6 +196,8 @@ class SamplingOptions(ModelOptions, ShapeOptions, DeviceOptions):
         if not isinstance(values, dict):
             return values
         texts = values.get("text_prompt") or ()
+        if not isinstance(texts, (str, list, tuple)):
+            return values  # the field says what is wrong with it
         texts = [texts] if isinstance(texts, str) else list(texts)
         if len(texts) == 1 and isinstance(texts[0], str) and texts[0].strip().endswith(".txt"):
             if values.get("prompt_file") is not None:

@@ -151,7 +151,8 @@ def load_pipeline(model: ModelOptions, device: Device) -> LoadedModel:
     """Load the model that the options name onto `device`, in its dtype and precision policy.
 
     Options beyond ModelOptions are used where present: `attention`, `compile`, `enable_tiling`,
-    `tile_overlap_factor`, `save_memory`, `sampler`. Raises CheckpointError, or OptionError and
+    `tile_overlap_factor`, `save_memory`, `sampler`, `offload` (autoencoder and text encoder then
+    stay on the CPU, and whoever uses them moves them). Raises CheckpointError, or OptionError and
     DeviceError for an attention backend that cannot be used.
     """
     folders = ModelFolders.find(model)
@@ -163,7 +164,8 @@ def load_pipeline(model: ModelOptions, device: Device) -> LoadedModel:
     parts: list[Any] = [transformer, vae, text_encoder]
     for part in parts:
         part.requires_grad_(False)
-        part.to(device.torch_device)
+        if part is transformer or not getattr(model, "offload", False):
+            part.to(device.torch_device)
     apply_precision(vae, device.precision)
     _configure(model, device, transformer, vae)
     config = dict(transformer.config)

@@ -62,7 +62,8 @@ class TrialLedger:
         line = json.dumps({"key": key, "values": values}, allow_nan=False) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, _MODE)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+            descriptor = os.open(self.path, flags, _MODE)
             with os.fdopen(descriptor, "wb") as stream:  # of a descriptor: nothing is truncated
                 stream.seek(self._whole)
                 stream.truncate()  # what a killed process left half-written
@@ -88,8 +89,8 @@ class TrialLedger:
         whole = 0
         for number, line in enumerate(lines, start=1):
             try:
-                trial = json.loads(line)
-                self._trials[trial["key"]] = dict(trial["values"])
+                trial = json.loads(line, parse_constant=_refuse)
+                self._trials[str(trial["key"])] = dict(trial["values"])
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 if number == len(lines) and not _torn:
                     break  # a torn line that happened to end in a newline
@@ -98,3 +99,7 @@ class TrialLedger:
                 ) from error
             whole += len(line) + 1
         return whole
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is no measurement")

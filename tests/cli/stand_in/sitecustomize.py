@@ -31,6 +31,26 @@ def run(options: Any, context: Any) -> None:
         if rank == 1:
             raise ZeroDivisionError("divided by nothing")
         context.parallel.gather_objects(rank)
+    elif order == "hang on rank 1":
+        if rank == 1:
+            time.sleep(600)
+        context.parallel.gather_objects(rank)
+    elif order == "die on rank 1":
+        context.parallel.barrier()
+        if rank == 1:
+            os.kill(os.getpid(), 9)
+        context.parallel.gather_objects(rank)
+    elif order == "use up the memory":
+        import torch
+
+        torch.empty(2**60, dtype=torch.uint8)
+    elif order == "fill the disk":
+        import resource
+
+        from osp_opt.artifacts import write_json
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # as far as a process can tell
+        write_json(context.run_dir / "manifest.json", {"videos": []})
     elif order == "die":
         os.kill(os.getpid(), 9)
     elif order == "sleep":

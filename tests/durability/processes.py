@@ -1,0 +1,189 @@
+"""Commands as real processes that can be killed at any moment.
+
+They are forked from a server that has imported everything, so that a run costs its work and not
+its imports, and a random moment falls into the work. Each does what `osp-opt` does: the checks
+before a launch, the run folder, then the worker, here without torch.distributed.run in between
+(tests/cli/test_launch.py kills that whole tree).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from osp_opt.errors import OspOptError
+from osp_opt.failures import Listener, explain
+from osp_opt.flags import report_error
+from osp_opt.options import EvaluateOptions, JobOptions
+
+PRELOADED = [
+    "osp_opt.worker",
+    *(f"osp_opt.jobs.{job}" for job in ("calibrate", "search_steps", "search_cache", "sample")),
+    "osp_opt.evaluation.command",
+    "diffusers.models.attention_dispatch",
+    "torch.distributed",
+]
+LIMIT_S = 900  # only bounds a failing test
+PIPE_BYTES = 65536
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "subprocess.Popen")
+WRITING = os.O_WRONLY | os.O_RDWR
+
+Options = JobOptions | EvaluateOptions
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: exit code (negative: a signal), seconds, what it printed.
+
+    `changes` counts its changes of files; 0 when it did not live to tell.
+    """
+
+    code: int
+    seconds: float
+    out: str
+    err: str
+    changes: int
+
+
+class Server:
+    """Starts commands; `folder` takes what they print."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
+
+    def start(self) -> None:
+        """Import everything now, in the environment of now."""
+        process = self._context.Process(target=os.getpid)
+        process.start()
+        process.join()
+
+    def run(
+        self,
+        options: Options,
+        *,
+        after_s: float | None = None,
+        at_change: int | None = None,
+        limit_bytes: int | None = None,
+    ) -> Ended:
+        """Run a command to its end, or kill it.
+
+        SIGKILL comes to it and its children after `after_s` seconds, or at its `at_change`-th
+        change of a file. No file may grow beyond `limit_bytes`.
+        """
+        with self.started(options, at_change=at_change, limit_bytes=limit_bytes) as process:
+            start = time.monotonic()
+            process.join(LIMIT_S if after_s is None else after_s)
+            if process.is_alive() and after_s is not None:
+                with contextlib.suppress(ProcessLookupError):  # has no group of its own yet
+                    os.killpg(process.pid or 0, signal.SIGKILL)
+                process.kill()
+            process.join(LIMIT_S)
+            return self.ended(process.exitcode, time.monotonic() - start)
+
+    @contextmanager
+    def started(
+        self, options: Options, *, at_change: int | None = None, limit_bytes: int | None = None
+    ) -> Iterator[multiprocessing.process.BaseProcess]:
+        """The running process; killed when the block is left before it has ended."""
+        for name in ("out", "err", "changes"):
+            (self._folder / name).write_text("")
+        process = self._context.Process(
+            target=_command, args=(options, self._folder, at_change, limit_bytes)
+        )
+        process.start()
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.join()
+
+    def ended(self, code: int | None, seconds: float = 0.0) -> Ended:
+        """What is known of the process that ended last."""
+        assert code is not None, f"not done after {LIMIT_S} s"
+        out, err, changes = ((self._folder / n).read_text() for n in ("out", "err", "changes"))
+        return Ended(code, seconds, out, err, int(changes or 0))
+
+
+def _command(
+    options: Options, folder: Path, at_change: int | None, limit_bytes: int | None
+) -> None:
+    """In the forked process."""
+    os.setsid()
+    for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
+        os.dup2(os.open(folder / name, os.O_WRONLY), stream.fileno())
+    seen = _count_changes(options.workdir, at_change)
+    if limit_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+    try:
+        code = _run(options)
+    except OspOptError as error:
+        report_error(str(error))
+        code = error.exit_code
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    (folder / "changes").write_text(str(len(seen)))
+    os._exit(code)
+
+
+def _run(options: Options) -> int:
+    """What the command line runs, with the worker in this process."""
+    if isinstance(options, EvaluateOptions):
+        from osp_opt.evaluation import command
+
+        return command.run(options)
+    from osp_opt import launch, worker
+    from osp_opt.runfolder import OPTIONS_FILE, open_run
+
+    options, _ = launch.with_predecessors(options)
+    launch.check_before_launch(options)
+    with open_run(options) as run:
+        logs = run.folder / launch.LOG_FOLDER
+        stderr = os.dup(sys.stderr.fileno())
+        reading, writing = os.pipe()
+        os.dup2(writing, sys.stderr.fileno())  # where the worker tells its failure
+        code = worker.main([str(run.folder / OPTIONS_FILE)])
+        os.dup2(stderr, sys.stderr.fileno())
+        if code == 0:
+            return 0
+        listener = Listener(io.BytesIO(os.read(reading, PIPE_BYTES)), io.BytesIO())
+        listener.close(LIMIT_S)
+        message, code = explain(listener.failures, "", 1, logs)
+        report_error(message)
+        return code
+
+
+def _count_changes(root: Path, fatal: int | None) -> list[str]:
+    """The changes of files below `root` and programs started, from now on; dies at the `fatal`-th.
+
+    The signal comes before the change: a file to be replaced is written and not yet in place.
+    """
+    seen: list[str] = []
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            if not (isinstance(flags, int) and flags & WRITING):
+                return
+        elif event in CHANGES:
+            path = arguments[0]
+        else:
+            return
+        if event == "subprocess.Popen" or str(path).startswith(str(root)):
+            seen.append(event)
+            if len(seen) == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return seen

@@ -1,0 +1,176 @@
+"""SIGKILL at any moment, then the same command again: as if nothing had happened.
+
+In the normal run each command is killed at a random one of its changes of files in every third of
+the job. `make durability` also kills each at 20 random moments of the clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Ended, Options, Server
+
+from conftest import job
+from osp_opt.jobs.memory import MEMORY_FILE
+from osp_opt.jobs.step_trials import schedule_key
+from osp_opt.options import SearchCacheOptions
+from osp_opt.runfolder import LOCK_FILE
+from osp_opt.sampling.load import ModelFolders
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.block_times import BlockTimes
+from osp_opt.search.cache_search import largest_ratio
+
+COMMANDS = ("calibrate", "search-steps", "search-cache", "sample", "evaluate")
+THIRDS = 3
+MOMENTS = int(os.environ.get("OSP_OPT_KILLS", "0"))
+CLOCK = ("seconds", "denoising_seconds", "speedup", "own", "full_seconds")
+TIMES = BlockTimes((1.0, 1.0, 1.0, 1.0), 0.01, 0.01)
+
+
+class Jobs:
+    """One working folder in which every command has run to its end."""
+
+    def __init__(self, workdir: Path, flags: dict[str, Any], server: Server) -> None:
+        self.workdir = workdir
+        self.flags = flags
+        self.server = server
+        self.ended: dict[str, Ended] = {}
+        self.result: dict[str, dict[str, Any]] = {}
+        workdir.mkdir()  # whose making counts as a change, in the first run only
+        for command in COMMANDS:
+            self.prepare(command)
+            self.ended[command] = self.complete(command)
+            self.result[command] = contents(self.folder(command))
+
+    def options(self, command: str) -> Options:
+        made: Options = job(command, self.flags, self.workdir)
+        if isinstance(made, SearchCacheOptions):
+            # What the clock can never deliver, so that no decision depends on it.
+            ratio = 0.999 * largest_ratio(TIMES, made.steps)[0]
+            made = made.model_copy(update={"ratio": ratio})
+        return made
+
+    def folder(self, command: str) -> Path:
+        return self.options(command).run_dir
+
+    def prepare(self, command: str) -> None:
+        """Remove what the command made; what search-cache would time first is given."""
+        shutil.rmtree(self.folder(command), ignore_errors=True)
+        options = self.options(command)
+        if isinstance(options, SearchCacheOptions):
+            schedule = schedule_key(TimestepSchedule.uniform(options.steps))
+            model = ModelFolders.find(options).fingerprint()[:12]
+            line = {"key": f"block times {model} {schedule}", "values": TIMES.as_json()}
+            options.run_dir.mkdir()
+            (options.run_dir / "trials.jsonl").write_text(json.dumps(line) + "\n")
+
+    def complete(self, command: str) -> Ended:
+        ended = self.server.run(self.options(command))
+        assert ended.code == 0, ended
+        return ended
+
+
+@pytest.fixture(scope="module")
+def jobs(server: Server, flags: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    return Jobs(tmp_path_factory.mktemp("killed") / "work", flags, server)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What a command left: bytes, or JSON values without what a clock said."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not name.startswith("logs/") and name not in (LOCK_FILE, MEMORY_FILE):
+            found[name] = _content(path)
+    return found
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".json":
+        return _timeless(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    return path.read_bytes()
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_timeless(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if str(value.get("key", "")).startswith("timing "):
+        return value["key"]
+    return {name: _timeless(item) for name, item in value.items() if name not in CLOCK}
+
+
+def finished(folder: Path) -> Iterator[Path]:
+    """The files that a resumed run has to leave as they are."""
+    yield from folder.glob("baseline/*.safetensors")
+    for statistics in folder.glob("statistics/*.safetensors"):
+        yield from (statistics, folder / "latents" / statistics.name)
+        yield folder / "videos" / f"{statistics.stem}.mp4"
+    for sidecar in folder.glob("*.mp4.meta.json"):
+        yield from (sidecar, folder / sidecar.name.removesuffix(".meta.json"))
+
+
+def whole_lines(folder: Path) -> bytes:
+    ledger = folder / "trials.jsonl"
+    data = ledger.read_bytes() if ledger.exists() else b""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def assert_no_orphans(workdir: Path) -> None:
+    """Nothing that was started for the job may live on; the deadline only bounds a failure."""
+    deadline = time.monotonic() + 60
+    while found := [path for path in Path("/proc").glob("[0-9]*/cmdline") if _names(path, workdir)]:
+        assert time.monotonic() < deadline, f"orphans: {found}"
+        time.sleep(0.05)
+
+
+def _names(path: Path, workdir: Path) -> bool:
+    try:
+        return os.fsencode(workdir) in path.read_bytes()
+    except OSError:  # it has ended meanwhile
+        return False
+
+
+def kill_and_go_on(jobs: Jobs, command: str, kill: Callable[[Options], Ended]) -> Ended:
+    """Kill `command` in mid job, run it again, and compare with the run that was let alone."""
+    jobs.prepare(command)
+    folder = jobs.folder(command)
+    ended = kill(jobs.options(command))
+    assert_no_orphans(jobs.workdir)
+    kept = {path: path.stat().st_mtime_ns for path in finished(folder)}
+    ledger = whole_lines(folder)
+    jobs.complete(command)
+    assert contents(folder) == jobs.result[command]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "made again"
+    assert whole_lines(folder).startswith(ledger), "measured again"
+    return ended
+
+
+@pytest.mark.parametrize("third", range(THIRDS))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_killed_at_a_change_of_files(jobs: Jobs, command: str, third: int) -> None:
+    changes = jobs.ended[command].changes
+    assert changes >= THIRDS
+    first, end = changes * third // THIRDS, changes * (third + 1) // THIRDS
+    moment = random.Random(f"{command} {third}").randrange(first, end) + 1
+    ended = kill_and_go_on(jobs, command, lambda o: jobs.server.run(o, at_change=moment))
+    assert ended.code == -9
+
+
+@pytest.mark.skipif(MOMENTS == 0, reason="make durability")
+@pytest.mark.parametrize("moment", range(MOMENTS))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_killed_at_a_random_moment(jobs: Jobs, command: str, moment: int) -> None:
+    after_s = random.Random(f"{command} {moment}").random() * jobs.ended[command].seconds
+    kill_and_go_on(jobs, command, lambda options: jobs.server.run(options, after_s=after_s))
