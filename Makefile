@@ -5,7 +5,7 @@ DEMO ?= demo-output
 BIN := $(VENV)/bin
 OSP := $(BIN)/osp-opt
 
-.PHONY: demo test lint install clean
+.PHONY: demo test bench lint install clean
 
 install: $(VENV)/.installed
 
@@ -32,5 +32,10 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest
 
+# Against the field, into benchmarks/results; BENCH=--quick checks that everything runs.
+bench: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks $(BENCH)
+
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(DEMO) benchmarks/work build dist *.egg-info

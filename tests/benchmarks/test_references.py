@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-from osp_opt.cache.policy import CachePolicy
-
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "search")]
-
-from gaussian_model import VARIANCES, ancestral_distance, sigma_at
-
 from benchmarks.reference_cache import CacheSearch, least_blocks
 from benchmarks.reference_steps import StepSearch, network_evaluations
+
+from osp_opt.cache.policy import CachePolicy
+from search.gaussian_model import VARIANCES, ancestral_distance, sigma_at
 
 
 def test_its_formula_under_delivers() -> None:

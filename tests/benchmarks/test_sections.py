@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks import cache, combined, goals, peers, plots, steps, table
 from benchmarks.contest import Entrant, contest
 from benchmarks.lab import Lab
 from benchmarks.size import full_size, quick_size
+
+from benchmarks import cache, combined, goals, peers, plots, steps, table
 
 SMOKE = {"steps": 12, "lengths": (6, 4), "judges": (2, 2, 1), "ays_lengths": (4,)}
 
