@@ -22,12 +22,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.contest import Entrant, NotRun, Runtime
+from benchmarks.knobs import tuned_thresholds
 from benchmarks.lab import Lab
 from osp_opt.jobs.generation import Request
 from osp_opt.sampling.schedule import sigma_of
 from osp_opt.tiny.prompts import load_prompts
 
 __all__ = ["peer_entrants"]
+
+MOST_SKIPS = 4  # in a row, of the caches that take a limit; their defaults are 2 and 3
+WARM_UP = 8  # steps that DBCache computes first: its default
 
 
 class InContext:
@@ -79,6 +83,10 @@ class Bench:
         if library not in self._copies:
             self._copies[library] = copy.deepcopy(self.lab.maker.pipeline.transformer)
         return self._copies[library]
+
+    def tuned(self, name: str, at: Callable[[float], Any], library: str) -> list[float]:
+        """Thresholds at which the peer is about as fast as what it is compared with."""
+        return tuned_thresholds(self.lab, name, lambda t: at(t)(), self.model(library))
 
     @contextlib.contextmanager
     def diffusers(self, config: Callable[[InContext], Any]) -> Iterator[Runtime]:
@@ -159,7 +167,7 @@ def _first_block(bench: Bench) -> list[tuple[str, Any]]:
     def at(threshold: float) -> Any:
         return lambda: bench.diffusers(lambda _: FirstBlockCacheConfig(threshold=threshold))
 
-    return [(f"threshold {t:g}", at(t)) for t in (0.03, 0.06, 0.1, 0.2)]
+    return [(f"threshold {t:g}", at(t)) for t in bench.tuned("first block", at, "diffusers")]
 
 
 def _mag(bench: Bench) -> list[tuple[str, Any]]:
@@ -167,19 +175,18 @@ def _mag(bench: Bench) -> list[tuple[str, Any]]:
 
     ratios = _mag_ratios(bench)
 
-    def at(threshold: float, skips: int) -> Any:
+    def at(threshold: float) -> Any:
         def config(_: InContext) -> Any:
             return MagCacheConfig(
                 threshold=threshold,
-                max_skip_steps=skips,
+                max_skip_steps=MOST_SKIPS,
                 num_inference_steps=bench.steps,
                 mag_ratios=list(ratios),
             )
 
         return lambda: bench.diffusers(config)
 
-    knobs = ((0.01, 1), (0.03, 1), (0.06, 3), (0.12, 4))
-    return [(f"threshold {t:g}, at most {k} skips", at(t, k)) for t, k in knobs]
+    return [(f"threshold {t:g}", at(t)) for t in bench.tuned("mag", at, "diffusers")]
 
 
 def _mag_ratios(bench: Bench) -> list[float]:
@@ -212,16 +219,15 @@ def _sea(bench: Bench) -> list[tuple[str, Any]]:
         x = args[0] if args else arguments["hidden_states"]
         return [x[-1]]  # both guidance branches hold the same latents
 
-    def at(threshold: float, skips: int) -> Any:
+    def at(threshold: float) -> Any:
         def config(_: InContext) -> Any:
             return SeaCacheConfig(
-                threshold=threshold, max_consecutive_cached=skips, raw_vision_callback=latents
+                threshold=threshold, max_consecutive_cached=MOST_SKIPS, raw_vision_callback=latents
             )
 
         return lambda: bench.diffusers(config)
 
-    knobs = ((0.05, 1), (0.15, 1), (0.3, 2), (0.6, 3))
-    return [(f"threshold {t:g}, at most {k} skips", at(t, k)) for t, k in knobs]
+    return [(f"threshold {t:g}", at(t)) for t in bench.tuned("sea", at, "diffusers")]
 
 
 def _taylor_config(interval: int, **arguments: Any) -> Callable[[InContext], Any]:
@@ -277,17 +283,17 @@ def _pab(bench: Bench) -> list[tuple[str, Any]]:
 def _db_settings(bench: Bench, order: int) -> list[tuple[str, Any]]:
     importlib.import_module("cache_dit")  # missing or broken: said here, once
 
-    def at(threshold: float, first: int, warmup: int) -> Any:
+    def at(threshold: float) -> Any:
         arguments = {
-            "Fn_compute_blocks": first,
+            "Fn_compute_blocks": 1,
             "Bn_compute_blocks": 0,
-            "max_warmup_steps": warmup,
+            "max_warmup_steps": WARM_UP,
             "residual_diff_threshold": threshold,
         }
         return lambda: bench.cache_dit(arguments, order)
 
-    knobs = ((0.03, 1, 8), (0.06, 1, 8), (0.1, 1, 8), (0.2, 1, 4))
-    return [(f"F{first}B0, threshold {t:g}, warm-up {w}", at(t, first, w)) for t, first, w in knobs]
+    thresholds = bench.tuned(f"dbcache {order}", at, "cache-dit")
+    return [(f"F1B0, threshold {t:g}", at(t)) for t in thresholds]
 
 
 def _dbcache(bench: Bench) -> list[tuple[str, Any]]:
