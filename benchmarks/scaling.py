@@ -18,14 +18,13 @@ from osp_opt.quality.intervals import bootstrap_ci
 __all__ = ["run"]
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1))  # processes, threads each
-REPEATS = {"full": 3}  # other sizes: once
 STAGES = ("steps", "cache")
 WORKER = "benchmarks.scaling_worker"
 
 
 def run(lab: Lab) -> dict[str, Any]:
     """Wall times of the same videos sampled, judged and compared, side by side."""
-    repeats = REPEATS.get(lab.size.name, 1)
+    repeats = lab.size.scaling_repeats
     seconds: dict[tuple[int, int], list[dict[str, float]]] = {layout: [] for layout in LAYOUTS}
     for repeat in range(repeats):
         for layout in LAYOUTS:

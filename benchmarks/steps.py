@@ -52,10 +52,11 @@ def run(lab: Lab) -> dict[str, Any]:
                 schedule = TimestepSchedule(tuple(values["timesteps"]))
                 about = {name: values[name] for name in ("evaluations", "origin")}
                 own.append(Entrant(method, f"{length}", schedule, about=about))
-        values = _reference(lab, length)
-        about = {"evaluations": values["evaluations"]}
-        schedule = TimestepSchedule(tuple(values["timesteps"]))
-        own.append(Entrant(REFERENCE, f"{length}", schedule, about=about))
+        if length in size.reference_lengths:
+            values = _reference(lab, length)
+            about = {"evaluations": values["evaluations"]}
+            schedule = TimestepSchedule(tuple(values["timesteps"]))
+            own.append(Entrant(REFERENCE, f"{length}", schedule, about=about))
         entrants += own
     measured, failed = contest(lab, "steps", entrants, lab.judging(size.judges[0]))
     assert not failed, failed

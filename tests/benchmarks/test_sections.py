@@ -15,7 +15,13 @@ from benchmarks.size import full_size, quick_size
 
 from benchmarks import cache, combined, goals, peers, plots, steps, table
 
-SMOKE = {"steps": 12, "lengths": (6, 4), "judges": (2, 2, 1), "ays_lengths": (4,)}
+SMOKE = {
+    "steps": 12,
+    "lengths": (6, 4),
+    "judges": (2, 2, 1),
+    "ays_lengths": (4,),
+    "reference_lengths": (6,),
+}
 
 
 @pytest.fixture(scope="module")
