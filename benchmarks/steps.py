@@ -126,7 +126,9 @@ def _by_command(lab: Lab, method: str, lengths: Sequence[int]) -> dict[str, Any]
             }
         return results
 
-    return lab.remembered(f"{method} {list(lengths)} {options.budget:g}", measure)
+    knobs = f"{options.budget:g} {options.verify_prompts} {options.candidates} "
+    knobs += f"{options.monte_carlo_iters}"
+    return lab.remembered(f"{method} {list(lengths)} {knobs}", measure)
 
 
 def _said_evaluations(lines: Sequence[str], length: int) -> int:
