@@ -5,7 +5,7 @@ DEMO ?= demo-output
 BIN := $(VENV)/bin
 OSP := $(BIN)/osp-opt
 
-.PHONY: demo test durability lint install clean
+.PHONY: demo test durability bench lint install clean
 
 install: $(VENV)/.installed
 
@@ -36,5 +36,10 @@ test: lint
 durability: install
 	OSP_OPT_KILLS=20 $(BIN)/python -m pytest tests/durability
 
+# Against the field, into benchmarks/results; BENCH=--quick checks that everything runs.
+bench: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks $(BENCH)
+
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(DEMO) benchmarks/work build dist *.egg-info

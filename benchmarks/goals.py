@@ -1,0 +1,183 @@
+"""The numbers that were asked for, one line each: what was measured, and whether that reaches it.
+
+A goal about a difference counts as reached by its estimate; the interval stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.cache import FOUR_FIELD, FREE
+from benchmarks.steps import TOOL
+
+__all__ = ["Goal", "goals", "interval_text"]
+
+MAX_LOSS = 0.01
+PEERS = (
+    "diffusers FirstBlockCache",
+    "diffusers MagCache",
+    "diffusers TaylorSeer",
+    "diffusers TaylorSeer (lite)",
+    "cache-dit DBCache",
+    "cache-dit DBCache + TaylorSeer",
+)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`reached` is None when it was not measured."""
+
+    text: str
+    measured: str
+    reached: bool | None
+
+    @property
+    def verdict(self) -> str:
+        return {True: "reached", False: "not reached", None: "not measured"}[self.reached]
+
+
+def interval_text(values: dict[str, Any], form: str = ".1f", scale: float = 1.0) -> str:
+    """`estimate [low, high]`."""
+    parts = [
+        "?" if values[name] is None else format(values[name] * scale, form)
+        for name in ("estimate", "low", "high")
+    ]
+    return f"{parts[0]} [{parts[1]}, {parts[2]}]"
+
+
+def goals(results: dict[str, Any]) -> list[Goal]:
+    """Every goal of the step search and of the cache."""
+    return [*_step_goals(results), *_cache_goals(results)]
+
+
+def _find(rows: Sequence[dict[str, Any]], method: str, setting: str) -> dict[str, Any] | None:
+    return next((r for r in rows if (r["method"], r["setting"]) == (method, setting)), None)
+
+
+def _step_goals(results: dict[str, Any]) -> list[Goal]:
+    section = results.get("steps")
+    size = results["size"]
+    full, lengths = size["steps"], size["lengths"]
+    half, third = lengths[0], lengths[1]
+    rows = section["rows"] if section else []
+    found = {length: _find(rows, TOOL, f"{length}") for length in lengths}
+    listed = [
+        _gain(f"{full} -> {half} steps: PSNR at least 2 dB above uniform-{half}", found[half], 2.0),
+        _loss(f"{full} -> {half} steps: no measurable loss of task quality", found[half], None),
+        _loss(f"{full} -> {third} steps: within 1 % task quality", found[third], MAX_LOSS),
+    ]
+    for length in lengths[2:]:
+        listed.append(_gain(f"{length} steps: never below uniform", found[length], 0.0))
+    cost = "network evaluations of the dp search after calibration: 0 (the reference: 5280)"
+    if section:
+        made = [r["about"]["evaluations"] for r in rows if r["method"].startswith("dp,")]
+        raced = "" if found[half] is None else found[half]["about"]["evaluations"]
+        theirs = section["reference_evaluations_at_50"]
+        text = (
+            f"{max(made)} for the table and the programme; {raced} more for race and verification "
+            f"at {half} steps; the reference {theirs} at 50"
+        )
+        listed.append(Goal(cost, text, max(made) == 0))
+    else:
+        listed.append(Goal(cost, "", None))
+    return listed
+
+
+def _gain(text: str, row: dict[str, Any] | None, least: float) -> Goal:
+    if row is None:
+        return Goal(text, "", None)
+    gain = row["gain"]
+    origin = row["about"]["origin"]
+    return Goal(text, f"{interval_text(gain)} dB ({origin})", gain["estimate"] >= least)
+
+
+def _loss(text: str, row: dict[str, Any] | None, most: float | None) -> Goal:
+    """`most` None: reached when the interval of the loss holds 0 or less."""
+    if row is None:
+        return Goal(text, "", None)
+    loss = row["loss"]
+    reached = (loss["low"] or 0.0) <= 0.0 if most is None else loss["estimate"] < most
+    speed = interval_text(row["speedup"], ".2f")
+    return Goal(text, f"loss {interval_text(loss, '.1f', 100)} %, {speed}x faster", reached)
+
+
+def _cache_goals(results: dict[str, Any]) -> list[Goal]:
+    section = results.get("cache")
+    rows = section["rows"] if section else []
+    four = _find(rows, FOUR_FIELD, "--ratio 1.3")
+    listed = []
+    text = "1.3x: mean squared error at most half of the reference procedure's, equal speed-up"
+    against = section["against_reference"] if section else None
+    if against is None:
+        listed.append(Goal(text, "", None))
+    else:
+        speeds = [against[name]["estimate"] for name in ("speedup", "reference_speedup")]
+        measured = (
+            f"ratio {interval_text(against['mse_ratio'], '.2f')} of means, "
+            f"{against['geometric_mse_ratio']:.2f} geometric; "
+            f"measured {speeds[0]:.2f}x against {speeds[1]:.2f}x"
+        )
+        listed.append(Goal(text, measured, against["mse_ratio"]["estimate"] <= 0.5))
+    listed.append(_loss("1.3x: task-quality loss under 1 %", four, MAX_LOSS))
+    at = _find(rows, FREE, "--ratio 1.5")
+    other = _find(rows, FOUR_FIELD, "--ratio 1.5")
+    listed.append(_psnr("1.5x, four-field: at least 30 dB", other))
+    listed.append(_psnr("1.5x, free: at least 30 dB", at))
+    twice = _find(rows, FREE, "--ratio 2")
+    listed.append(_loss("free at 2x: task-quality loss under 1 %", twice, MAX_LOSS))
+    equal = next(
+        (e for e in (section or {}).get("equal_speed", []) if e["setting"] == "--ratio 2"), None
+    )
+    for peer in PEERS:
+        listed.append(_beats(peer, equal))
+    for row in rows:
+        if row["method"] in (FOUR_FIELD, FREE):
+            listed.append(_delivered(row))
+    if section:
+        listed.append(_work(rows))
+    return listed
+
+
+def _psnr(text: str, row: dict[str, Any] | None) -> Goal:
+    if row is None:
+        return Goal(text, "", None)
+    speed = interval_text(row["speedup"], ".2f")
+    measured = f"{interval_text(row['psnr'])} dB at {speed}x"
+    return Goal(text, measured, row["psnr"]["estimate"] >= 30.0)
+
+
+def _beats(peer: str, equal: dict[str, Any] | None) -> Goal:
+    text = f"free at 2x: better PSNR than {peer} at the same measured speed"
+    if equal is None or peer not in equal["against"]:
+        return Goal(text, "", None)
+    found = equal["against"][peer]
+    if found["gain"] is None:
+        measured = f"it gets to {found['fastest']:.2f}x only; free runs at {equal['speedup']:.2f}x"
+        return Goal(text, measured, True)
+    gain = found["gain"]
+    return Goal(text, f"{interval_text(gain)} dB at {equal['speedup']:.2f}x", gain["estimate"] > 0)
+
+
+def _delivered(row: dict[str, Any]) -> Goal:
+    asked = row["about"]["asked"]
+    text = f"{row['method']} {row['setting']}: delivered within 3 %"
+    speed = row["speedup"]
+    return Goal(text, f"{interval_text(speed, '.3f')}x", speed["estimate"] >= 0.97 * asked)
+
+
+def _work(rows: Sequence[dict[str, Any]]) -> Goal:
+    made = [r["about"]["generations"] for r in rows if r["method"] in (FOUR_FIELD, FREE)]
+    theirs = [r["about"] for r in rows if "full_runs" in r["about"]]
+    text = "search cost: at most 12 generations per prompt set"
+    if not made:
+        return Goal(text, "", None)
+    measured = f"at most {max(made):.1f}"
+    if theirs:
+        about = theirs[0]
+        measured += (
+            f"; the reference's procedure {about['full_runs']} generations per prompt "
+            f"({about['generations']:.1f} in block work)"
+        )
+    return Goal(text, measured, max(made) <= 12.05)

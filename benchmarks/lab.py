@@ -1,0 +1,185 @@
+"""The bench itself: the model, the prompts, the baseline videos, and how a result is judged."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from benchmarks.size import Size
+from osp_opt.calibration import Calibration
+from osp_opt.checks import CALIBRATION_FILE
+from osp_opt.device import Device
+from osp_opt.jobs.generation import Denoised, Request, VideoMaker
+from osp_opt.jobs.latent_store import LatentStore
+from osp_opt.options import CalibrateOptions, JobOptions, SampleOptions
+from osp_opt.parallel import Parallel
+from osp_opt.progress import Progress
+from osp_opt.quality.metrics import MAX_PSNR, mse, psnr, ssim
+from osp_opt.runfolder import open_run
+from osp_opt.sampling.noise import make_noise
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.trials import TrialLedger
+from osp_opt.tiny.checker import check
+from osp_opt.tiny.prompts import load_prompts
+from osp_opt.tiny.specs import ATTRIBUTES
+from osp_opt.worker import WorkerContext
+
+__all__ = ["Lab", "Listening"]
+
+_BLACK_TO_WHITE = 255.0
+
+
+class Listening(Progress):
+    """Prints as usual and keeps the lines that a job said."""
+
+    def __init__(self) -> None:
+        super().__init__(0, interactive=False)
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+        super().say(f"    {text}")
+
+
+class Lab:
+    """The bundled model on this machine, with everything that was measured before.
+
+    Prompts never serve twice: `calibration` calibrates, `verification` decides (inside the
+    searches), `evaluation` judges. `model` holds options that name another model.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        size: Size,
+        seed: int,
+        device: str = "auto",
+        model: dict[str, Any] | None = None,
+    ) -> None:
+        self.size = size
+        self.seed = seed
+        self.device = Device.open(device)
+        # What every command is told: which model (the bundled one unless given), where it runs.
+        self.common: dict[str, Any] = {**(model or {}), "device": self.device.name, "seed": seed}
+        options = SampleOptions(**self.common, workdir=work)
+        context = WorkerContext(self.device, Parallel(), work, Listening())
+        self.maker = VideoMaker(options, context)
+        # Nothing measured with other weights, sizes or seeds is taken for this run's.
+        self.name = f"{self.maker.loaded.fingerprint[:12]}-{size.name}{size.steps}-s{seed}"
+        self.work = work / self.name
+        self.ledger = TrialLedger(self.work / "measurements.jsonl")
+        self.reference = TimestepSchedule(TimestepSchedule.uniform(size.steps).timesteps)
+        self._store = LatentStore(self.work / "baseline", self.name)
+        self._frames: dict[Request, np.ndarray[Any, Any]] = {}
+
+    def judging(self, count: int) -> list[Request]:
+        """The first fresh prompts; no search has seen them."""
+        return [Request(prompt, self.seed) for prompt in load_prompts("evaluation")[:count]]
+
+    def deciding(self, count: int) -> list[Request]:
+        """Prompts that a search may decide with."""
+        return [Request(prompt, self.seed) for prompt in load_prompts("verification")[:count]]
+
+    def denoise(
+        self,
+        request: Request,
+        schedule: TimestepSchedule,
+        cache: Any = None,
+        transformer: Any = None,
+    ) -> Denoised:
+        """One video, timed as `sample` times it; another transformer may stand in."""
+        maker = self.maker
+        embeddings = maker.embed(request.prompt)
+        noise = make_noise("coupled", [request.seed], [request.prompt], maker.latent_shape)
+        if cache is not None:
+            cache.reset()
+        self.device.synchronize()
+        start = time.perf_counter()
+        latents = maker.pipeline.generate_latents(
+            embeddings,
+            maker.shape,
+            schedule,
+            noise,
+            guidance_scale=maker.guidance_scale,
+            sampler=maker.options.sampler,
+            cache=cache,
+            transformer=transformer,
+        )
+        self.device.synchronize()
+        return Denoised(latents, time.perf_counter() - start)
+
+    def full(self, request: Request) -> np.ndarray[Any, Any]:
+        """Frames of the uncached full-length video, sampled once and kept."""
+        if request not in self._frames:
+            latents = self._store.load(request)
+            if latents is None:
+                latents = self.denoise(request, self.reference).latents.cpu()
+                self._store.save(request, latents)
+            self._frames[request] = self.maker.decode(latents)
+        return self._frames[request]
+
+    def judge(self, latents: Tensor, request: Request) -> dict[str, float]:
+        """Raw frames against the full-length video's, and the checker's word on both."""
+        frames, full = self.maker.decode(latents), self.full(request)
+        return {
+            "psnr": min(psnr(frames, full), MAX_PSNR),
+            "mse": mse(frames, full) / _BLACK_TO_WHITE**2,
+            "ssim": ssim(frames, full),
+            **self.adherence(frames, request),
+            **{f"full_{name}": value for name, value in self.adherence(full, request).items()},
+        }
+
+    def adherence(self, frames: np.ndarray[Any, Any], request: Request) -> dict[str, float]:
+        """Share of the attributes that are as asked, and whether all are."""
+        seen = check(frames, request.prompt).right()
+        return {
+            "right": sum(seen[name] for name in ATTRIBUTES) / len(ATTRIBUTES),
+            "all_right": float(seen["all"]),
+        }
+
+    def run_job(self, options: JobOptions) -> list[str]:
+        """Run a command of osp-opt as its worker would; the lines it said. Resumes by itself."""
+        with open_run(options.model_copy(update={"overwrite": True})) as run:
+            said = Listening()
+            context = WorkerContext(self.device, Parallel(), run.folder, said)
+            job = importlib.import_module("osp_opt.jobs." + options.command.replace("-", "_"))
+            job.run(options, context)
+            return said.lines
+
+    @cached_property
+    def calibration_folder(self) -> Path:
+        """What `osp-opt calibrate` leaves, made at the first need."""
+        options = CalibrateOptions(
+            **self.common,
+            workdir=self.work,
+            steps=self.size.steps,
+            text_prompt=load_prompts("calibration")[: self.size.calibration],
+        )
+        if not (options.run_dir / CALIBRATION_FILE).is_file():
+            self.run_job(options)
+        return options.run_dir
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Its statistics."""
+        return Calibration.load(self.calibration_folder / CALIBRATION_FILE)
+
+    def remembered(self, key: str, measure: Any) -> dict[str, Any]:
+        """The values under `key`, measured (and kept at once) when they are not there yet."""
+        held = self.ledger.get(key)
+        if held is None:
+            held = measure()
+            self.ledger.add(key, held)
+        return held
+
+
+def column(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """One value of every row."""
+    return [float(row[name]) for row in rows]

@@ -1,0 +1,182 @@
+"""table.md, made of results.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.goals import goals, interval_text
+
+__all__ = ["render"]
+
+
+def render(results: dict[str, Any]) -> str:
+    """The whole Markdown page."""
+    parts = [_head(results), _goals(results)]
+    for name, section in (
+        ("steps", _steps),
+        ("cache", _cache),
+        ("combined", _combined),
+        ("scaling", _scaling),
+    ):
+        if name in results:
+            parts.append(section(results[name]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _head(results: dict[str, Any]) -> str:
+    about, size = results["about"], results["size"]
+    lines = ["# Benchmark", ""]
+    if size["name"] == "quick":
+        lines += [
+            "**A quick run: it shows that everything runs. Its figures mean nothing.**",
+            "",
+        ]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    judges = ", ".join(
+        f"{count} for {name}"
+        for name, count in zip(("steps", "cache", "combined"), size["judges"], strict=True)
+    )
+    lines += [
+        f"Made by `python -m benchmarks`, {about['date']}, on {about['machine']} "
+        f"({about['cores']} cores usable, {about['threads']} threads, load {about['load']} at the "
+        f"start), device {about['device']}; {versions}.",
+        "",
+        f"Bundled model {about['model'][:12]}, baseline {size['steps']} uniform steps, seed "
+        f"{about['seed']}, coupled noise. Fresh prompts (set `evaluation`): {judges}; "
+        f"{size['calibration']} prompts calibrate (`calibration`), others decide inside the "
+        "searches (`verification`). PSNR is of raw frames against the baseline's. Brackets are "
+        "95 % intervals over prompts; differences are paired; one run of every setting per prompt, "
+        "in turns with the baseline; speed-ups are medians of denoising time over prompts.",
+    ]
+    return "\n".join(lines)
+
+
+def _goals(results: dict[str, Any]) -> str:
+    rows = [[goal.text, goal.measured or "-", goal.verdict] for goal in goals(results)]
+    return "## Goals\n\n" + _table(("goal", "measured", ""), rows)
+
+
+def _percent(values: dict[str, Any]) -> str:
+    return interval_text(values, ".1f", 100)
+
+
+def _steps(section: dict[str, Any]) -> str:
+    rows = []
+    for row in sorted(section["rows"], key=lambda row: -row["steps"]):
+        about = row["about"]
+        origin = f" ({about['origin']})" if "origin" in about else ""
+        rows.append(
+            [
+                f"{row['steps']}",
+                row["method"] + origin,
+                interval_text(row["psnr"]),
+                f"{row['psnr_median']:.1f}",
+                interval_text(row["gain"]),
+                _percent(row["right"]),
+                _percent(row["loss"]),
+                interval_text(row["speedup"], ".2f"),
+                f"{about.get('evaluations', 0)}",
+            ]
+        )
+    head = (
+        *("steps", "schedule", "PSNR, dB", "median", "gain over uniform, dB"),
+        *("attributes right, %", "loss, %", "speed-up", "search cost, network evaluations"),
+    )
+    note = (
+        f"Search cost comes on top of the {section['calibration_videos']} calibration videos. An "
+        "evaluation of the reference's search is of the unconditional network alone, the others "
+        "are guided pairs. `osp-opt search-steps` is what the tool writes: uniform where nothing "
+        "was shown to be better on prompts of its own."
+    )
+    return f"## Steps\n\n![PSNR over steps](steps.png)\n\n{_table(head, rows)}\n\n{note}"
+
+
+def _measured(rows: Sequence[dict[str, Any]]) -> str:
+    head = ("method", "setting", "speed-up", "PSNR, dB", "median", "attributes right, %", "loss, %")
+    lines = [
+        [
+            row["method"],
+            row["setting"],
+            interval_text(row["speedup"], ".2f"),
+            interval_text(row["psnr"]),
+            f"{row['psnr_median']:.1f}",
+            _percent(row["right"]),
+            _percent(row["loss"]),
+        ]
+        for row in rows
+    ]
+    return _table(head, lines)
+
+
+def _not_run(section: dict[str, Any]) -> str:
+    rows = [[item["method"], item["setting"], item["reason"]] for item in section["not_run"]]
+    return "\n\n" + _table(("not run", "setting", "reason"), rows) if rows else ""
+
+
+def _cache(section: dict[str, Any]) -> str:
+    text = f"## Cache\n\n![PSNR over speed-up](cache.png)\n\n{_measured(section['rows'])}"
+    text += _not_run(section)
+    costs = [
+        [
+            row["method"],
+            row["setting"],
+            row["about"]["text"],
+            f"{row['about']['generations']:.1f} x {row['about']['prompts']} prompts",
+            f"{row['about']['evaluations']}",
+            f"{row['about']['predicted_speedup']:.3f}",
+        ]
+        for row in section["rows"]
+        if "generations" in row["about"]
+    ]
+    head = ("search", "", "policy", "generations", "network evaluations", "predicted speed-up")
+    text += "\n\nSearch cost (generations in block work, per prompt that decides):\n\n"
+    text += _table(head, costs)
+    lines = []
+    for own in section["equal_speed"]:
+        for method, found in own["against"].items():
+            slow = f"reaches {found['fastest']:.2f}x only"
+            gain = slow if found["gain"] is None else interval_text(found["gain"])
+            lines.append([f"free {own['setting']}", f"{own['speedup']:.2f}", method, gain])
+    text += "\n\nFree policies against the peers' curves at equal measured speed (PSNR gain, dB, "
+    text += "paired; curves are read between settings, per prompt):\n\n"
+    text += _table(("ours", "speed-up", "against", "gain, dB"), lines)
+    text += (
+        "\n\nThe peers hook Python around every block; on a model this small that costs more of a "
+        "step than on a large one. It is part of their measured time."
+    )
+    return text
+
+
+def _combined(section: dict[str, Any]) -> str:
+    rows = sorted(section["rows"], key=lambda row: row["speedup"]["estimate"])
+    text = (
+        f"## Steps and cache together\n\n![PSNR over speed-up](combined.png)\n\n{_measured(rows)}"
+    )
+    return text + _not_run(section)
+
+
+def _scaling(section: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["stage"],
+            f"{row['processes']}",
+            f"{row['threads']}",
+            interval_text(row["seconds"], ".1f"),
+            interval_text(row["speedup"], ".2f"),
+        ]
+        for row in section["rows"]
+    ]
+    head = ("verification of", "processes", "threads each", "seconds", "speed-up")
+    first = section["rows"][0]
+    note = (
+        f"{first['videos']} videos per stage, {first['repeats']} repeats, "
+        f"{section['cores']} cores; start-up and loading not counted."
+    )
+    return f"## Scaling\n\n{_table(head, rows)}\n\n{note}"
