@@ -19,12 +19,12 @@ from osp_opt.artifacts import read_bytes, read_json
 from osp_opt.calibration import Calibration
 from osp_opt.errors import CalibrationError
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.measurements import Measurements
 from osp_opt.options import SearchStepsOptions
 from osp_opt.sampling.denoiser import Conditions, GuidedDenoiser, Recorder
 from osp_opt.sampling.noise import CoupledNoise
 from osp_opt.sampling.schedule import TimestepSchedule, timestep_of
 from osp_opt.search.ays import CoordinateDescent, Interval, KlubSampler
-from osp_opt.search.trials import TrialLedger
 from osp_opt.worker import WorkerContext
 
 __all__ = ["NoisePath", "PathSet", "calibrated_paths", "descend_on_paths"]
@@ -127,21 +127,13 @@ def descend_on_paths(
 
     Returns the schedule and the network evaluations made now (on all ranks).
     """
-    ledger = TrialLedger(context.run_dir / "evaluations.jsonl")
+    measurements = Measurements(context.run_dir / "evaluations.jsonl", context)
     sampler = KlubSampler(paths, len(paths.paths), options.monte_carlo_iters, options.seed)
-    parallel = context.parallel
 
     def cost_of(steps: list[Interval]) -> list[float]:
         keys = [f"klub {paths.name} {high:.6f} {low:.6f}" for high, low in steps]
-        held = {key: found for key in keys if (found := ledger.get(key)) is not None}
-        known = parallel.broadcast_object(held)
-        todo = [i for i, key in enumerate(keys) if key not in known]
-        mine = [sampler(*steps[i]) for i in parallel.share(todo)]
-        for i, cost in zip(todo, parallel.gather_shared(mine), strict=True):
-            known[keys[i]] = {"klub": cost}
-            if parallel.is_main:
-                ledger.add(keys[i], known[keys[i]])
-        return [float(known[key]["klub"]) for key in keys]
+        found = measurements.of(keys, lambda i: {"klub": sampler(*steps[i])}, "")
+        return [float(values["klub"]) for values in found]
 
     def report(steps: int, sweep: int, cost: float) -> None:
         context.progress.say(f"  {steps} steps, sweep {sweep + 1}: KLUB {cost:.4g}")
@@ -153,5 +145,5 @@ def descend_on_paths(
         seed=options.seed,
         progress=report,
     ).search(length)
-    made = sum(parallel.gather_objects(sampler.evaluations))
+    made = sum(context.parallel.gather_objects(sampler.evaluations))
     return schedule, made
