@@ -52,6 +52,21 @@ def test_random_candidates_also_descend() -> None:
     np.testing.assert_array_equal(found, again)
 
 
+def test_descent_rests_only_when_no_timestep_moves() -> None:
+    """The last sweep of each reach moved nothing: a descent from its result ends at once."""
+    sweeps: list[tuple[int, int, float]] = []
+    descent = CoordinateDescent(exact_costs, progress=lambda *of: sweeps.append(of))
+    found, cost = descent.descend(np.array(TimestepSchedule.uniform(8).timesteps))
+    assert len(sweeps) > 4
+    costs = [of[2] for of in sweeps]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] == costs[-2]
+    sweeps.clear()
+    again, _ = CoordinateDescent(exact_costs, progress=lambda *of: sweeps.append(of)).descend(found)
+    assert len(sweeps) <= 4
+    assert sum(exact_costs(list(itertools.pairwise(again)))) == pytest.approx(cost, rel=0.01)
+
+
 def test_minimum_gap_is_kept() -> None:
     found, _ = CoordinateDescent(exact_costs, min_gap=30.0).search(20)
     assert np.diff(found.timesteps).max() <= -30.0 + 1e-9

@@ -6,6 +6,7 @@ which is not the path that made the video: x0 and its noise have to be independe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class NoisePath:
         recorder: Recorder | None = None,
     ) -> None:
         self._latents = latents.float()
+        self._request = request
         self._device = maker.device.torch_device
         self._noise = CoupledNoise(request.seed, f"noising\0{request.prompt}", latents.shape)
         text = maker.embed(request.prompt)
@@ -56,6 +58,11 @@ class NoisePath:
         self._denoiser = GuidedDenoiser(
             transformer, conditions, maker.guidance_scale, recorder=recorder
         )
+
+    def digest(self) -> bytes:
+        """Of what decides the path: the video, and the seed and prompt of its noise."""
+        about = f"{self._request.seed}\0{self._request.prompt}\0".encode()
+        return hashlib.sha256(about + self._latents.cpu().numpy().tobytes()).digest()
 
     def __call__(self, sigma: float, step: int = 0) -> Tensor:
         """D(x_s, s) at noise level `sigma`; `step` is what a recorder is told."""
@@ -105,7 +112,9 @@ def calibrated_paths(
             )
         request = Request(str(entry.get("prompt", "")), int(entry.get("seed", 0)))
         paths.append(NoisePath(maker, latents[None], request, guided=options.guided))
-    return PathSet(paths, f"{maker.loaded.fingerprint[:12]} guided {options.guided}")
+    videos = hashlib.sha256(b"".join(path.digest() for path in paths)).hexdigest()[:12]
+    guided = "guided" if options.guided else "unguided"
+    return PathSet(paths, f"{maker.loaded.fingerprint[:12]} {videos} {guided}")
 
 
 def load_latents(path: Path) -> Tensor:
@@ -128,10 +137,12 @@ def descend_on_paths(
     Returns the schedule and the network evaluations made now (on all ranks).
     """
     measurements = Measurements(context.run_dir / "evaluations.jsonl", context)
-    sampler = KlubSampler(paths, len(paths.paths), options.monte_carlo_iters, options.seed)
+    iterations, seed = options.monte_carlo_iters, options.seed
+    sampler = KlubSampler(paths, len(paths.paths), iterations, seed)
+    name = f"klub {paths.name} {iterations} samples seed {seed}"
 
     def cost_of(steps: list[Interval]) -> list[float]:
-        keys = [f"klub {paths.name} {high:.6f} {low:.6f}" for high, low in steps]
+        keys = [f"{name} {high:.6f} {low:.6f}" for high, low in steps]
         found = measurements.of(keys, lambda i: {"klub": sampler(*steps[i])}, "")
         return [float(values["klub"]) for values in found]
 

@@ -142,7 +142,10 @@ class SearchStepsOptions(SearchOptions):
         11, "Candidates per timestep (method ays).", panel="Job", ge=2, le=1000
     )
     guided: bool = option(
-        True, "Evaluate candidates with guidance, as in sampling (method ays).", panel="Job"
+        True,
+        "Evaluate candidates with guidance, as in sampling (method ays).",
+        panel="Job",
+        off="unguided",
     )
     budget: float = option(
         10,
