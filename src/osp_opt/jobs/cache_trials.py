@@ -23,6 +23,7 @@ from osp_opt.options import CacheMemoryOptions
 from osp_opt.quality.metrics import mse
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.block_times import BlockTimer, BlockTimes
+from osp_opt.search.paired_steps import PairedTimer
 
 if TYPE_CHECKING:
     from osp_opt.worker import WorkerContext
@@ -120,6 +121,20 @@ class CacheTrials:
             lambda todo: self.baseline([requests[i] for i in todo]),
         )
         return [float(values["mse"]) for values in found]
+
+    def step_speedups(self, policy: CachePolicy, requests: Sequence[Request]) -> list[float]:
+        """Per request the speed-up of denoising, from steps run without and with the cache."""
+        cache = self._maker.block_cache(policy, self._schedule, self._options)
+        timer = PairedTimer(cache, self._maker.device.synchronize)
+        found = []
+        mine = self._parallel.share(requests)
+        with self._progress.task("timing steps without and with the cache", len(mine)) as task:
+            for request in mine:
+                self._maker.denoise(request, self._schedule, timer)
+                found.append(timer.speedup(len(self._timesteps)))
+                self.spent += 1.0 + 1.0 / found[-1]
+                task.advance()
+        return self._parallel.gather_shared(found)
 
     def timed_pairs(self, policy: CachePolicy, requests: Sequence[Request]) -> list[Pair]:
         """Each request without and with the cache, alternately and in turns which goes first."""

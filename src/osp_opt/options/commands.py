@@ -147,6 +147,12 @@ class SearchStepsOptions(SearchOptions):
         panel="Job",
         off="unguided",
     )
+    polish: bool = option(
+        False,
+        "Polish the race's winner by coordinate descent on sampled videos, with half the budget; "
+        "worth it with a larger --budget.",
+        panel="Job",
+    )
     budget: float = option(
         10,
         "Work spent on deciding among schedules.",

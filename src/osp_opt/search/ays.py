@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ import numpy as np
 from osp_opt.errors import ScheduleError
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of, timestep_of
 from osp_opt.search.step_objectives import DEFAULT_C
-from osp_opt.search.step_search import MIN_GAP
+from osp_opt.search.step_search import MIN_GAP, spread_apart
 from osp_opt.search.trials import search_rng
 
 __all__ = ["CoordinateDescent", "Interval", "KlubSampler", "PathDenoiser", "coarse_lengths"]
@@ -201,16 +201,4 @@ class CoordinateDescent:
         log_sigma = np.interp(place, np.linspace(0, 1, len(timesteps)), np.log(sigma_of(timesteps)))
         finer = timestep_of(np.exp(log_sigma))
         finer[0], finer[-1] = timesteps[0], timesteps[-1]
-        return _spread(finer, self.min_gap)
-
-
-def _spread(timesteps: np.ndarray, min_gap: float) -> np.ndarray:
-    """`timesteps` moved apart to at least `min_gap`, both ends kept. Raises ScheduleError."""
-    n = len(timesteps)
-    if timesteps[0] - timesteps[-1] < (n - 1) * min_gap:
-        raise ScheduleError(f"{n} timesteps do not fit with a gap of {min_gap:g}")
-    room = np.arange(n) * min_gap  # without the gaps the order may only stay or tie
-    loose: np.ndarray = np.minimum.accumulate(timesteps + room)
-    bound: Sequence[float] = [timesteps[0], timesteps[-1] + room[-1]]
-    apart: np.ndarray = loose.clip(min(bound), max(bound)) - room
-    return apart
+        return spread_apart(finer, self.min_gap)
