@@ -66,7 +66,7 @@ def test_wrong_input_is_one_line_that_names_it(
     [([], True), (["--guided"], True), (["--unguided"], False), (["--no-guided"], False)],
 )
 def test_a_switch_may_have_a_word_of_its_own_for_off(flags: list[str], guided: bool) -> None:
-    options = parse("search-steps", *flags)
+    options = parse("search-steps", " ".join(flags))
     assert isinstance(options, SearchStepsOptions)
     assert options.guided is guided
 

@@ -72,7 +72,6 @@ class _Winner:
     """
 
     candidate: Candidate
-    race: RaceResult | None = None
     speedup: Interval | None = None
     whole_videos: Interval | None = None
     quality: Quality | None = None
@@ -166,16 +165,17 @@ class _Search:
         budget = (self.options.budget - 1.0) * size - 2.0 * (size + TIMED_VIDEOS)
         checks = CHECKED if budget > 3.0 * CHECKED else 0
         budget -= checks
-        wanted, measured, winner = ratio, 0.0, None
+        wanted, measured = ratio, 0.0
         for attempt in range(ATTEMPTS):
             candidates = self.candidates(wanted)
             race = self.race(candidates, max(budget if attempt == 0 else size, 1.0))
             chosen = candidates[race.winner]
             self.say(f"raced {len(race.errors)} candidates; the best: {chosen.policy}")
-            winner = self.verified(chosen, race, ratio * (1.0 - TOLERANCE))
+            winner = self.verified(chosen, ratio * (1.0 - TOLERANCE))
             assert winner.speedup is not None
             measured = winner.speedup.estimate
-            if measured >= ratio * (1.0 - TOLERANCE):
+            forced = self.options.force and attempt == ATTEMPTS - 1
+            if measured >= ratio * (1.0 - TOLERANCE) or forced:
                 return replace(winner, predictor=self.check(candidates, race, checks))
             self.say(
                 f"measured {measured:.3f}x where {chosen.speedup:.3f}x was predicted; "
@@ -184,8 +184,6 @@ class _Search:
             wanted = min(
                 wanted * ratio / measured * 1.005, largest_ratio(self.times, self.num_steps)[0]
             )
-        if winner is not None and self.options.force:
-            return winner
         raise PolicyError(
             f"--ratio {ratio:g}: measured {measured:.3f}x after {ATTEMPTS} attempts; the machine "
             "may be busy: try again, or write it all the same with --force"
@@ -204,12 +202,12 @@ class _Search:
             self.say(line)
         return found
 
-    def verified(self, chosen: Candidate, race: RaceResult, least: float = 0.0) -> _Winner:
+    def verified(self, chosen: Candidate, least: float = 0.0) -> _Winner:
         """Time `chosen` against no cache on fresh videos, and measure its error there.
 
         A speed-up below `least` is not believed before it was timed twice.
         """
-        key = f"verified {policy_key(chosen.policy)} on {len(self.fresh_requests)}"
+        key = f"verified in pairs {policy_key(chosen.policy)} on {len(self.fresh_requests)}"
         values = self.trials.recall(key)
         if values is None:
             timed = self.fresh_requests[:TIMED_VIDEOS]
@@ -225,7 +223,6 @@ class _Search:
             self.trials.record(key, values)
         return _Winner(
             chosen,
-            race,
             interval_from(values["speedup"]),
             interval_from(values["speedup_of_whole_videos"]),
             Quality.from_json(values),
@@ -240,7 +237,7 @@ class _Search:
             ratio = min((low * high) ** 0.5, 0.999 * largest)
             candidates = self.candidates(ratio, 4)
             race = self.race(candidates, 6.0)
-            winner = self.verified(candidates[race.winner], race)
+            winner = self.verified(candidates[race.winner])
             assert winner.quality is not None
             assert winner.speedup is not None
             loss = winner.quality.loss.estimate

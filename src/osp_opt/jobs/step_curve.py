@@ -126,6 +126,7 @@ def _point(length: int, name: str, kind: str, errors: Sequence[float]) -> Iterat
 def _predicted(search: Search, decisions: Mapping[int, Decision]) -> Iterator[CurvePoint]:
     """Of uniform schedules, the table's best, and what Align Your Steps found."""
     table, objective = search.table, _objective(search)
+    planned = search.objectives[0] if search.options.objective == "distribution" else objective
 
     def cost(schedule: TimestepSchedule) -> float:
         return float(np.exp(np.log(np.maximum(table.costs(schedule, objective), 1e-30)).mean()))
@@ -136,7 +137,7 @@ def _predicted(search: Search, decisions: Mapping[int, Decision]) -> Iterator[Cu
         if not 2 < length < full:
             continue
         yield CurvePoint(length, "uniform", "predicted", cost(table.uniform(length).schedule))
-        best = table.best(search.objectives[0], length).schedule
+        best = table.best(planned, length).schedule
         yield CurvePoint(length, "dp", "predicted", cost(best))
         found = decisions.get(length)
         if found is not None and found.candidate.origin.startswith("ays"):
