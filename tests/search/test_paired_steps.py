@@ -17,7 +17,7 @@ STEPS, REST = 40, 1.0
 BLOCKS = (1.0, 3.0, 2.0, 1.0)  # seconds
 POLICY = CachePolicy.four_field(1, 2, 4, 3)
 LOOP = sum(BLOCKS)
-REUSES = POLICY.count_reuses(STEPS)
+REUSES = sum(bool(POLICY.reuse_ranges(step)) for step in range(STEPS))
 TRUTH = STEPS * (LOOP + REST) / (STEPS * (LOOP + REST) - REUSES * (BLOCKS[1] + BLOCKS[2]))
 
 
