@@ -142,6 +142,22 @@ def test_kept_tokens_estimate_the_mean_over_all() -> None:
     assert abs(grams[1] - grams[0]) < 3 * deviation
 
 
+@torch.no_grad()
+def test_memory_of_hidden_states_is_bounded_by_keeping_fewer_tokens() -> None:
+    x, lags = torch.randn(2, 400, 8), (1, 2, 4)
+    per_token = 5 * 3 * 2 * 8 * 4  # states x boundaries x branches x features x bytes
+    recorder = CalibrationRecorder(
+        8, 2, guidance_scale=2.0, lags=lags, max_state_bytes=100 * per_token
+    )
+    for step in range(8):
+        recorder.at(step)([nn.Identity()] * 2, x)
+        recorder.record_denoised(step, x)
+        held = [*recorder._states.values(), *recorder._spare]
+        assert sum(state.numel() * state.element_size() for state in held) <= 100 * per_token
+    assert held[0].shape[3] == 100
+    assert np.isfinite(recorder.result().block_gram[4:]).all()
+
+
 def test_step_gram_keeps_the_small_differences_of_close_levels() -> None:
     torch.manual_seed(0)
     base, change = torch.randn(1, 4, 2, 8, 8), torch.randn(1, 4, 2, 8, 8)

@@ -155,7 +155,8 @@ def _field_parameters(name: str, field: FieldInfo) -> list[inspect.Parameter]:
     }
     if bool in _alternatives(field.annotation):
         on = typer.Option(kebab(name), metavar="", **settings)
-        off = typer.Option(kebab("no_" + name), hidden=True, show_default=False)
+        names = [kebab(each) for each in ("no_" + name, extra["off"]) if each]
+        off = typer.Option(*names, hidden=True, show_default=False)
         return [
             _keyword(name, Annotated[_OptionalFlag, on]),
             _keyword(_NO + name, Annotated[_OptionalFlag, off]),
@@ -176,6 +177,8 @@ def _help(field: FieldInfo) -> str:
         default = field.default
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         notes.append(f"default {shown}")
+    if extra["off"]:
+        notes.append("off " + kebab(extra["off"]))
     if extra["aliases"]:
         notes.append("also " + ", ".join(map(kebab, extra["aliases"])))
     text = field.description or ""

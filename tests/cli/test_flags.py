@@ -61,6 +61,16 @@ def test_wrong_input_is_one_line_that_names_it(
         assert word in line
 
 
+@pytest.mark.parametrize(
+    ("flags", "guided"),
+    [([], True), (["--guided"], True), (["--unguided"], False), (["--no-guided"], False)],
+)
+def test_a_switch_may_have_a_word_of_its_own_for_off(flags: list[str], guided: bool) -> None:
+    options = parse("search-steps", " ".join(flags))
+    assert isinstance(options, SearchStepsOptions)
+    assert options.guided is guided
+
+
 def test_other_subcommands_are_suggested(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sample" in refusal(capsys, "sampel")
     line = refusal(capsys, "search-steps", "--search_type", "dit_cache")

@@ -33,7 +33,7 @@ def options(flags: dict[str, Any], **more: Any) -> SearchCacheOptions:
 def test_the_winner_is_written_with_its_measurements_and_can_be_sampled(
     calibrated: dict[str, Any], run_job: Job
 ) -> None:
-    wanted = options(calibrated)
+    wanted = options(calibrated, budget=30.0)
     printed = run_job(wanted)
     path = wanted.run_dir / "dit_cache_config.json"
     policy = CachePolicy.from_file(path)
@@ -51,12 +51,14 @@ def test_the_winner_is_written_with_its_measurements_and_can_be_sampled(
     assert meta["predicted_speedup"] >= 1.05
     assert len(meta["block_times_seconds"]["blocks"]) == 4
     measured = meta["measured"]
+    assert measured["speedup_of_whole_videos"]["count"] == 2
+    assert meta["predictor"]["policies"] > meta["predictor"]["finalists"] >= 1
     assert len(meta["verified_on"]) == 2
     # The clock decides: a ratio that seems missed is timed a second time on the same two videos.
     assert measured["speedup"]["count"] in (2, 4)
     assert 0 <= measured["latent_mse"] < 10
     assert {v["prompt"] for v in meta["verified_on"]}.isdisjoint({"a green tree", "a boat"})
-    for words in ("predicted speed-up", "measured speed-up", "PSNR"):
+    for words in ("predicted speed-up", "measured speed-up", "PSNR", "number of skipped blocks"):
         assert words in printed
     printed = run_job(SampleOptions(steps=STEPS, cache=path, text_prompt=("a hat",), **calibrated))
     assert "warning" not in printed, "the sidecar fits"
@@ -107,6 +109,13 @@ def test_the_fastest_policy_within_a_loss(calibrated: dict[str, Any], run_job: J
     meta = read_meta(wanted.policy_path)
     assert meta is not None
     assert meta["measured"]["loss"]["estimate"] <= 0.9
+
+
+def test_a_loss_that_no_policy_keeps_is_refused(calibrated: dict[str, Any], run_job: Job) -> None:
+    wanted = options(calibrated, max_loss=1e-9, verify_prompts=1)
+    with pytest.raises(PolicyError, match="--max-loss"):
+        run_job(wanted)
+    assert not wanted.policy_path.exists()
 
 
 def test_what_cannot_be_done_is_refused(calibrated: dict[str, Any], run_job: Job) -> None:

@@ -50,6 +50,33 @@ def deterministic_distance(timesteps: np.ndarray, variances: np.ndarray = VARIAN
     return float(np.mean((scale - np.sqrt(variances)) ** 2))
 
 
+def multistep_result(timesteps: np.ndarray, variances: np.ndarray = VARIANCES) -> np.ndarray:
+    """Factor per mode by which DPM-Solver++ (2M) scales unit noise of the start to its result.
+
+    Lu et al. 2022 (arXiv 2211.01095, algorithm 2), whose log-SNR is -log s here; the first step
+    and the last (to s = 0) are of first order.
+    """
+    sigmas = np.append(sigma_at(np.asarray(timesteps)), 0.0)
+    x = np.full_like(variances, sigmas[0])
+    before: tuple[np.ndarray, float] | None = None
+    for a, b in pairwise(sigmas):
+        denoised = variances / (variances + a * a) * x
+        used = denoised
+        if before is not None and b > 0.0:
+            ratio = before[1] / np.log(a / b)
+            used = denoised + (denoised - before[0]) / (2 * ratio)
+        x = used + b / a * (x - used)
+        if b > 0.0:
+            before = denoised, float(np.log(a / b))
+    return x
+
+
+def multistep_distance(timesteps: np.ndarray, variances: np.ndarray = VARIANCES) -> float:
+    """W2^2 (mean over modes) of DPM-Solver++ (2M) on descending `timesteps`."""
+    found = multistep_result(timesteps, variances)
+    return float(np.mean((found - np.sqrt(variances)) ** 2))
+
+
 def coupled_error(
     timesteps: np.ndarray, reference: np.ndarray, variances: np.ndarray = VARIANCES[::20]
 ) -> float:

@@ -10,9 +10,9 @@ import pytest
 from osp_opt.calibration import step_changes
 from osp_opt.errors import ScheduleError
 from osp_opt.sampling.schedule import TimestepSchedule, timestep_of
-from osp_opt.search.ays import CoordinateDescent, Interval, KlubSampler, _spread, coarse_lengths
+from osp_opt.search.ays import CoordinateDescent, Interval, KlubSampler, coarse_lengths
 from osp_opt.search.step_objectives import klub_cost
-from osp_opt.search.step_search import plan_steps
+from osp_opt.search.step_search import plan_steps, spread_apart
 from search.gaussian_model import ancestral_distance, exact_gram, sigma_at
 
 MODES = np.logspace(-2, np.log10(4.0), 64)
@@ -50,6 +50,21 @@ def test_random_candidates_also_descend() -> None:
     assert cost < 0.6 * sum(exact_costs(list(itertools.pairwise(uniform))))
     again, _ = descent.descend(uniform)
     np.testing.assert_array_equal(found, again)
+
+
+def test_descent_rests_only_when_no_timestep_moves() -> None:
+    """The last sweep of each reach moved nothing: a descent from its result ends at once."""
+    sweeps: list[tuple[int, int, float]] = []
+    descent = CoordinateDescent(exact_costs, progress=lambda *of: sweeps.append(of))
+    found, cost = descent.descend(np.array(TimestepSchedule.uniform(8).timesteps))
+    assert len(sweeps) > 4
+    costs = [of[2] for of in sweeps]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] == costs[-2]
+    sweeps.clear()
+    again, _ = CoordinateDescent(exact_costs, progress=lambda *of: sweeps.append(of)).descend(found)
+    assert len(sweeps) <= 4
+    assert sum(exact_costs(list(itertools.pairwise(again)))) == pytest.approx(cost, rel=0.01)
 
 
 def test_minimum_gap_is_kept() -> None:
@@ -111,9 +126,9 @@ def test_lengths_grow_by_inserting_between_neighbours(steps: int) -> None:
 
 def test_spreading_keeps_ends_order_and_gap() -> None:
     crowded = np.array([999.0, 998.9, 998.8, 500.0, 0.2, 0.1, 0.0])
-    apart = _spread(crowded, 1.0)
+    apart = spread_apart(crowded, 1.0)
     assert (apart[0], apart[-1]) == (999.0, 0.0)
     assert np.diff(apart).max() <= -1.0 + 1e-9
     np.testing.assert_allclose(apart[3], 500.0)
     with pytest.raises(ScheduleError, match="do not fit"):
-        _spread(np.linspace(3, 0, 7), 1.0)
+        spread_apart(np.linspace(3, 0, 7), 1.0)

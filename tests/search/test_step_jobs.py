@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +69,8 @@ def test_calibration_holds_statistics_videos_latents_and_manifest(calibrated: Pa
     calibration = Calibration.load(folder / "calibration.safetensors")
     assert calibration.prompts == PROMPTS
     assert calibration.step_gram.shape == (2, STEPS, STEPS)
-    assert calibration.block_gram.shape == (2, STEPS, 2, 5, 5)
-    assert np.isfinite(calibration.block_gram[:, 2:]).all()
+    assert calibration.block_gram.shape == (2, STEPS, 3, 5, 5)
+    assert np.isfinite(calibration.block_gram[:, 4:]).all()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert [entry["prompt"] for entry in manifest["videos"]] == list(PROMPTS)
     for entry in manifest["videos"]:
@@ -133,6 +135,20 @@ def test_search_decides_verifies_and_resumes(workdir: Path, tiny_checkpoint: Pat
     assert raced.isdisjoint({video["prompt"] for video in verification["videos"]} | set(PROMPTS))
     if meta["search"]["shown_better_than_uniform"]:
         assert meta["search"]["log_fresh_error_over_uniform"]["high"] < 0
+    curve = json.loads((options.run_dir / "curve.json").read_text())
+    (point,) = [p for p in curve["points"] if (p["schedule"], p["kind"]) == ("uniform", "verified")]
+    errors = [video["uniform"]["mse"] for video in verification["videos"]]
+    assert point["error"] == pytest.approx(np.sqrt(errors[0] * errors[1]))
+    assert curve["predictions_scaled_to_uniform"]
+    predicted = {
+        p["steps"]: p["error"]
+        for p in curve["points"]
+        if (p["schedule"], p["kind"]) == ("uniform", "predicted")
+    }
+    assert predicted[5] == pytest.approx(point["error"]), "scaled to agree where it was measured"
+    assert predicted[10] < predicted[5]
+    if importlib.util.find_spec("matplotlib"):
+        assert (options.run_dir / "curve.png").read_bytes().startswith(b"\x89PNG")
 
     ledger = options.run_dir / "trials.jsonl"
     written, measured = options.schedule_path.read_bytes(), ledger.read_bytes()
@@ -140,6 +156,36 @@ def test_search_decides_verifies_and_resumes(workdir: Path, tiny_checkpoint: Pat
     search(tiny_checkpoint, workdir, **values)
     assert options.schedule_path.read_bytes() == written
     assert ledger.read_bytes() == measured
+
+
+def test_the_winner_is_polished_within_the_budget_and_resumed(
+    workdir: Path, tiny_checkpoint: Path
+) -> None:
+    """The same ledger after a second run; without fresh prompts polishing shows nothing new."""
+    values = {"steps": "4", "polish": True, "budget": 12.0, "text_prompt": ("a cat", "a dog")}
+    options = search(tiny_checkpoint, workdir, force=True, **values)
+    meta = read_meta(options.schedule_path)
+    assert meta is not None
+    polish = meta["search"]["polish"]
+    assert 2 <= polish["tried"] <= 6.0 / (4 / STEPS * polish["prompts"])
+    assert np.mean(polish["log_ratios"]) <= 0.0
+    if meta["search"]["origin"] == "uniform, polished":
+        assert not meta["search"]["shown_better_than_uniform"]
+    ledger = options.run_dir / "trials.jsonl"
+    measured = ledger.read_bytes()
+    search(tiny_checkpoint, workdir, force=True, **values)
+    assert ledger.read_bytes() == measured
+
+
+def test_without_matplotlib_the_curve_is_data_only(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    options = search(workdir / "no-such-model", workdir, steps="6", verify=False)
+    curve = json.loads((options.run_dir / "curve.json").read_text())
+    assert {p["kind"] for p in curve["points"]} == {"predicted"}
+    assert not curve["predictions_scaled_to_uniform"]
+    assert not (options.run_dir / "curve.png").exists()
 
 
 def test_table_alone_needs_no_model(workdir: Path) -> None:
@@ -180,6 +226,30 @@ def test_align_your_steps_runs_on_the_calibrated_videos_and_resumes(
     assert (options.run_dir / "evaluations.jsonl").read_bytes() == evaluations
     assert options.schedule_path.read_bytes() == written
 
+    lines = evaluations.splitlines(keepends=True)
+    kept = b"".join(lines[: len(lines) // 2])
+    (options.run_dir / "evaluations.jsonl").write_bytes(kept + lines[-1][:7])  # killed in between
+    search(tiny_checkpoint, workdir, verify=False, force=True, **values)
+    assert (options.run_dir / "evaluations.jsonl").read_bytes() == evaluations
+    assert options.schedule_path.read_bytes() == written
+
+
+def test_without_guidance_other_predictions_are_evaluated(
+    workdir: Path, tiny_checkpoint: Path
+) -> None:
+    values = {"steps": "3", "method": "ays", "candidates": 2, "monte_carlo_iters": 1}
+    costs = []
+    for guided in (True, False):
+        options = search(
+            tiny_checkpoint, workdir, verify=False, force=True, guided=guided, **values
+        )
+        ledger = options.run_dir / "evaluations.jsonl"
+        first = json.loads(ledger.read_text().splitlines()[0])
+        assert (" guided " in first["key"]) == guided
+        costs.append(first["values"]["klub"])
+        ledger.unlink()
+    assert costs[0] != pytest.approx(costs[1], rel=1e-3)
+
 
 def test_another_model_is_refused(workdir: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
@@ -206,6 +276,11 @@ def test_loss_limit_finds_the_fewest_steps(workdir: Path, tiny_checkpoint: Path)
     )
     found = TimestepSchedule.from_file(options.schedule_path)
     assert len(found) == search_steps.LADDER[0]
+
+
+def test_a_loss_limit_that_no_length_keeps_is_refused(workdir: Path, tiny_checkpoint: Path) -> None:
+    with pytest.raises(OptionError, match="10 steps lose more"):
+        search(tiny_checkpoint, workdir, max_loss="0.0001%", verify_prompts=1, budget=2.0)
 
 
 def test_loss_limit_without_sampling_is_refused(workdir: Path, tiny_checkpoint: Path) -> None:

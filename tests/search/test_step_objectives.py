@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from osp_opt.calibration import step_changes
 from osp_opt.errors import CalibrationError
+from osp_opt.sampling.noise import make_noise
+from osp_opt.sampling.samplers import make_scheduler, sample_with_scheduler, set_schedule
+from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.step_objectives import (
     StepObjective,
     deterministic_cost,
@@ -20,6 +25,8 @@ from search.gaussian_model import (
     coupled_error,
     deterministic_distance,
     exact_gram,
+    multistep_distance,
+    multistep_result,
     sigma_at,
 )
 
@@ -163,20 +170,45 @@ def test_pathwise_schedules_stay_close_to_the_full_length_on_one_noise_path(
     assert found < error(StepObjective("klub", 0.5))
 
 
-@pytest.mark.parametrize("steps", [5, 10, 20, 50])
+@pytest.mark.parametrize("steps", [5, 10, 20, 33, 50])
 def test_deterministic_samplers_need_their_own_objective(steps: int) -> None:
-    """From the table that calibrate records: better than uniform, where KLUB is not."""
+    """From the table that calibrate records: better than uniform, where KLUB often is not."""
     grid = np.linspace(999, 0, 100)
     sigmas = sigma_at(grid)
     changes = step_changes(exact_gram(sigmas))
 
-    def distance(objective: StepObjective) -> float:
-        path = plan_steps(objective(changes, sigmas), grid, steps).path(steps)
-        return deterministic_distance(grid[list(path)])
+    def searched(objective: StepObjective) -> np.ndarray:
+        return grid[list(plan_steps(objective(changes, sigmas), grid, steps).path(steps))]
 
-    matching = distance(StepObjective("deterministic", 0.5, 0.0))
-    assert matching < 0.85 * deterministic_distance(np.linspace(999, 0, steps))
-    assert matching < 0.95 * distance(StepObjective("klub", 0.5))
+    matching, klub = (
+        searched(StepObjective("deterministic", 0.5, 0.0)),
+        searched(StepObjective("klub", 0.5)),
+    )
+    uniform = np.linspace(999, 0, steps)
+    for distance, share in ((deterministic_distance, 0.95), (multistep_distance, 0.8)):
+        assert distance(matching) < 0.85 * distance(uniform)
+        assert distance(matching) < share * distance(klub)
+
+
+def test_multistep_formula_is_what_the_real_sampler_does() -> None:
+    variances = np.logspace(-2, np.log10(4.0), 16)
+    timesteps = (999.0, 870.0, 640.0, 410.0, 250.0, 120.0, 40.0, 0.0)
+    scheduler = make_scheduler("DPMSolverMultistep")
+    set_schedule(scheduler, TimestepSchedule(timesteps))
+    v = torch.from_numpy(variances)[None]
+
+    def predict_noise(x: Tensor, *, timestep: float, step: int) -> Tensor:
+        """eps of the ideal denoiser: for x / sqrt(1 + s^2) it is s sqrt(1 + s^2) x / (v + s^2)."""
+        s = float(sigma_at(np.array(timestep)))
+        return s * np.sqrt(1 + s * s) / (v + s * s) * x
+
+    start = sigma_at(np.array(timesteps[0]))
+    unit = torch.full((1, 16), start / np.sqrt(1 + start**2), dtype=torch.float64)
+    noise = make_noise("independent", [0], [""], (16,))
+    found = sample_with_scheduler(scheduler, predict_noise, unit, noise)
+    np.testing.assert_allclose(
+        found[0], multistep_result(np.array(timesteps), variances), rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize(("steps", "bound"), [(10, 0.0262), (20, 0.0078), (50, 0.0017)])

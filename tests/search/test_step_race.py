@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from osp_opt.errors import ScheduleError
-from osp_opt.search.step_race import Pair, affordable_prompts, pooled_gain, race_schedules
+from osp_opt.search.step_race import Pair, affordable_prompts, race_schedules
 
 
 def noisy(
@@ -67,18 +67,6 @@ def test_prompts_foreseen_are_about_those_used(budget: float) -> None:
     result = race_schedules([0.5] * 6, 1.0, 50, budget, measure)
     used = len(result.errors[0])
     assert abs(affordable_prompts([0.5] * 6, 1.0, budget) - used) <= 1
-
-
-def test_prediction_and_measurements_are_weighed_by_what_they_are_worth() -> None:
-    """One prompt moves the prediction a little, many prompts replace it."""
-    one = pooled_gain([1.0], -0.6)
-    assert -0.6 < one.estimate < 0.0
-    many = pooled_gain([0.4, 0.6] * 50, -0.6)
-    assert many.estimate == pytest.approx(0.5, abs=0.1)
-    assert many.high - many.low < one.high - one.low
-    agreeing = pooled_gain([-0.5, -0.7, -0.6, -0.4], -0.6)
-    assert agreeing.high < 0.0
-    assert pooled_gain([-9.0, 0.5, 0.5], None).count == 3
 
 
 def test_a_fluke_does_not_decide_against_the_prediction() -> None:

@@ -22,6 +22,7 @@ __all__ = ["CalibrationRecorder"]
 Layer = Callable[[Tensor], Tensor]
 BRANCHES = ("negative", "positive")  # the order in which the pipeline concatenates them
 MAX_TOKENS = 512  # kept of each hidden state; 33 boundaries x 2 x 512 x 2304 in bf16: 156 MB
+MAX_STATE_BYTES = 1 << 30  # of all hidden states kept at once, on the model's device
 MAX_LATENT_BYTES = 1 << 30  # of all denoised predictions together, float32 in host memory
 
 
@@ -35,11 +36,12 @@ class CalibrationRecorder:
             the batch holds one branch.
         lags: distances in steps over which the change of the hidden state is recorded.
         max_tokens: tokens kept of each hidden state (evenly spread, see `spread_indices`).
+        max_state_bytes: bound on the memory of the hidden states; fewer tokens are kept to fit.
         max_latent_bytes: bound on the memory of the denoised predictions; beyond it, elements are
             kept evenly spread, the same at every step.
 
     Memory: (max(lags) + 1) x boundaries x branches x tokens x features on the model's device, in
-    the model's dtype, and at most `max_latent_bytes` on the host. Keeping a part of the tokens or
+    the model's dtype, at most `max_state_bytes`; and at most `max_latent_bytes` on the host. Keeping a part of the tokens or
     elements leaves every mean unbiased over places; its relative error falls as 1/sqrt(kept).
     """
 
@@ -51,6 +53,7 @@ class CalibrationRecorder:
         guidance_scale: float | None = None,
         lags: Sequence[int] = (1, 2),
         max_tokens: int = MAX_TOKENS,
+        max_state_bytes: int = MAX_STATE_BYTES,
         max_latent_bytes: int = MAX_LATENT_BYTES,
     ) -> None:
         if num_steps < 2 or num_blocks < 1 or max_tokens < 1:
@@ -65,6 +68,7 @@ class CalibrationRecorder:
         self.lags = tuple(lags)
         self._guidance_scale = guidance_scale
         self._max_tokens = max_tokens
+        self._max_state_bytes = max_state_bytes
         self._elements = max(1, max_latent_bytes // (4 * num_steps))
         self.reset()
 
@@ -149,7 +153,9 @@ class CalibrationRecorder:
         if branch == "both" and videos * r != x.shape[0]:
             raise CalibrationError(f"recorder: a batch of {x.shape[0]} does not hold {r} branches")
         if self._tokens is None:
-            kept = spread_indices(x.shape[1], self._max_tokens)
+            states = (self.lags[-1] + 1) * (self.num_blocks + 1) * r * videos
+            fitting = self._max_state_bytes // (states * x.shape[2] * x.element_size())
+            kept = spread_indices(x.shape[1], max(1, min(self._max_tokens, fitting)))
             self._tokens = torch.from_numpy(kept).to(x.device)
             self._keeps_all = len(kept) == x.shape[1]
         if step not in self._states:

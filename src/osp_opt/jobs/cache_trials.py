@@ -16,13 +16,14 @@ from torch import Tensor
 
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.jobs.generation import Request, VideoMaker
-from osp_opt.jobs.latent_store import LatentStore
+from osp_opt.jobs.latent_store import LatentStore, References
+from osp_opt.jobs.measurements import Measurements
 from osp_opt.jobs.step_trials import schedule_key
 from osp_opt.options import CacheMemoryOptions
 from osp_opt.quality.metrics import mse
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.block_times import BlockTimer, BlockTimes
-from osp_opt.search.trials import TrialLedger
+from osp_opt.search.paired_steps import PairedTimer
 
 if TYPE_CHECKING:
     from osp_opt.worker import WorkerContext
@@ -71,11 +72,15 @@ class CacheTrials:
         self._timesteps = maker.call_timesteps(schedule)
         self._parallel = context.parallel
         self._progress = context.progress
-        self._ledger = TrialLedger(context.run_dir / "trials.jsonl")
-        self._plain: dict[Request, Tensor] = {}
+        self._measured = Measurements(context.run_dir / "trials.jsonl", context)
         # A folder may outlive the weights it was made with.
         self._prefix = f"{maker.loaded.fingerprint[:12]} {schedule_key(schedule)}"
-        self._store = LatentStore(context.run_dir / "baseline", self._prefix)
+        self._plain = References(
+            LatentStore(context.run_dir / "baseline", self._prefix),
+            lambda request: self._sample(request, None).latents,
+            context,
+            "sampling without cache",
+        )
         self._spent: dict[Any, float] = {}
 
     @property
@@ -100,51 +105,42 @@ class CacheTrials:
 
     def baseline(self, requests: Sequence[Request]) -> None:
         """Sample the uncached videos of `requests`, or find those of an earlier, killed run."""
-        wanted = [request for request in requests if request not in self._plain]
-        if not wanted:
-            return
-        self._spent |= dict.fromkeys(wanted, 1.0)
-        mine = self._parallel.share(wanted)
-        latents = []
-        with self._progress.task("sampling without cache", len(mine)) as task:
-            for request in mine:
-                made = self._store.load(request)
-                if made is None:
-                    made = self._sample(request, None).latents.cpu()
-                    self._store.save(request, made)
-                latents.append(made)
-                task.advance()
-        self._plain |= dict(zip(wanted, self._parallel.gather_shared(latents), strict=True))
+        self._spent |= dict.fromkeys(requests, 1.0)
+        self._plain.prepare(requests)
 
     def errors(self, policies: Sequence[CachePolicy], requests: Sequence[Request]) -> list[float]:
         """Latent MSE of policies[i] on requests[i], each against its uncached video."""
-        self.baseline(list(dict.fromkeys(requests)))
         keys = [
             f"error {self._prefix} {policy_key(policy)} {request.seed} {request.prompt}"
             for policy, request in zip(policies, requests, strict=True)
         ]
         self._spent |= {k: self._cost(p) for k, p in zip(keys, policies, strict=True)}
-        known: dict[str, Any] = self._parallel.broadcast_object(
-            {key: self._ledger.get(key) for key in keys}
+
+        def measure(i: int) -> dict[str, Any]:
+            made = self._sample(requests[i], policies[i])
+            error = mse(made.latents.cpu(), self._plain[requests[i]])
+            return {"mse": error, "seconds": made.seconds}
+
+        found = self._measured.of(
+            keys,
+            measure,
+            "sampling with cache candidates",
+            lambda todo: self.baseline([requests[i] for i in todo]),
         )
-        todo = [i for i, key in enumerate(keys) if known[key] is None]
-        if not todo:
-            return [float(known[key]["mse"]) for key in keys]
-        size = self._parallel.layout.dp
-        with self._progress.task("sampling with cache candidates", len(todo)) as task:
-            # One video per rank at a time: what is finished is in the ledger at once.
-            for wave in (todo[k : k + size] for k in range(0, len(todo), size)):
-                results = []
-                for i in self._parallel.share(wave):
-                    made = self._sample(requests[i], policies[i])
-                    error = mse(made.latents.cpu(), self._plain[requests[i]])
-                    results.append({"mse": error, "seconds": made.seconds})
-                for i, values in zip(wave, self._parallel.gather_shared(results), strict=True):
-                    known[keys[i]] = values
-                    if self._parallel.is_main:
-                        self._ledger.add(keys[i], values)
-                    task.advance()
-        return [float(known[key]["mse"]) for key in keys]
+        return [float(values["mse"]) for values in found]
+
+    def step_speedups(self, policy: CachePolicy, requests: Sequence[Request]) -> list[float]:
+        """Per request the speed-up of denoising, from steps run without and with the cache."""
+        cache = self._maker.block_cache(policy, self._schedule, self._options)
+        timer = PairedTimer(cache, self._maker.device.synchronize)
+        found = []
+        mine = self._parallel.share(requests)
+        with self._progress.task("timing steps without and with the cache", len(mine)) as task:
+            for request in mine:
+                self._maker.denoise(request, self._schedule, timer)
+                found.append(timer.speedup(len(self._timesteps)))
+                task.advance()
+        return self._parallel.gather_shared(found)
 
     def timed_pairs(self, policy: CachePolicy, requests: Sequence[Request]) -> list[Pair]:
         """Each request without and with the cache, alternately and in turns which goes first."""
@@ -174,12 +170,11 @@ class CacheTrials:
 
     def recall(self, key: str) -> dict[str, Any] | None:
         """What `record` kept under `key`, in this run or one that was killed; on every rank."""
-        return self._parallel.broadcast_object(self._ledger.get(f"{key} {self._prefix}"))
+        return self._measured.recall(f"{key} {self._prefix}")
 
     def record(self, key: str, values: dict[str, Any]) -> None:
         """Keep a result of the search itself in the ledger."""
-        if self._parallel.is_main:
-            self._ledger.add(f"{key} {self._prefix}", values)
+        self._measured.record(f"{key} {self._prefix}", values)
 
     def _sample(self, request: Request, policy: CachePolicy | None) -> Any:
         cache = None

@@ -1,9 +1,11 @@
-"""Latents of finished reference videos on disk: a killed search does not sample them again."""
+"""Latents of reference videos, on disk too: a killed search does not sample them again."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +16,11 @@ from torch import Tensor
 from osp_opt.artifacts import atomic_write_bytes
 from osp_opt.errors import FileError
 from osp_opt.jobs.generation import Request
+
+if TYPE_CHECKING:
+    from osp_opt.worker import WorkerContext
+
+__all__ = ["LatentStore", "References"]
 
 
 class LatentStore:
@@ -43,3 +50,49 @@ class LatentStore:
     def _path(self, request: Request) -> Path:
         text = f"{self._prefix}\0{request.seed}\0{request.prompt}"
         return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+
+
+class References:
+    """The videos that others are compared with: latents [1 c t h w] on the host, by request.
+
+    Args:
+        store: where they are kept.
+        sample: makes the latents of one.
+        context: whose ranks share the work.
+        what: names the work for the progress bar.
+    """
+
+    def __init__(
+        self,
+        store: LatentStore,
+        sample: Callable[[Request], Tensor],
+        context: WorkerContext,
+        what: str,
+    ) -> None:
+        self._store = store
+        self._sample = sample
+        self._parallel = context.parallel
+        self._progress = context.progress
+        self._what = what
+        self._latents: dict[Request, Tensor] = {}
+
+    def __getitem__(self, request: Request) -> Tensor:
+        """The latents of a request that was prepared."""
+        return self._latents[request]
+
+    def prepare(self, requests: Sequence[Request]) -> None:
+        """Sample what is not there yet, or find it from an earlier, killed run (collective)."""
+        wanted = [r for r in dict.fromkeys(requests) if r not in self._latents]
+        if not wanted:
+            return
+        mine = self._parallel.share(wanted)
+        made = []
+        with self._progress.task(self._what, len(mine)) as task:
+            for request in mine:
+                found = self._store.load(request)
+                if found is None:
+                    found = self._sample(request).float().cpu()
+                    self._store.save(request, found)
+                made.append(found)
+                task.advance()
+        self._latents |= dict(zip(wanted, self._parallel.gather_shared(made), strict=True))

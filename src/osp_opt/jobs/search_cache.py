@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,16 +27,16 @@ from osp_opt.jobs.memory import report_memory
 from osp_opt.jobs.prompt_sets import default_prompts
 from osp_opt.options import SearchCacheOptions
 from osp_opt.prompts import given_prompts
-from osp_opt.quality.intervals import Interval
+from osp_opt.quality.intervals import Interval, bootstrap_ci
 from osp_opt.quality.timing import speedup as paired_speedup
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 from osp_opt.search.block_times import BlockTimes
+from osp_opt.search.cache_check import PredictorCheck, check_predictor
 from osp_opt.search.cache_plans import free_candidates
 from osp_opt.search.cache_scores import (
     ReuseErrors,
     data_scale,
     four_field_scores,
-    spearman,
     step_importance,
 )
 from osp_opt.search.cache_search import (
@@ -45,7 +46,9 @@ from osp_opt.search.cache_search import (
     RaceResult,
     four_field_candidates,
     largest_ratio,
+    spread_candidates,
 )
+from osp_opt.search.trials import search_rng
 
 if TYPE_CHECKING:
     from osp_opt.worker import WorkerContext
@@ -55,17 +58,25 @@ __all__ = ["run"]
 CANDIDATES = 12
 TOLERANCE = 0.03  # a measured ratio may fall short of the wanted one by so much
 ATTEMPTS = 3  # policies that are timed before the ratio counts as not delivered
+TIMED_VIDEOS = 2  # on which speed is measured, step by step
+CHECKED = 8  # policies of all costs, sampled to see whether the score ranks them
+NOTABLE_LOSS = 0.01  # of quality: a policy that loses more is not written without a word
 ANCESTRAL = ("EulerAncestralDiscrete", "DDPM", "KDPM2AncestralDiscrete")
 
 
 @dataclass(frozen=True)
 class _Winner:
-    """A policy that was chosen, and what was measured of it (None: not verified)."""
+    """A policy that was chosen, and what was measured of it (None: not verified).
+
+    speedup: of denoising, from steps timed in pairs, which is what counts; whole_videos: the same
+    from videos timed one after the other, which a busy machine disturbs.
+    """
 
     candidate: Candidate
-    race: RaceResult | None = None
     speedup: Interval | None = None
+    whole_videos: Interval | None = None
     quality: Quality | None = None
+    predictor: PredictorCheck | None = None
 
 
 def run(options: SearchCacheOptions, context: WorkerContext) -> None:
@@ -123,13 +134,15 @@ class _Search:
             f"{self.maker.num_blocks} blocks"
         )
 
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Of every four-field policy."""
+        intervals = range(2, min(MAX_INTERVAL, self.num_steps) + 1)
+        return four_field_scores(self.errors, self.importance, intervals)
+
     def candidates(self, ratio: float, limit: int = CANDIDATES) -> list[Candidate]:
         """The best-scored policies predicted to reach `ratio`. Raises PolicyError when none is."""
-        steps = self.num_steps
-        scores = four_field_scores(
-            self.errors, self.importance, range(2, min(MAX_INTERVAL, steps) + 1)
-        )
-        found = four_field_candidates(scores, self.times, steps, ratio, limit)
+        found = four_field_candidates(self.scores, self.times, self.num_steps, ratio, limit)
         if self.options.policy == "free":
             free = free_candidates(self.errors, self.importance, self.times, ratio, limit)
             found = [*free, *found][: limit + 2]  # the best four-field ones stay in the race
@@ -150,21 +163,23 @@ class _Search:
     def deliver(self, ratio: float) -> _Winner:
         """The best measured policy whose measured speed-up is `ratio` (within the tolerance)."""
         size = len(self.race_requests)
-        # One generation is the whole prompt set. Uncached videos, and the timed pairs of the
-        # winner, come off the budget first.
-        budget = (self.options.budget - 1.0) * size - 2.0 * len(self.fresh_requests)
-        wanted, measured, winner = ratio, 0.0, None
+        # One generation is the whole prompt set. Uncached videos, what is sampled of the winner,
+        # and the check of the score come off the budget first.
+        budget = (self.options.budget - 1.0) * size - 2.0 * (size + TIMED_VIDEOS)
+        checks = CHECKED if budget > 3.0 * CHECKED else 0
+        budget -= checks
+        wanted, measured = ratio, 0.0
         for attempt in range(ATTEMPTS):
             candidates = self.candidates(wanted)
             race = self.race(candidates, max(budget if attempt == 0 else size, 1.0))
             chosen = candidates[race.winner]
             self.say(f"raced {len(race.errors)} candidates; the best: {chosen.policy}")
-            self.say(predictor_report(candidates, race, self.num_steps))
-            winner = self.verified(chosen, race, ratio * (1.0 - TOLERANCE))
+            winner = self.verified(chosen, ratio * (1.0 - TOLERANCE))
             assert winner.speedup is not None
             measured = winner.speedup.estimate
-            if measured >= ratio * (1.0 - TOLERANCE):
-                return winner
+            forced = self.options.force and attempt == ATTEMPTS - 1
+            if measured >= ratio * (1.0 - TOLERANCE) or forced:
+                return replace(winner, predictor=self.check(candidates, race, checks))
             self.say(
                 f"measured {measured:.3f}x where {chosen.speedup:.3f}x was predicted; "
                 "taking a larger one"
@@ -172,32 +187,51 @@ class _Search:
             wanted = min(
                 wanted * ratio / measured * 1.005, largest_ratio(self.times, self.num_steps)[0]
             )
-        if winner is not None and self.options.force:
-            return winner
         raise PolicyError(
             f"--ratio {ratio:g}: measured {measured:.3f}x after {ATTEMPTS} attempts; the machine "
             "may be busy: try again, or write it all the same with --force"
         )
 
-    def verified(self, chosen: Candidate, race: RaceResult, least: float = 0.0) -> _Winner:
+    def check(self, candidates: list[Candidate], race: RaceResult, count: int) -> PredictorCheck:
+        """Whether the score ranked the race's candidates, and `count` policies of all costs."""
+        rng = search_rng(self.options.seed, "predictor")
+        spread: list[Candidate] = []
+        if count:
+            spread = spread_candidates(self.scores, self.times, self.num_steps, count, rng)
+        policies = [candidate.policy for candidate in spread]
+        errors = self.trials.errors(policies, [self.race_requests[0]] * len(spread))
+        found = check_predictor(candidates, race.errors, spread, errors, self.num_steps)
+        for line in found.lines():
+            self.say(line)
+        return found
+
+    def verified(self, chosen: Candidate, least: float = 0.0) -> _Winner:
         """Time `chosen` against no cache on fresh videos, and measure its error there.
 
         A speed-up below `least` is not believed before it was timed twice.
         """
-        key = f"verified {policy_key(chosen.policy)} on {len(self.fresh_requests)}"
+        key = f"verified in pairs {policy_key(chosen.policy)} on {len(self.fresh_requests)}"
         values = self.trials.recall(key)
         if values is None:
+            timed = self.fresh_requests[:TIMED_VIDEOS]
+            speedups = self.trials.step_speedups(chosen.policy, timed)
+            if bootstrap_ci(speedups).estimate < least:
+                speedups += self.trials.step_speedups(chosen.policy, timed)
             pairs = self.trials.timed_pairs(chosen.policy, self.fresh_requests)
-            speedup, made = _speedup(pairs), len(pairs)
-            if speedup.estimate < least:
-                again = self.trials.timed_pairs(chosen.policy, self.fresh_requests)
-                speedup = _speedup([*pairs, *again])
-                made += len(again)
-            quality = measure_quality(pairs, self.maker)
-            values = {"pairs": made, "speedup": speedup.as_json(), **quality.as_json()}
+            values = {
+                "pairs": len(pairs) + len(speedups),
+                "speedup": bootstrap_ci(speedups).as_json(),
+                "speedup_of_whole_videos": _speedup(pairs).as_json(),
+                **measure_quality(pairs, self.maker).as_json(),
+            }
             self.trials.record(key, values)
         self.trials.count_pairs(chosen.policy, int(values["pairs"]))
-        return _Winner(chosen, race, interval_from(values["speedup"]), Quality.from_json(values))
+        return _Winner(
+            chosen,
+            interval_from(values["speedup"]),
+            interval_from(values["speedup_of_whole_videos"]),
+            Quality.from_json(values),
+        )
 
     def fastest_within(self, max_loss: float) -> _Winner:
         """The fastest policy whose verified loss is at most `max_loss` (bisection of ratios)."""
@@ -208,7 +242,7 @@ class _Search:
             ratio = min((low * high) ** 0.5, 0.999 * largest)
             candidates = self.candidates(ratio, 4)
             race = self.race(candidates, 6.0)
-            winner = self.verified(candidates[race.winner], race)
+            winner = self.verified(candidates[race.winner])
             assert winner.quality is not None
             assert winner.speedup is not None
             loss = winner.quality.loss.estimate
@@ -242,9 +276,16 @@ class _Search:
         if winner.speedup is None or winner.quality is None:
             self.say("not verified by sampling (--verify does)")
             return
-        self.say(f"measured speed-up of denoising: {winner.speedup}x")
+        self.say(f"measured speed-up of denoising: {winner.speedup}x, from steps timed in pairs")
+        self.say(f"  whole videos one after the other, by the clock: {winner.whole_videos}x")
         for line in winner.quality.lines():
             self.say(line)
+        loss = winner.quality.loss.estimate
+        if loss > (self.options.max_loss or NOTABLE_LOSS):
+            self.say(
+                f"warning: loses {loss:.1%} of {winner.quality.measure}; --max-loss 1% finds the "
+                "fastest policy that loses less"
+            )
         self.say(f"work spent on sampling: {self._generations():.1f} generations of the prompt set")
 
     def _generations(self) -> float:
@@ -261,8 +302,11 @@ class _Search:
             "predicted_speedup": winner.candidate.speedup,
             "generations_spent": self._generations(),
         }
-        if winner.speedup is not None and winner.quality is not None and winner.race is not None:
+        if winner.speedup is not None and winner.quality is not None:
             meta["measured"] = {"speedup": winner.speedup.as_json(), **winner.quality.as_json()}
+            if winner.whole_videos is not None:
+                meta["measured"]["speedup_of_whole_videos"] = winner.whole_videos.as_json()
+            meta["predictor"] = None if winner.predictor is None else winner.predictor.as_json()
             meta["verified_on"] = [
                 {"prompt": r.prompt, "seed": r.seed} for r in self.fresh_requests
             ]
@@ -272,25 +316,6 @@ class _Search:
 def _speedup(pairs: Sequence[Pair]) -> Interval:
     return paired_speedup(
         [pair.plain_seconds for pair in pairs], [pair.cached_seconds for pair in pairs]
-    )
-
-
-def predictor_report(candidates: Sequence[Candidate], race: RaceResult, steps: int) -> str:
-    """How well the score ranked what was measured, beside the trivial predictor.
-
-    Over the candidates of the first round, on the videos that all of them raced on. They have
-    about equal cost, so this is the hard part of the prediction.
-    """
-    raced = sorted(race.errors)
-    common = set.intersection(*(set(race.errors[c]) for c in raced))
-    measured = [np.mean([np.log(max(race.errors[c][p], 1e-30)) for p in common]) for c in raced]
-    score = spearman([candidates[c].score for c in raced], measured)
-    trivial = spearman([candidates[c].policy.reused_blocks(steps) for c in raced], measured)
-    if not np.isfinite([score, trivial]).all():
-        return "the candidates raced are alike: their errors say nothing of the predictor"
-    return (
-        f"rank correlation with the error measured, prompts per candidate {len(common)}: "
-        f"score {score:.2f}, number of skipped blocks {trivial:.2f}"
     )
 
 

@@ -6,6 +6,7 @@ which is not the path that made the video: x0 and its noise have to be independe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,12 @@ from osp_opt.artifacts import file_inside, read_bytes, read_json
 from osp_opt.calibration import Calibration
 from osp_opt.errors import CalibrationError
 from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.jobs.measurements import Measurements
 from osp_opt.options import SearchStepsOptions
 from osp_opt.sampling.denoiser import Conditions, GuidedDenoiser, Recorder
 from osp_opt.sampling.noise import CoupledNoise
 from osp_opt.sampling.schedule import TimestepSchedule, timestep_of
 from osp_opt.search.ays import CoordinateDescent, Interval, KlubSampler
-from osp_opt.search.trials import TrialLedger
 from osp_opt.worker import WorkerContext
 
 __all__ = ["NoisePath", "PathSet", "calibrated_paths", "descend_on_paths"]
@@ -46,6 +47,7 @@ class NoisePath:
         recorder: Recorder | None = None,
     ) -> None:
         self._latents = latents.float()
+        self._request = request
         self._device = maker.device.torch_device
         self._noise = CoupledNoise(request.seed, f"noising\0{request.prompt}", latents.shape)
         text = maker.embed(request.prompt)
@@ -58,6 +60,11 @@ class NoisePath:
         self._denoiser = GuidedDenoiser(
             transformer, conditions, maker.guidance_scale, recorder=recorder
         )
+
+    def digest(self) -> bytes:
+        """Of what decides the path: the video, and the seed and prompt of its noise."""
+        about = f"{self._request.seed}\0{self._request.prompt}\0".encode()
+        return hashlib.sha256(about + self._latents.cpu().numpy().tobytes()).digest()
 
     def __call__(self, sigma: float, step: int = 0) -> Tensor:
         """D(x_s, s) at noise level `sigma`; `step` is what a recorder is told."""
@@ -108,7 +115,9 @@ def calibrated_paths(
             )
         request = Request(str(entry.get("prompt", "")), entry["seed"])
         paths.append(NoisePath(maker, latents[None], request, guided=options.guided))
-    return PathSet(paths, f"{maker.loaded.fingerprint[:12]} guided {options.guided}")
+    videos = hashlib.sha256(b"".join(path.digest() for path in paths)).hexdigest()[:12]
+    guided = "guided" if options.guided else "unguided"
+    return PathSet(paths, f"{maker.loaded.fingerprint[:12]} {videos} {guided}")
 
 
 def load_latents(path: Path) -> Tensor:
@@ -130,21 +139,15 @@ def descend_on_paths(
 
     Returns the schedule and the network evaluations made now (on all ranks).
     """
-    ledger = TrialLedger(context.run_dir / "evaluations.jsonl")
-    sampler = KlubSampler(paths, len(paths.paths), options.monte_carlo_iters, options.seed)
-    parallel = context.parallel
+    measurements = Measurements(context.run_dir / "evaluations.jsonl", context)
+    iterations, seed = options.monte_carlo_iters, options.seed
+    sampler = KlubSampler(paths, len(paths.paths), iterations, seed)
+    name = f"klub {paths.name} {iterations} samples seed {seed}"
 
     def cost_of(steps: list[Interval]) -> list[float]:
-        keys = [f"klub {paths.name} {high:.6f} {low:.6f}" for high, low in steps]
-        held = {key: found for key in keys if (found := ledger.get(key)) is not None}
-        known = parallel.broadcast_object(held)
-        todo = [i for i, key in enumerate(keys) if key not in known]
-        mine = [sampler(*steps[i]) for i in parallel.share(todo)]
-        for i, cost in zip(todo, parallel.gather_shared(mine), strict=True):
-            known[keys[i]] = {"klub": cost}
-            if parallel.is_main:
-                ledger.add(keys[i], known[keys[i]])
-        return [float(known[key]["klub"]) for key in keys]
+        keys = [f"{name} {high:.6f} {low:.6f}" for high, low in steps]
+        found = measurements.of(keys, lambda i: {"klub": sampler(*steps[i])}, "")
+        return [float(values["klub"]) for values in found]
 
     def report(steps: int, sweep: int, cost: float) -> None:
         context.progress.say(f"  {steps} steps, sweep {sweep + 1}: KLUB {cost:.4g}")
@@ -156,5 +159,5 @@ def descend_on_paths(
         seed=options.seed,
         progress=report,
     ).search(length)
-    made = sum(parallel.gather_objects(sampler.evaluations))
+    made = sum(context.parallel.gather_objects(sampler.evaluations))
     return schedule, made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,9 @@ class Verification:
 
     psnr, psnr_uniform: dB to the full-length video, over prompts; psnr_gain: their difference in
     pairs. ssim: as psnr, None for frames too small. loss: of quality against the full length, as
-    a share, by `measure`. speedup: of denoising, measured on one prompt.
+    a share, by `measure`; loss_uniform: likewise of the uniform one. speedup: of denoising,
+    measured on one prompt. errors: mean squared, of latents, by name of schedule ("searched",
+    "uniform", others that were compared), per prompt.
     """
 
     steps: int
@@ -32,9 +34,11 @@ class Verification:
     ssim: Interval | None
     ssim_uniform: Interval | None
     loss: Interval
+    loss_uniform: Interval
     measure: str
     speedup: float
     log_ratios: tuple[float, ...]  # of latent errors, own over uniform's, per prompt
+    errors: dict[str, tuple[float, ...]] = field(repr=False)
     videos: list[dict[str, Any]] = field(repr=False)
 
     def lines(self) -> list[str]:
@@ -50,8 +54,8 @@ class Verification:
 
     def as_json(self) -> dict[str, Any]:
         """The fields; intervals as objects."""
-        fields = ("psnr", "psnr_uniform", "psnr_gain", "ssim", "ssim_uniform", "loss")
-        values = {name: getattr(self, name) for name in fields}
+        names = ("psnr", "psnr_uniform", "psnr_gain", "ssim", "ssim_uniform")
+        values = {name: getattr(self, name) for name in (*names, "loss", "loss_uniform")}
         return {
             **{name: None if value is None else value.as_json() for name, value in values.items()},
             "steps": self.steps,
@@ -67,10 +71,18 @@ def verify(
     uniform: TimestepSchedule,
     reference: TimestepSchedule,
     requests: Sequence[Request],
+    others: Mapping[str, TimestepSchedule] | None = None,
 ) -> Verification:
-    """Sample the full length, uniform and `schedule` on `requests` with coupled noise; compare."""
-    full, even, own = trials.verified([reference, uniform, schedule], requests)
+    """Sample the full length, uniform, `schedule` and `others` (by name, only to be compared) on
+    `requests` with coupled noise.
+    """
+    others = others or {}
+    schedules = [reference, uniform, schedule, *others.values()]
+    full, even, own, *rest = trials.verified(schedules, requests)
+    named = {"uniform": even, "searched": own, **dict(zip(others, rest, strict=True))}
     loss, measure = _loss(full, own)
+    loss_uniform, _ = _loss(full, even)
+    errors = {name: tuple(_errors(rows)) for name, rows in named.items()}
     return Verification(
         steps=len(schedule),
         psnr=mean_ci(_column(own, "psnr")),
@@ -79,17 +91,24 @@ def verify(
         ssim=mean_ci(_column(own, "ssim")) if "ssim" in own[0] else None,
         ssim_uniform=mean_ci(_column(even, "ssim")) if "ssim" in even[0] else None,
         loss=loss,
+        loss_uniform=loss_uniform,
         measure=measure,
         speedup=trials.speedup(schedule, requests[0]),
         log_ratios=tuple(
-            bounded(math.log(max(o["mse"], 1e-30) / max(e["mse"], 1e-30)))
-            for o, e in zip(own, even, strict=True)
+            bounded(math.log(max(o, 1e-30) / max(e, 1e-30)))
+            for o, e in zip(errors["searched"], errors["uniform"], strict=True)
         ),
+        errors=errors,
         videos=[
-            {"prompt": r.prompt, "seed": r.seed, "full": f, "uniform": e, "searched": o}
-            for r, f, e, o in zip(requests, full, even, own, strict=True)
+            {"prompt": r.prompt, "seed": r.seed, "full": full[i]}
+            | {name: rows[i] for name, rows in named.items()}
+            for i, r in enumerate(requests)
         ],
     )
+
+
+def _errors(rows: list[dict[str, Any]]) -> list[float]:
+    return [float(row.get("mse", 0.0)) for row in rows]  # the full length itself has none
 
 
 def _loss(full: list[dict[str, Any]], own: list[dict[str, Any]]) -> tuple[Interval, str]:

@@ -26,6 +26,7 @@ def option(
     metavar: str | None = None,
     identity: bool = True,
     positional: bool = False,
+    off: str | None = None,
     **constraints: Any,
 ) -> Any:
     """Declare one option.
@@ -33,7 +34,8 @@ def option(
     ``text`` is its help and ``unit`` what its number counts; ``aliases`` are other flag names, in
     field spelling; ``identity`` is False for options that cannot change a result (where to run,
     how to report), so that a run may be resumed with other values of them; ``positional`` is True
-    for what is given without a flag. ``constraints`` are pydantic's (``ge``, ``multiple_of``, ...).
+    for what is given without a flag; ``off`` is another name, besides ``no_...``, of the flag that
+    turns a switch off. ``constraints`` are pydantic's (``ge``, ``multiple_of``, ...).
     """
     extra: JsonDict = {
         "panel": panel,
@@ -42,6 +44,7 @@ def option(
         "metavar": metavar,
         "identity": identity,
         "positional": positional,
+        "off": off,
     }
     return Field(default, description=text, json_schema_extra=extra, **constraints)
 

@@ -142,7 +142,16 @@ class SearchStepsOptions(SearchOptions):
         11, "Candidates per timestep (method ays).", panel="Job", ge=2, le=1000
     )
     guided: bool = option(
-        True, "Evaluate candidates with guidance, as in sampling (method ays).", panel="Job"
+        True,
+        "Evaluate candidates with guidance, as in sampling (method ays).",
+        panel="Job",
+        off="unguided",
+    )
+    polish: bool = option(
+        False,
+        "Polish the race's winner by coordinate descent on sampled videos, with half the budget; "
+        "worth it with a larger --budget.",
+        panel="Job",
     )
     budget: float = option(
         10,

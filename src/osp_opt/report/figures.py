@@ -312,8 +312,7 @@ def _predictions(found: Material) -> Plot | None:
     return Plot(
         "predicted",
         "Predicted against measured",
-        "On the line: the prediction held. Bars are 95 % intervals (80 % for schedules, which "
-        "are raced).",
+        "On the line: the prediction held. Bars are 95 % intervals.",
         draw("predicted", "Predicted and measured speed-up and error", plot),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ import numpy as np
 from osp_opt.errors import ScheduleError
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of, timestep_of
 from osp_opt.search.step_objectives import DEFAULT_C
-from osp_opt.search.step_search import MIN_GAP
+from osp_opt.search.step_search import MIN_GAP, spread_apart
 from osp_opt.search.trials import search_rng
 
 __all__ = ["CoordinateDescent", "Interval", "KlubSampler", "PathDenoiser", "coarse_lengths"]
@@ -27,9 +27,9 @@ Interval = tuple[float, float]  # timesteps (high, low)
 CostOf = Callable[[list[Interval]], list[float]]
 
 _COARSEST = 10  # AYS optimises ten steps first and refines from there
-_MAX_SWEEPS = 20  # a bound only: descent usually rests after three to six
+_MAX_SWEEPS = 50  # per reach; a bound only: descent usually rests after three to eight
 _REACHES = (1.0, 0.4)  # candidates span this part of the way to the neighbours, then closer ones
-_REST = 0.003  # gain of a sweep, as a share, below which it only follows the estimate's noise
+_LEAST_GAIN = 0.002  # share of its two steps' cost for which a timestep moves: less is noise
 
 
 class PathDenoiser(Protocol):
@@ -151,8 +151,8 @@ class CoordinateDescent:
         return TimestepSchedule(tuple(float(t) for t in timesteps)), cost
 
     def descend(self, timesteps: np.ndarray) -> tuple[np.ndarray, float]:
-        """Sweep from `timesteps` (descending; both ends stay) until nothing moves any more, or
-        a sweep gains next to nothing; then once more with candidates closer by.
+        """Sweep from `timesteps` (descending; both ends stay) until no timestep moves any more;
+        then again with candidates closer by.
         """
         current = np.array(timesteps, dtype=np.float64)
         if len(current) < 2 or np.any(np.diff(current) >= 0):
@@ -160,34 +160,35 @@ class CoordinateDescent:
         steps = self.cost_of(list(pairwise(current.tolist())))
         sweep = 0
         for reach in _REACHES:
-            gain = math.inf
-            while gain > _REST * sum(steps) and sweep < _MAX_SWEEPS:
-                cost = sum(steps)
-                for i in range(1, len(current) - 1):
-                    self._move(current, steps, i, sweep, reach)
-                gain = cost - sum(steps)
+            for _ in range(_MAX_SWEEPS):
+                inner = range(1, len(current) - 1)
+                moved = sum(self._move(current, steps, i, sweep, reach) for i in inner)
                 if self.progress is not None:
                     self.progress(len(current), sweep, sum(steps))
                 sweep += 1
+                if not moved:
+                    break
         return current, float(sum(steps))
 
     def _move(
         self, current: np.ndarray, steps: list[float], i: int, sweep: int, reach: float
-    ) -> None:
-        """Put timestep `i` where its two steps cost least."""
+    ) -> bool:
+        """Put timestep `i` where its two steps cost least; whether that is somewhere else."""
         before, after = float(current[i - 1]), float(current[i + 1])
         low, high = after + self.min_gap, before - self.min_gap
         if high <= low:
-            return
+            return False
         here = min(max(float(current[i]), low), high)
         low, high = here - reach * (here - low), here + reach * (high - here)
         tried = self._candidates(low, high, len(current), i, sweep)
         costs = self.cost_of([step for t in tried for step in ((before, t), (t, after))])
         pairs = list(zip(costs[0::2], costs[1::2], strict=True))
         best = min(range(len(tried)), key=lambda k: sum(pairs[k]))
-        if sum(pairs[best]) < steps[i - 1] + steps[i]:
-            current[i] = tried[best]
-            steps[i - 1], steps[i] = pairs[best]
+        if sum(pairs[best]) >= (1.0 - _LEAST_GAIN) * (steps[i - 1] + steps[i]):
+            return False
+        current[i] = tried[best]
+        steps[i - 1], steps[i] = pairs[best]
+        return True
 
     def _candidates(self, low: float, high: float, length: int, i: int, sweep: int) -> list[float]:
         if self.neighbour_type == "random":
@@ -200,16 +201,4 @@ class CoordinateDescent:
         log_sigma = np.interp(place, np.linspace(0, 1, len(timesteps)), np.log(sigma_of(timesteps)))
         finer = timestep_of(np.exp(log_sigma))
         finer[0], finer[-1] = timesteps[0], timesteps[-1]
-        return _spread(finer, self.min_gap)
-
-
-def _spread(timesteps: np.ndarray, min_gap: float) -> np.ndarray:
-    """`timesteps` moved apart to at least `min_gap`, both ends kept. Raises ScheduleError."""
-    n = len(timesteps)
-    if timesteps[0] - timesteps[-1] < (n - 1) * min_gap:
-        raise ScheduleError(f"{n} timesteps do not fit with a gap of {min_gap:g}")
-    room = np.arange(n) * min_gap  # without the gaps the order may only stay or tie
-    loose: np.ndarray = np.minimum.accumulate(timesteps + room)
-    bound: Sequence[float] = [timesteps[0], timesteps[-1] + room[-1]]
-    apart: np.ndarray = loose.clip(min(bound), max(bound)) - room
-    return apart
+        return spread_apart(finer, self.min_gap)

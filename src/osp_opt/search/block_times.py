@@ -116,22 +116,25 @@ class BlockTimer:
     def result(self) -> BlockTimes:
         """Block times over the steps that ran since the last reset; medians.
 
-        What lies between the block loops of two consecutive steps is the rest of a step. The first
-        two steps warm the device up and do not count. Raises PolicyError for fewer than five.
+        What lies between the block loops of two consecutive steps is the rest of a step. Blocks
+        and rest are taken as shares of their own step's loop, so that a machine whose speed
+        changes from step to step does not distort them. The first two steps warm the device up
+        and do not count. Raises PolicyError for fewer than five.
         """
         if len(self._began) < 5:
             raise PolicyError(f"block times need at least 5 timed steps, got {len(self._began)}")
-        blocks = np.median([self._single[step] for step in sorted(self._single)[1:]], axis=0)
+        singles = [self._single[step] for step in sorted(self._single)[1:]]
+        blocks = np.median([seconds / seconds.sum() for seconds in singles], axis=0)
         loop = median([self._whole[step] for step in sorted(self._whole)[1:]])
         rest = [
-            self._began[step + 1] - began - self._loop_seconds(step)
+            (self._began[step + 1] - began) / self._loop_seconds(step) - 1.0
             for step, began in self._began.items()
             if step > 1 and step + 1 in self._began
         ]
         calls = len(self._adds) / len(self._single)  # 2 when the guidance branches run one by one
         return BlockTimes(
             tuple(float(seconds) for seconds in blocks * (loop / blocks.sum())),
-            max(median(rest), 0.0),
+            max(median(rest), 0.0) * loop,
             median(self._adds) * calls,
         )
 

@@ -19,7 +19,8 @@ with the true error of the latents 0.986, against 0.942 of the number of skipped
 equal cost 85 % in the right order. Errors added as squares instead: 0.959 and 72 %. On the third
 prompt alone, which had no part in choosing the form: 0.970, 0.919 and 0.927. About 45 forms
 (statistics, weights, exponents) were compared on the first two prompts, so their figures flatter
-it. Among the finalists of a race, all alike, it hardly ranks: it prunes, the race decides.
+it. Among the finalists of a race, all alike, it hardly ranks: it prunes, the race decides. Every
+search-cache run says how well it ranked what was sampled, beside the number of skipped blocks.
 
 Suffixes: P videos, S steps of the policy's schedule, K calibration levels, G recorded lags,
 L lags 1..L, B boundaries (blocks + 1), I intervals.

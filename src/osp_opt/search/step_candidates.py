@@ -124,7 +124,7 @@ class StepTable:
     def uniform(self, num_steps: int) -> StepCandidate:
         """The evenly spaced schedule that every other has to beat."""
         timesteps = TimestepSchedule.uniform(num_steps).timesteps
-        if self._whole:
+        if self.takes_whole_timesteps:
             timesteps = tuple(float(round(t)) for t in timesteps)
         # Not the sampler's own default spacing: what a schedule file would hold.
         return StepCandidate(TimestepSchedule(timesteps), "uniform")
@@ -185,7 +185,9 @@ class StepTable:
         """
         uniform = self.uniform(num_steps)
         found = [self.best(objective, num_steps) for objective in objectives]
-        blends = [blend(candidate, uniform, 0.5, self._whole) for candidate in found[:2]]
+        blends = [
+            blend(candidate, uniform, 0.5, self.takes_whole_timesteps) for candidate in found[:2]
+        ]
         kept = [uniform]
         for candidate in [*found, *blends]:
             if not self.has_twin(candidate, kept):
@@ -197,7 +199,8 @@ class StepTable:
         return any(_distance(candidate, other) <= _SAME_RMS for other in others)
 
     @property
-    def _whole(self) -> bool:
+    def takes_whole_timesteps(self) -> bool:
+        """Whether the sampler rounds timesteps."""
         return self.sampler in _WHOLE_TIMESTEPS
 
     def _changes(self, timesteps: np.ndarray) -> np.ndarray:

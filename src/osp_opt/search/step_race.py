@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
 from osp_opt.errors import ScheduleError
 from osp_opt.search.trials import Interval, mean_ci
 
-__all__ = ["Pair", "RaceResult", "affordable_prompts", "bounded", "pooled_gain", "race_schedules"]
+__all__ = ["Pair", "RaceResult", "affordable_prompts", "bounded", "race_schedules"]
 
 Pair = tuple[int, int]  # (candidate, prompt)
 _CLIP = 1.5  # of a log ratio: what one video that tips over, or hardly errs at all, may count
-PRIOR_PROMPTS = 4  # what a prediction is worth; see pooled_gain
-_PROMPT_SPREAD = 1.0  # of a log ratio over prompts: 0.7 to 1.2 on the bundled model
-_SPREAD_PROMPTS = 3  # what that assumption is worth against the measured spread
+PRIOR_PROMPTS = 4  # what a prediction is worth beside the measurements while the race runs
 _SURE = 3  # prompts needed before "surely worse" means anything
 
 
@@ -136,27 +133,6 @@ def _score(errors: dict[int, float], pinned: dict[int, float], prior: float | No
     if prior is not None:
         ratios += [prior] * PRIOR_PROMPTS
     return float(np.mean(np.clip(ratios, -_CLIP, _CLIP)))
-
-
-def pooled_gain(
-    log_ratios: Sequence[float], predicted: float | None = None, level: float = 0.8
-) -> Interval:
-    """Measured log ratios of errors and what was predicted, as one estimate with its interval.
-
-    Precision-weighted normal posterior. One prompt's ratio scatters by about _PROMPT_SPREAD (the
-    measured spread takes over as prompts come in), so a few prompts alone say little; the
-    prediction, whose own error is about half as large, counts as PRIOR_PROMPTS of them.
-    """
-    if predicted is None:
-        return mean_ci(log_ratios, level)
-    data = np.array([bounded(ratio) for ratio in log_ratios])
-    n = len(data)
-    freedom = _SPREAD_PROMPTS + n - 1
-    variance = (_SPREAD_PROMPTS * _PROMPT_SPREAD**2 + data.var() * n) / freedom
-    weights = np.array([n / variance, PRIOR_PROMPTS / _PROMPT_SPREAD**2])
-    estimate = float(weights @ [data.mean(), bounded(predicted)] / weights.sum())
-    half = NormalDist().inv_cdf(0.5 + 0.5 * level) / math.sqrt(weights.sum())
-    return Interval(estimate, estimate - half, estimate + half, n)
 
 
 def bounded(log_ratio: float) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from osp_opt.errors import ScheduleError
 
-__all__ = ["MIN_GAP", "StepPlan", "path_cost", "plan_steps"]
+__all__ = ["MIN_GAP", "StepPlan", "path_cost", "plan_steps", "spread_apart"]
 
 # Smallest distance of neighbouring timesteps (of 1000). Below one training step the schedule file
 # still holds the numbers, but samplers that round timesteps would evaluate one of them twice.
@@ -80,6 +81,18 @@ def plan_steps(
 def path_cost(cost_KK: np.ndarray, path: tuple[int, ...]) -> float:
     """The sum of the steps' costs along `path`."""
     return float(sum(cost_KK[i, j] for i, j in itertools.pairwise(path)))
+
+
+def spread_apart(timesteps: np.ndarray, min_gap: float) -> np.ndarray:
+    """`timesteps` moved apart to at least `min_gap`, both ends kept. Raises ScheduleError."""
+    n = len(timesteps)
+    if timesteps[0] - timesteps[-1] < (n - 1) * min_gap:
+        raise ScheduleError(f"{n} timesteps do not fit with a gap of {min_gap:g}")
+    room = np.arange(n) * min_gap  # without the gaps the order may only stay or tie
+    loose: np.ndarray = np.minimum.accumulate(timesteps + room)
+    bound: Sequence[float] = [timesteps[0], timesteps[-1] + room[-1]]
+    apart: np.ndarray = loose.clip(min(bound), max(bound)) - room
+    return apart
 
 
 def _follow(nexts: list[np.ndarray]) -> tuple[int, ...]:
