@@ -158,8 +158,10 @@ class OpenSoraPlanPipeline(DiffusionPipeline):
             _moved(embeddings.negative, device) if guided else None,
             sequential_guidance,
         )
-        denoiser = GuidedDenoiser(model, conditions, guidance_scale, cache, recorder)
-        total = len(scheduler.timesteps)
+        ancestral = is_stock(scheduler, SAMPLERS[0])
+        timesteps = schedule.timesteps if ancestral else tuple(scheduler.timesteps.tolist())
+        denoiser = GuidedDenoiser(model, conditions, guidance_scale, cache, recorder, timesteps)
+        total = len(timesteps)
 
         def report(step: int, timestep: float, x: Tensor) -> None:
             if step_callback is not None:
@@ -167,7 +169,6 @@ class OpenSoraPlanPipeline(DiffusionPipeline):
             if callback is not None:
                 callback(step + 1, total)
 
-        ancestral = is_stock(scheduler, SAMPLERS[0])
         start = float(schedule.sigmas[0]) if ancestral else float(scheduler.init_noise_sigma)
         if latents is None:
             latents = noise.initial(size, first_sigma(scheduler))
