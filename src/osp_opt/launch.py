@@ -1,9 +1,10 @@
 """Starts the workers of a job and answers for them: run folder, signals, exit code (no torch).
 
-The tree is launcher (this process) -> torch.distributed.run -> one worker per device. The workers
-share the terminal's stdout with us; torch.distributed.run's stderr, noise when a worker fails,
-goes to ``logs/launcher.log``, and what we say instead comes from the ``error-rankN.json`` that a
-failing worker leaves.
+The tree is launcher (this process) -> torch.distributed.run -> one worker per device; where one
+process on one machine is all there is, the launcher starts the worker itself, which spares loading
+torch twice. The workers share the terminal's stdout with us; torch.distributed.run's stderr, noise
+when a worker fails, goes to ``logs/launcher.log``, and what we say instead comes from the
+``error-rankN.json`` that a failing worker leaves.
 
 No orphans: every worker's stdin is a pipe whose only write end is ours, and a worker that sees it
 close ends itself. So all ends with us, even when we are killed with SIGKILL.
@@ -34,6 +35,8 @@ LAUNCHER_LOG = "launcher.log"
 LIFELINE_VARIABLE = "OSP_OPT_LIFELINE"
 GRACE_S = 10.0
 """How long workers may take to end after a signal before they are killed."""
+
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 _SHOW_CURSOR = "\x1b[?25h"
 _POLL_S = 0.5
@@ -66,10 +69,17 @@ def launch(options: JobOptions) -> int:
             )
             return 128 + ended_by
         _restore_terminal()
-        return _explain_failure(logs, debug=options.debug)
+        return _explain_failure(logs, code, debug=options.debug)
+
+
+def _is_alone(options: LaunchOptions) -> bool:
+    """Whether the job is one process that nobody else has to find."""
+    return options.nproc_per_node == options.nnodes == 1 and not _given_rendezvous(options)
 
 
 def _command(options: LaunchOptions, folder: Path) -> list[str]:
+    if _is_alone(options):
+        return [sys.executable, "-m", "osp_opt.worker", str(folder / OPTIONS_FILE)]
     return [
         sys.executable,
         "-m",
@@ -83,8 +93,7 @@ def _command(options: LaunchOptions, folder: Path) -> list[str]:
     ]
 
 
-def _rendezvous(options: LaunchOptions) -> list[str]:
-    """How the processes find each other; on one machine without a port, on any free one."""
+def _given_rendezvous(options: LaunchOptions) -> list[str]:
     given = {
         "--rdzv-backend": options.rdzv_backend,
         "--rdzv-endpoint": options.rdzv_endpoint,
@@ -92,7 +101,12 @@ def _rendezvous(options: LaunchOptions) -> list[str]:
         "--master-addr": options.master_addr,
         "--master-port": options.master_port,
     }
-    flags = [f"{flag}={value}" for flag, value in given.items() if value is not None]
+    return [f"{flag}={value}" for flag, value in given.items() if value is not None]
+
+
+def _rendezvous(options: LaunchOptions) -> list[str]:
+    """How the processes find each other; on one machine without a port, on any free one."""
+    flags = _given_rendezvous(options)
     if options.nnodes > 1:
         return [*flags, f"--node-rank={options.node_rank}"]
     # Names of this machine may not resolve (containers), and are not needed.
@@ -107,6 +121,9 @@ def _rendezvous(options: LaunchOptions) -> list[str]:
 def _environment(options: LaunchOptions) -> dict[str, str]:
     environment = dict(os.environ)
     environment[LIFELINE_VARIABLE] = "1"
+    if _is_alone(options):
+        for name in _RANK_VARIABLES:  # of another job that we may be part of
+            environment.pop(name, None)
     threads = max(1, _usable_cores() // options.nproc_per_node)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     # `import torch` must not load a vendor's plug-in that cannot run here; device.py asks for it.
@@ -174,8 +191,11 @@ def _handling(signals: tuple[signal.Signals, ...], handler: object) -> Iterator[
             signal.signal(number, earlier)
 
 
-def _explain_failure(logs: Path, *, debug: bool) -> int:
-    """Say in one line why the job failed, and return its exit code."""
+def _explain_failure(logs: Path, ended_with: int, *, debug: bool) -> int:
+    """Say in one line why the job failed, and return its exit code.
+
+    ``ended_with`` is what the launched process itself returned.
+    """
     errors = []
     for path in logs.glob("error-rank*.json"):
         try:
@@ -191,10 +211,10 @@ def _explain_failure(logs: Path, *, debug: bool) -> int:
         return int(first["exit_code"])
     text = (logs / LAUNCHER_LOG).read_text(errors="replace")
     found = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", text, re.DOTALL)
-    if found is None:
+    rank, code = (int(found[1]), int(found[2])) if found else (0, ended_with)
+    if found is None and code >= 0:
         report_error(f"the workers could not be started; see {logs / LAUNCHER_LOG}")
         return 1
-    rank, code = int(found[1]), int(found[2])
     how = f"exit code {code}"
     if code < 0:
         how = f"killed by {signal.Signals(-code).name}"

@@ -1,4 +1,4 @@
-"""One worker process, started by torch.distributed.run: opens device and ranks, runs the job."""
+"""One worker process, as launch.py starts it: opens device and ranks, runs the job."""
 
 from __future__ import annotations
 

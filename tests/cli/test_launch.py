@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,11 +83,24 @@ def test_a_crash_names_rank_cause_and_log(tmp_path: Path) -> None:
         assert word in err
 
 
-def test_a_killed_worker_is_reported(tmp_path: Path) -> None:
-    code, _, err = finish(start(tmp_path, "die"))
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_killed_worker_is_reported(tmp_path: Path, nproc: int) -> None:
+    code, _, err = finish(start(tmp_path, "die", nproc))
     assert code == 128 + signal.SIGKILL
     assert err.count("\n") == 1
-    assert "rank 0 died: killed by SIGKILL" in err
+    assert re.search(r"rank [01] died: killed by SIGKILL", err)
+
+
+def test_one_process_is_started_directly_and_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from within another job, whose rank and size are not this one's."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, _ = finish(start(tmp_path, "greet"))
+    assert code == 0
+    assert "rank 0 of [0] was here" in out
+    assert (tmp_path / "samples/logs/launcher.log").read_text() == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -105,11 +119,14 @@ def test_a_signal_ends_everything_and_says_how_to_go_on(
     assert_all_end(below)
 
 
-def test_killing_the_launcher_leaves_no_orphan_and_no_lock(tmp_path: Path) -> None:
-    process = start(tmp_path, "sleep")
+@pytest.mark.parametrize(("nproc", "processes"), [(1, 1), (2, 3)])
+def test_killing_the_launcher_leaves_no_orphan_and_no_lock(
+    tmp_path: Path, nproc: int, processes: int
+) -> None:
+    process = start(tmp_path, "sleep", nproc)
     wait_until_asleep(process)
     below = descendants(process.pid)
-    assert len(below) >= 2
+    assert len(below) >= processes
     process.kill()
     process.communicate(timeout=300)
     assert_all_end(below)

@@ -48,9 +48,9 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def modulated_norm(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``norm(x) (1 + scale) + shift`` for ``x [b n d]``, shift and scale ``[b 1 d]`` or ``[1 1 d]``.
+    """``norm(x) (1 + scale) + shift`` for ``x [b n d]``, shift and scale ``[b 1 d]``.
 
-    One row of modulation is an affine layer norm, which is one pass over x instead of two.
+    A shared row, ``[1 1 d]``, makes it an affine layer norm: one pass over x instead of two.
     """
     if len(scale) > 1 or norm.weight is not None:
         return modulate(norm(x), shift, scale)
