@@ -79,6 +79,7 @@ class VideoMaker:
             options.max_sequence_length, defaults.max_sequence_length
         )
         self._embeddings: dict[str, PromptEmbeddings] = {}
+        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
         check_layout(context.parallel.layout, self.workload())
         self._spread_over(context.parallel)
 
@@ -155,13 +156,18 @@ class VideoMaker:
         )
 
     def embed(self, prompt: str) -> PromptEmbeddings:
-        """The prompt's embeddings, encoded once."""
+        """The prompt's embeddings, encoded once; so is the negative prompt that all share."""
         if prompt not in self._embeddings:
             text = self.loaded.defaults.prompt_template.format(prompt)
-            self._embeddings[prompt] = self.pipeline.encode_prompts(
-                [text], self.negative_prompt, self.max_sequence_length
+            self._embeddings[prompt] = PromptEmbeddings(
+                *self._encoded(text), *self._encoded(self.negative_prompt)
             )
         return self._embeddings[prompt]
+
+    def _encoded(self, text: str) -> tuple[Tensor, Tensor]:
+        if text not in self._texts:
+            self._texts[text] = self.pipeline.encode_texts([text], self.max_sequence_length)
+        return self._texts[text]
 
     def denoise(
         self,

@@ -90,17 +90,26 @@ class OpenSoraPlanPipeline(DiffusionPipeline):
 
         `clean_caption` applies the original caption cleaning, else prompts are lower-cased only.
         """
-        if self.text_encoder is None or self.tokenizer is None:
-            raise OptionError("the text encoder was released or never given; pass prompt_embeds")
-        texts = [preprocess_prompt(text, clean_caption) for text in (*prompts, negative_prompt)]
-        ids, mask = tokenize(self.tokenizer, texts, max_sequence_length)
-        device = self.text_encoder.device
-        embeds = self.text_encoder(ids.to(device), attention_mask=mask.to(device))[0]
-        mask = mask.to(device)
+        embeds, mask = self.encode_texts(
+            [*prompts, negative_prompt], max_sequence_length, clean_caption
+        )
         b = len(prompts)
         return PromptEmbeddings(
             embeds[:b], mask[:b], embeds[b:].expand(b, -1, -1), mask[b:].expand(b, -1)
         )
+
+    @torch.no_grad()
+    def encode_texts(
+        self, texts: list[str], max_sequence_length: int, clean_caption: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings [b l c] and mask [b l] of texts; see `encode_prompts`."""
+        if self.text_encoder is None or self.tokenizer is None:
+            raise OptionError("the text encoder was released or never given; pass prompt_embeds")
+        texts = [preprocess_prompt(text, clean_caption) for text in texts]
+        ids, mask = tokenize(self.tokenizer, texts, max_sequence_length)
+        device = self.text_encoder.device
+        mask = mask.to(device)
+        return self.text_encoder(ids.to(device), attention_mask=mask)[0], mask
 
     @torch.no_grad()
     def generate_latents(
