@@ -190,16 +190,6 @@ class Device:
             torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``x`` on ``device``, queued behind its work: the host does not wait as in a plain copy.
-
-    Only from page-locked memory can a copy be queued; torch keeps it until the copy is done.
-    """
-    if x.device.type != "cpu" or device.type not in KINDS or device.type == "cpu":
-        return x.to(device)
-    return x.pin_memory(device.type).to(device, non_blocking=True)
-
-
 def discover() -> tuple[Discovery, ...]:
     """What this machine offers, in the order in which ``auto`` prefers it."""
     return tuple(_discover(kind) for kind in KINDS)
@@ -222,6 +212,16 @@ def _discover(kind: str) -> Discovery:
         software=_software(kind),
         problem=None,
     )
+
+
+def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``x`` on ``device``, queued behind its work: the host does not wait as in a plain copy.
+
+    Only from page-locked memory can a copy be queued; torch keeps it until the copy is done.
+    """
+    if x.device.type != "cpu" or device.type not in KINDS or device.type == "cpu":
+        return x.to(device)
+    return x.pin_memory(device.type).to(device, non_blocking=True)
 
 
 def _software(kind: str) -> str:

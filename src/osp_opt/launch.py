@@ -60,6 +60,8 @@ def launch(options: JobOptions) -> int:
         code, ended_by = _run(_command(options, run.folder), _environment(options), logs)
         if code == 0:
             return 0
+        if _is_alone(options):
+            _note_death(logs / LAUNCHER_LOG, code)
         if ended_by is not None:
             _restore_terminal()
             print(
@@ -69,7 +71,7 @@ def launch(options: JobOptions) -> int:
             )
             return 128 + ended_by
         _restore_terminal()
-        return _explain_failure(logs, code, debug=options.debug)
+        return _explain_failure(logs, debug=options.debug)
 
 
 def _is_alone(options: LaunchOptions) -> bool:
@@ -191,11 +193,14 @@ def _handling(signals: tuple[signal.Signals, ...], handler: object) -> Iterator[
             signal.signal(number, earlier)
 
 
-def _explain_failure(logs: Path, ended_with: int, *, debug: bool) -> int:
-    """Say in one line why the job failed, and return its exit code.
+def _note_death(log: Path, code: int) -> None:
+    """Log how the only worker ended, in the words of torch.distributed.run."""
+    with log.open("a") as file:
+        file.write(f"rank : 0\nexitcode : {code}\n")
 
-    ``ended_with`` is what the launched process itself returned.
-    """
+
+def _explain_failure(logs: Path, *, debug: bool) -> int:
+    """Say in one line why the job failed, and return its exit code."""
     errors = []
     for path in logs.glob("error-rank*.json"):
         try:
@@ -211,10 +216,10 @@ def _explain_failure(logs: Path, ended_with: int, *, debug: bool) -> int:
         return int(first["exit_code"])
     text = (logs / LAUNCHER_LOG).read_text(errors="replace")
     found = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", text, re.DOTALL)
-    rank, code = (int(found[1]), int(found[2])) if found else (0, ended_with)
-    if found is None and code >= 0:
+    if found is None:
         report_error(f"the workers could not be started; see {logs / LAUNCHER_LOG}")
         return 1
+    rank, code = int(found[1]), int(found[2])
     how = f"exit code {code}"
     if code < 0:
         how = f"killed by {signal.Signals(-code).name}"

@@ -208,11 +208,16 @@ class SelfAttention(_Attention):
                 parameter.data = parameter.data.clone()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # A move or a cast gives every parameter memory of its own.
+        # A move or a cast gives every parameter memory of its own, and so does a copy (below).
         result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._fused is not None:
             self.fuse_projections()
         return result
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._fused is not None:
+            self.fuse_projections()
 
     def forward(
         self,
