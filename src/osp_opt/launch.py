@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -195,7 +195,7 @@ def _handling(signals: tuple[signal.Signals, ...], handler: object) -> Iterator[
 
 def _note_death(log: Path, code: int) -> None:
     """Log how the only worker ended, in the words of torch.distributed.run."""
-    with log.open("a") as file:
+    with suppress(OSError), log.open("a") as file:  # the disk may be full
         file.write(f"rank : 0\nexitcode : {code}\n")
 
 

@@ -182,6 +182,7 @@ def load_pipeline(model: ModelOptions, device: Device) -> LoadedModel:
 
 
 def _configure(options: Any, device: Device, transformer: Any, vae: Any) -> None:
+    transformer.fuse_qkv_projections()  # before compiling, which looks at what there is
     if device.attention != "native":
         transformer.set_attention_backend(device.attention)
     if getattr(options, "compile", False):
