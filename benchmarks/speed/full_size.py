@@ -34,7 +34,7 @@ SHAPES = {
     "29x720p": VideoShape(29, 720, 1280),
     "93x720p": VideoShape(93, 720, 1280),
 }
-SMALL_SHAPES = {"5x64x64": VideoShape(5, 64, 64), "9x64x96": VideoShape(9, 64, 96)}
+SMALL_SHAPES = {"5x32x32": VideoShape(5, 32, 32), "5x32x48": VideoShape(5, 32, 48)}
 TEXT_TOKENS, PADDED = 300, 512  # the longer prompt's own tokens; the official padding
 CEILING_SIZE = 8192  # rows and columns of the matrices whose product is the ceiling
 WARM_UPS = 3
