@@ -221,7 +221,7 @@ def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """
     if x.device.type != "cpu" or device.type not in KINDS or device.type == "cpu":
         return x.to(device)
-    return x.pin_memory(device.type).to(device, non_blocking=True)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def _software(kind: str) -> str:

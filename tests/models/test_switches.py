@@ -132,6 +132,15 @@ def test_fused_weights_take_no_memory_of_their_own(model: OpenSoraT2V) -> None:
     assert attention.to_k.weight.untyped_storage().nbytes() == attention.to_k.weight.nbytes
 
 
+@pytest.mark.parametrize("fused", [True])
+def test_fused_weights_can_be_trained(model: OpenSoraT2V) -> None:
+    with torch.enable_grad():
+        model.train()(**golden_inputs(CASES[0])).sample.square().mean().backward()
+    for block in model.transformer_blocks:
+        assert block.attn1.to_k.weight.grad is not None
+        assert block.attn1.to_k.weight.grad.abs().max() > 0
+
+
 @FUSED
 def test_bfloat16_is_within_kernel_rounding(model: OpenSoraT2V) -> None:
     inputs = golden_inputs("case_d_bf16")

@@ -239,7 +239,7 @@ class SelfAttention(_Attention):
 
     def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``b n h k`` of ``b n d``."""
-        if self._fused is None:
+        if self._fused is None or self.training:  # gradients belong to the three layers
             query, key, value = (
                 self._split_heads(layer(hidden_states))
                 for layer in (self.to_q, self.to_k, self.to_v)
