@@ -21,12 +21,13 @@ def start(workdir: Path, order: str, nproc: int = 1, *more: str) -> subprocess.P
         *("--workdir", str(workdir), "--text-prompt", order, f"--nproc-per-node={nproc}"),
         *more,
     ]
+    above = [path for path in [os.environ.get("PYTHONPATH")] if path]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(STAND_IN)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(STAND_IN), *above])},
     )
 
 
