@@ -230,6 +230,16 @@ def _discover(kind: str) -> Discovery:
     )
 
 
+def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``x`` on ``device``, queued behind its work: the host does not wait as in a plain copy.
+
+    Only from page-locked memory can a copy be queued; torch keeps it until the copy is done.
+    """
+    if x.device.type != "cpu" or device.type not in KINDS or device.type == "cpu":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 def _software(kind: str) -> str:
     if kind == "cuda":
         return f"CUDA {torch.version.cuda}"

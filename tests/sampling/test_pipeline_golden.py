@@ -10,7 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._dynamo.utils import counters
 
+from osp_opt.cache.block_cache import BlockCache
+from osp_opt.cache.policy import CachePolicy
 from osp_opt.models.checkpoint import load_transformer, load_vae
 from osp_opt.models.text_encoder import load_text_encoder, load_tokenizer
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
@@ -23,8 +26,8 @@ LATENTS_ATOL = 2e-5 * INIT_NOISE_SIGMA
 MODEL_OUTPUT_ATOL = 1e-4
 
 
-@pytest.fixture(scope="module")
-def pipe() -> OpenSoraPlanPipeline:
+@pytest.fixture(scope="module", params=["three projections", "fused projections"])
+def pipe(request: pytest.FixtureRequest) -> OpenSoraPlanPipeline:
     pipeline = OpenSoraPlanPipeline(
         load_tokenizer(GOLDEN / "pipeline" / "text_encoder"),
         load_text_encoder(GOLDEN / "pipeline" / "text_encoder"),
@@ -32,6 +35,8 @@ def pipe() -> OpenSoraPlanPipeline:
         load_transformer(GOLDEN / "transformer" / "main"),
     )
     pipeline.set_progress_bar_config(disable=True)
+    if request.param == "fused projections":
+        pipeline.transformer.fuse_qkv_projections()
     return pipeline
 
 
@@ -89,6 +94,36 @@ def test_guidance_branches_in_turn(pipe: OpenSoraPlanPipeline) -> None:
     )
     assert run.seen == 10
     assert torch.equal(output.videos, run.x)
+
+
+def test_compiled_blocks_follow_a_searched_schedule_and_a_cache(
+    pipe: OpenSoraPlanPipeline, request: pytest.FixtureRequest
+) -> None:
+    """The golden run on a searched schedule, then one with a cache, against the eager blocks."""
+    if "three" in request.node.name:
+        pytest.skip("compiling takes long: with fused projections only")
+    policy = CachePolicy.four_field(1, 2, 1, 2)
+    torch.compiler.reset()
+    eager = pipe.transformer
+    cached = Watched("run2_custom_timesteps")
+    call = {**cached.call, "output_type": "latent", "seed": 3}
+    expected = pipe(**call, cache=BlockCache(policy)).videos
+    compiled = load_transformer(GOLDEN / "transformer" / "main").requires_grad_(False)
+    compiled.fuse_qkv_projections()
+    compiled.compile_repeated_blocks(fullgraph=True)
+    pipe.transformer = compiled
+    try:
+        before = counters["stats"]["unique_graphs"]
+        run = Watched("run2_custom_timesteps")
+        pipe(**run.call, generator=run.generator, callback=run.callback, output_type="latent")
+        assert run.seen == 10
+        found = pipe(**call, cache=BlockCache(policy)).videos
+        assert counters["stats"]["unique_graphs"] - before == 1, "one graph for all blocks"
+    finally:
+        pipe.transformer = eager
+        torch.compiler.reset()
+    torch.testing.assert_close(found, expected, rtol=0, atol=LATENTS_ATOL)
+    assert not torch.allclose(expected, pipe(**call).videos, rtol=0, atol=LATENTS_ATOL)
 
 
 def test_schedule_file_is_the_same_as_its_timesteps(pipe: OpenSoraPlanPipeline) -> None:

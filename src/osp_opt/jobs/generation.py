@@ -89,6 +89,7 @@ class VideoMaker:
             lambda: self.device.memory().peak,
             self.device.reset_peak_memory,
         )
+        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
         check_layout(context.parallel.layout, self.workload())
         self._spread_over(context.parallel)
 
@@ -167,12 +168,12 @@ class VideoMaker:
         )
 
     def embed(self, prompt: str) -> PromptEmbeddings:
-        """The prompt's embeddings, encoded once."""
+        """The prompt's embeddings, encoded once; so is the negative prompt that all share."""
         if prompt not in self._embeddings:
             text = self.loaded.defaults.prompt_template.replace("{}", prompt)
             with self._in_use("encode text", self.pipeline.text_encoder):
-                self._embeddings[prompt] = self.pipeline.encode_prompts(
-                    [text], self.negative_prompt, self.max_sequence_length
+                self._embeddings[prompt] = PromptEmbeddings(
+                    *self._encoded(text), *self._encoded(self.negative_prompt)
                 )
         return self._embeddings[prompt]
 
@@ -203,6 +204,11 @@ class VideoMaker:
                 if moves:
                     part.to("cpu")
                     self.device.empty_cache()
+
+    def _encoded(self, text: str) -> tuple[Tensor, Tensor]:
+        if text not in self._texts:
+            self._texts[text] = self.pipeline.encode_texts([text], self.max_sequence_length)
+        return self._texts[text]
 
     def denoise(
         self,

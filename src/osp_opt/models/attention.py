@@ -7,9 +7,10 @@ d = h * k model width. Attention kernels come from diffusers' dispatch (layout `
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from einops import rearrange, repeat
@@ -145,6 +146,7 @@ class _Attention(nn.Module, AttentionModuleMixin):
         # diffusers asks for a processor; here the kernel is chosen by `backend`.
         self.processor = None  # type: ignore[assignment]
         self.backend = AttentionBackendName.NATIVE
+        self._fused: tuple[Tensor, Tensor | None] | None = None  # weight [3d d], bias [3d]
 
     def set_attention_backend(self, backend: str) -> None:
         """Use one of diffusers' attention backends in this module only."""
@@ -167,9 +169,55 @@ class _Attention(nn.Module, AttentionModuleMixin):
 
 
 class SelfAttention(_Attention):
-    """Attention among video tokens, rotary embedding on queries and keys."""
+    """Attention among video tokens, rotary embedding on queries and keys.
 
+    After :meth:`fuse_projections` queries, keys and values are one matrix product. Its weights are
+    the memory of the three layers, so parameters and state dict stay what they are.
+    """
+
+    _supports_qkv_fusion = True
     is_cross_attention = False
+
+    @property
+    def fused(self) -> bool:
+        """Whether queries, keys and values are one matrix product."""
+        return self._fused is not None
+
+    @torch.no_grad()
+    def fuse_projections(self) -> None:
+        """Lay the weights of q, k and v end to end; again after weights were replaced by others."""
+        layers = (self.to_q, self.to_k, self.to_v)
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = None
+        if layers[0].bias is not None:
+            bias = torch.cat([layer.bias for layer in layers])
+        for i, layer in enumerate(layers):
+            _share(layer.weight, weight.chunk(3)[i])
+            if bias is not None:
+                _share(layer.bias, bias.chunk(3)[i])
+        self._fused = weight, bias
+
+    @torch.no_grad()
+    def unfuse_projections(self) -> None:
+        """Give each of the three layers memory of its own again."""
+        if self._fused is None:
+            return
+        self._fused = None
+        for layer in (self.to_q, self.to_k, self.to_v):
+            for parameter in layer.parameters():
+                parameter.data = parameter.data.clone()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # A move or a cast gives every parameter memory of its own, and so does a copy (below).
+        result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._fused is not None:
+            self.fuse_projections()
+        return result
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._fused is not None:
+            self.fuse_projections()
 
     def forward(
         self,
@@ -179,9 +227,7 @@ class SelfAttention(_Attention):
         sequence: SequenceParallel | None = None,
     ) -> Tensor:
         """``b n d`` to ``b n d``; ``mask`` is boolean ``[b 1 1 n]``, True where a key counts."""
-        query = self._split_heads(self.to_q(hidden_states))
-        key = self._split_heads(self.to_k(hidden_states))
-        value = self._split_heads(self.to_v(hidden_states))
+        query, key, value = self._project(hidden_states)
         if sequence is not None:
             query, key, value = (sequence.scatter_heads(part) for part in (query, key, value))
         if rotary is not None:
@@ -190,6 +236,21 @@ class SelfAttention(_Attention):
         if sequence is not None:
             attended = sequence.gather_heads(attended)
         return self._merge_heads(attended)
+
+    def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``b n h k`` of ``b n d``."""
+        if self._fused is None or self.training:  # gradients belong to the three layers
+            query, key, value = (
+                self._split_heads(layer(hidden_states))
+                for layer in (self.to_q, self.to_k, self.to_v)
+            )
+            return query, key, value
+        weight, bias = self._fused
+        projected = F.linear(hidden_states, weight, bias)
+        query, key, value = rearrange(
+            projected, "b n (three h k) -> three b n h k", three=3, h=self.heads
+        )
+        return query, key, value
 
 
 class CrossAttention(_Attention):
@@ -207,3 +268,8 @@ class CrossAttention(_Attention):
         """``b n d`` to ``b n d``; ``mask`` is boolean ``[b 1 1 l]``, True where a token counts."""
         query = self._split_heads(self.to_q(hidden_states))
         return self._merge_heads(self._attend(query, key, value, mask))
+
+
+def _share(parameter: nn.Parameter, memory: Tensor) -> None:
+    # The same parameter object, so that an optimiser or a hook that holds it stays right.
+    parameter.data = memory

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
@@ -44,6 +45,17 @@ class TextContext:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """``x (1 + scale) + shift`` (DiT, arXiv 2212.09748)."""
     return torch.addcmul(shift, x, 1 + scale)
+
+
+def modulated_norm(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """``norm(x) (1 + scale) + shift`` for ``x [b n d]``, shift and scale ``[b 1 d]``.
+
+    A shared row, ``[1 1 d]``, makes it an affine layer norm: one pass over x instead of two.
+    """
+    if len(scale) > 1 or norm.weight is not None:
+        return modulate(norm(x), shift, scale)
+    weight, bias = (1 + scale).flatten(), shift.flatten()
+    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
 class OpenSoraBlock(nn.Module):
@@ -107,7 +119,10 @@ class OpenSoraBlock(nn.Module):
         """The block proper. It does not know its index, so one compiled graph serves all blocks."""
         tables = (self.scale_shift_table + modulation)[:, :, None]
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = tables.unbind(1)
-        attended = self.attn1(modulate(self.norm1(x), shift_msa, scale_msa), rotary, mask, sequence)
+        attended = self.attn1(
+            modulated_norm(self.norm1, x, shift_msa, scale_msa), rotary, mask, sequence
+        )
         x = torch.addcmul(x, gate_msa, attended)
         x = x + self.attn2(x, text_key, text_value, text_mask)
-        return torch.addcmul(x, gate_mlp, self.ff(modulate(self.norm2(x), shift_mlp, scale_mlp)))
+        changed = self.ff(modulated_norm(self.norm2, x, shift_mlp, scale_mlp))
+        return torch.addcmul(x, gate_mlp, changed)

@@ -6,6 +6,7 @@ Shape letters: b batch, c latent channels, d width, n tokens in (t h w) order, l
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -38,6 +39,18 @@ class TimestepMLP(nn.Module):
 
     def forward(self, sinusoids: Tensor) -> Tensor:
         return cast(Tensor, self.linear_2(F.silu(self.linear_1(sinusoids))))
+
+
+@dataclass(frozen=True)
+class TimestepContext:
+    """What the transformer needs of a timestep; it does not depend on latents or prompt.
+
+    ``modulation [b 6 d]`` and ``embedded [b d]`` as :class:`TimestepModulation` makes them; b is 1
+    for a timestep that all videos share.
+    """
+
+    modulation: Tensor
+    embedded: Tensor
 
 
 class TimestepModulation(nn.Module):

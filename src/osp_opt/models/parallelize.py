@@ -20,7 +20,13 @@ from torch import Tensor
 
 from osp_opt.errors import ShapeError
 from osp_opt.layout import Workload, check_layout
-from osp_opt.models.transformer import BlockLoop, OpenSoraT2V, TextContext, run_blocks
+from osp_opt.models.transformer import (
+    BlockLoop,
+    OpenSoraT2V,
+    TextContext,
+    TimestepContext,
+    run_blocks,
+)
 from osp_opt.models.vae_tiling import MapTiles, TileFunction
 from osp_opt.parallel import Parallel, RankGroup
 
@@ -83,6 +89,10 @@ class ParallelTransformer:
         """As the model's: every rank holds the whole, small, context."""
         return self.transformer.encode_text(embeds, mask)
 
+    def encode_timesteps(self, timesteps: Sequence[float]) -> tuple[TimestepContext, ...]:
+        """As the model's: every rank holds the whole, small, table."""
+        return self.transformer.encode_timesteps(timesteps)
+
     def workload(self, latents_shape: torch.Size | tuple[int, ...], guided: bool) -> Workload:
         """What latents ``b c t y x`` give a layout to divide."""
         t, y, x = latents_shape[-3:]
@@ -93,7 +103,7 @@ class ParallelTransformer:
     def __call__(
         self,
         hidden_states: Tensor,
-        timestep: Tensor,
+        timestep: Tensor | TimestepContext,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -113,9 +123,10 @@ class ParallelTransformer:
             if encoder_hidden_states is None:
                 raise ShapeError("the transformer needs encoder_hidden_states or text; got neither")
             text = self.encode_text(encoder_hidden_states, encoder_attention_mask)
-        timestep = torch.as_tensor(timestep, device=hidden_states.device)
-        if timestep.ndim:
-            timestep = self._branch(timestep.expand(len(hidden_states)))
+        if not isinstance(timestep, TimestepContext):
+            timestep = torch.as_tensor(timestep, device=hidden_states.device)
+            if timestep.ndim:
+                timestep = self._branch(timestep.expand(len(hidden_states)))
         (sample,) = self.transformer(
             self._branch(hidden_states),
             timestep,

@@ -9,6 +9,7 @@ order, l caption tokens, d model width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -40,17 +41,26 @@ from osp_opt.models.block import (
     Layer,
     OpenSoraBlock,
     TextContext,
-    modulate,
+    modulated_norm,
     run_blocks,
 )
 from osp_opt.models.embeddings import (
     CaptionProjection,
     PatchEmbedding,
+    TimestepContext,
     TimestepModulation,
     absolute_positions,
 )
 
-__all__ = ["BlockLoop", "Layer", "OpenSoraBlock", "OpenSoraT2V", "TextContext", "run_blocks"]
+__all__ = [
+    "BlockLoop",
+    "Layer",
+    "OpenSoraBlock",
+    "OpenSoraT2V",
+    "TextContext",
+    "TimestepContext",
+    "run_blocks",
+]
 
 # Config keys of the released family that would change the network, and the values built here.
 SUPPORTED: dict[str, tuple[object, ...]] = {
@@ -188,6 +198,34 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
             if isinstance(block, OpenSoraBlock):
                 block.run = MethodType(compiled, block)  # type: ignore[method-assign]
 
+    def fuse_qkv_projections(self) -> None:
+        """Make queries, keys and values of self-attention one matrix product each.
+
+        The state dict stays what it is. Call it when the weights are loaded, and again should they
+        be replaced (moving and casting the model is taken care of).
+        """
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                module.fuse_projections()
+
+    def unfuse_qkv_projections(self) -> None:
+        """Return to three matrix products."""
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                module.unfuse_projections()
+
+    def encode_timesteps(self, timesteps: Sequence[float]) -> tuple[TimestepContext, ...]:
+        """Compute once, for a whole schedule, what every video and guidance branch needs of it.
+
+        One context per timestep, to be passed as ``timestep``. They are rows of one matrix product,
+        so their last bits may depend on the schedule, but not on batch, prompt or ranks.
+        """
+        times = torch.tensor(timesteps, dtype=torch.float32, device=self.device)
+        modulation, embedded = self.adaln_single(times, self.dtype)
+        return tuple(
+            TimestepContext(modulation[i : i + 1], embedded[i : i + 1]) for i in range(len(times))
+        )
+
     def encode_text(self, embeds: Tensor, mask: Tensor | None = None) -> TextContext:
         """Compute once what every step needs of a prompt.
 
@@ -219,7 +257,7 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
     def forward(
         self,
         hidden_states: Tensor,
-        timestep: Tensor,
+        timestep: Tensor | TimestepContext,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -231,8 +269,9 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict the noise in ``hidden_states [b c t h w]``.
 
-        ``timestep`` is a scalar or ``[b]``, any float in [0, 999]. The prompt is ``text`` from
-        :meth:`encode_text`, or embeddings and mask as it takes them. ``attention_mask [b t h w]``
+        ``timestep`` is a scalar or ``[b]``, any float in [0, 999], or one of
+        :meth:`encode_timesteps`. The prompt is ``text`` from :meth:`encode_text`, or embeddings and
+        mask as it takes them. ``attention_mask [b t h w]``
         marks latent positions that count (all, when None or all ones). Returns an object with
         ``.sample [b c_out t h w]``, or a tuple when ``return_dict`` is false. Raises ShapeError.
         """
@@ -247,10 +286,13 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
             rotary = self.rotary_tables.get(grid, x.dtype, x.device)
         else:
             x = self._add_positions(x, grid)
-        # A timestep that all share stays one row: a matrix product of other height may differ in
-        # its last bit, and so would a video by the batch, or the ranks, that it is made with.
-        timestep = torch.as_tensor(timestep, device=x.device).reshape(-1)
-        modulation, embedded = self.adaln_single(timestep, x.dtype)
+        if isinstance(timestep, TimestepContext):
+            modulation, embedded = timestep.modulation, timestep.embedded
+        else:
+            # A timestep that all share stays one row: a matrix product of other height may differ
+            # in its last bit, and so would a video by the batch, or ranks, that it is made with.
+            timestep = torch.as_tensor(timestep, device=x.device).reshape(-1)
+            modulation, embedded = self.adaln_single(timestep, x.dtype)
         mask = self._latent_mask(attention_mask)
 
         layers: list[Layer] = [
@@ -268,7 +310,7 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
             x = sequence.split_tokens(x)
         x = blocks(layers, x)
         shift, scale = (self.scale_shift_table + embedded[:, None])[:, :, None].unbind(1)
-        x = self.proj_out(modulate(self.norm_out(x), shift, scale))
+        x = self.proj_out(modulated_norm(self.norm_out, x, shift, scale))
         if sequence is not None:
             x = sequence.gather_tokens(x)
         t, h, w = grid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,6 +76,7 @@ class GuidedDenoiser:
 
     Guidance (Ho & Salimans 2022, arXiv 2207.12598): eps = eps_neg + g (eps_pos - eps_neg).
     `cache` and `recorder` supply the block loop of each step and exclude each other (OptionError).
+    The modulations of `timesteps` are computed here in one go; others when they are met.
     Latents stay float32; the network runs in its own dtype. Nothing waits for the device.
     """
 
@@ -85,6 +87,7 @@ class GuidedDenoiser:
         guidance_scale: float,
         cache: BlockLoops | None = None,
         recorder: Recorder | None = None,
+        timesteps: Sequence[float] = (),
     ) -> None:
         if cache is not None and recorder is not None:
             raise OptionError("recording needs every block to run: use either cache or recorder")
@@ -92,6 +95,8 @@ class GuidedDenoiser:
         self.conditions = conditions
         self.guidance_scale = guidance_scale
         self.recorder = recorder
+        times = transformer.encode_timesteps(timesteps) if timesteps else ()
+        self._times = dict(zip(timesteps, times, strict=True))
         self._loops: BlockLoops | None = cache if recorder is None else recorder
 
     def __call__(self, x: Tensor, sigma: float, *, timestep: float, step: int) -> Tensor:
@@ -121,9 +126,12 @@ class GuidedDenoiser:
 
     def _run(self, x: Tensor, timestep: float, step: int, branch: str) -> Tensor:
         loop = run_blocks if self._loops is None else self._loops.at(step, branch)
+        time = self._times.get(timestep)
+        if time is None:
+            time = torch.full((), timestep, device=x.device, dtype=torch.float32)
         output: Tensor = self.transformer(
             x.to(self.transformer.dtype),
-            torch.full((), timestep, device=x.device, dtype=torch.float32),
+            time,
             text=self.conditions.branches[branch],
             blocks=loop,
             return_dict=False,

@@ -184,11 +184,11 @@ def load_pipeline(model: ModelOptions, device: Device) -> LoadedModel:
 
 
 def _configure(options: Any, device: Device, transformer: Any, vae: Any) -> None:
+    transformer.fuse_qkv_projections()  # before compiling, which looks at what there is
     if device.attention != "native":
         transformer.set_attention_backend(device.attention)
     if getattr(options, "compile", False):
-        for block in transformer.transformer_blocks:
-            block.compile()
+        transformer.compile_repeated_blocks()
     overlap = getattr(options, "tile_overlap_factor", Tiling.overlap)
     if getattr(options, "save_memory", False):
         vae.enable_tiling(Tiling.small(overlap))

@@ -5,7 +5,7 @@ Shapes: b videos, c latent channels, t h w latent frames and size, l tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,17 +90,26 @@ class OpenSoraPlanPipeline(DiffusionPipeline):
 
         `clean_caption` applies the original caption cleaning, else prompts are lower-cased only.
         """
-        if self.text_encoder is None or self.tokenizer is None:
-            raise OptionError("the text encoder was released or never given; pass prompt_embeds")
-        texts = [preprocess_prompt(text, clean_caption) for text in (*prompts, negative_prompt)]
-        ids, mask = tokenize(self.tokenizer, texts, max_sequence_length)
-        device = self.text_encoder.device
-        embeds = self.text_encoder(ids.to(device), attention_mask=mask.to(device))[0]
-        mask = mask.to(device)
+        embeds, mask = self.encode_texts(
+            [*prompts, negative_prompt], max_sequence_length, clean_caption
+        )
         b = len(prompts)
         return PromptEmbeddings(
             embeds[:b], mask[:b], embeds[b:].expand(b, -1, -1), mask[b:].expand(b, -1)
         )
+
+    @torch.no_grad()
+    def encode_texts(
+        self, texts: list[str], max_sequence_length: int, clean_caption: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings [b l c] and mask [b l] of texts; see `encode_prompts`."""
+        if self.text_encoder is None or self.tokenizer is None:
+            raise OptionError("the text encoder was released or never given; pass prompt_embeds")
+        texts = [preprocess_prompt(text, clean_caption) for text in texts]
+        ids, mask = tokenize(self.tokenizer, texts, max_sequence_length)
+        device = self.text_encoder.device
+        mask = mask.to(device)
+        return self.text_encoder(ids.to(device), attention_mask=mask)[0], mask
 
     @torch.no_grad()
     def generate_latents(
@@ -158,8 +167,10 @@ class OpenSoraPlanPipeline(DiffusionPipeline):
             _moved(embeddings.negative, device) if guided else None,
             sequential_guidance,
         )
-        denoiser = GuidedDenoiser(model, conditions, guidance_scale, cache, recorder)
-        total = len(scheduler.timesteps)
+        ancestral = is_stock(scheduler, SAMPLERS[0])
+        timesteps = schedule.timesteps if ancestral else tuple(scheduler.timesteps.tolist())
+        denoiser = GuidedDenoiser(model, conditions, guidance_scale, cache, recorder, timesteps)
+        total = len(timesteps)
 
         def report(step: int, timestep: float, x: Tensor) -> None:
             if step_callback is not None:
@@ -167,7 +178,6 @@ class OpenSoraPlanPipeline(DiffusionPipeline):
             if callback is not None:
                 callback(step + 1, total)
 
-        ancestral = is_stock(scheduler, SAMPLERS[0])
         start = float(schedule.sigmas[0]) if ancestral else float(scheduler.init_noise_sigma)
         if latents is None:
             latents = noise.initial(size, first_sigma(scheduler))
@@ -188,13 +198,16 @@ class OpenSoraPlanPipeline(DiffusionPipeline):
     @torch.no_grad()
     def decode_latents(self, latents: Tensor, map_tiles: MapTiles = run_tiles) -> Tensor:
         """Videos uint8 [b t h w c] on the CPU from latents as `generate_latents` makes them."""
-        return (self._decode(latents, map_tiles) * 255).to(torch.uint8).cpu()  # truncates
+        videos = self._decoded(latents, map_tiles)
+        return torch.stack([video.mul_(255).to(torch.uint8).cpu() for video in videos])  # truncates
 
-    def _decode(self, latents: Tensor, map_tiles: MapTiles = run_tiles) -> Tensor:
-        """Videos [b t h w c], float32 in [0, 1]; one after the other, to bound memory."""
+    def _decoded(self, latents: Tensor, map_tiles: MapTiles = run_tiles) -> Iterator[Tensor]:
+        """Videos [t h w c], float32 in [0, 1]; one after the other, to bound memory."""
         latents = latents.to(device=self.vae.device, dtype=self.vae.dtype) / VAE_SCALE
-        videos = [self.vae.decode(one[None], map_tiles)[0].float() for one in latents]
-        return rearrange(torch.stack(videos) / 2 + 0.5, "b c t h w -> b t h w c").clamp(0, 1)
+        for one in latents:
+            video = self.vae.decode(one[None], map_tiles)[0].float()
+            # In place: at 93x720p every copy of a float32 video is 1 GB.
+            yield rearrange(video.div_(2).add_(0.5).clamp_(0, 1), "c t h w -> t h w c")
 
     @torch.no_grad()
     def __call__(
@@ -324,7 +337,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline):
         if output_type == "uint8":
             videos = self.decode_latents(result)
         elif output_type == "np":
-            videos = self._decode(result).cpu().numpy()
+            videos = torch.stack(list(self._decoded(result))).cpu().numpy()
         self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
         return OpenSoraPlanOutput(videos=videos) if return_dict else (videos,)
 

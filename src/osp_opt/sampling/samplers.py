@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from osp_opt.device import upload
 from osp_opt.sampling.denoiser import Denoiser
 from osp_opt.sampling.noise import NoiseSource
 from osp_opt.sampling.schedule import TimestepSchedule
@@ -92,4 +93,4 @@ def sample_with_scheduler(
 
 
 def _like(noise: Tensor, x: Tensor) -> Tensor:
-    return noise.reshape(x.shape).to(device=x.device, dtype=x.dtype)
+    return upload(noise.reshape(x.shape).to(x.dtype), x.device)

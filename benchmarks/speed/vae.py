@@ -1,0 +1,75 @@
+"""Decoding by the bundled autoencoder: number formats and memory layouts, their time and error."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.speed.measuring import interleaved, machine, ratio
+from osp_opt.device import Device
+from osp_opt.models.checkpoint import load_vae
+from osp_opt.models.vae import CausalVAEModel
+from osp_opt.sampling.load import BUNDLED
+from osp_opt.sampling.shape import VideoShape
+from osp_opt.tiny.clips import render_clips, split_specs
+
+SHAPE = VideoShape(29, 64, 64)
+
+
+@torch.no_grad()
+def run(repeats: int, device: Device) -> dict[str, Any]:
+    """Every way on the same latents: seconds, and PSNR of its uint8 video against float32's."""
+    exact = load_vae(BUNDLED / "vae", torch.float32).requires_grad_(False)
+    exact.to(device.torch_device)
+    latents = exact.encode(clip().to(device.torch_device)).mode()
+    half, last = copy.deepcopy(exact).bfloat16(), copy.deepcopy(exact)
+    for module in last.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)
+        elif isinstance(module, torch.nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    by_layout = latents.to(memory_format=torch.channels_last_3d)
+    ways: dict[str, tuple[CausalVAEModel, Tensor]] = {
+        "float32": (exact, latents),
+        "float32, channels last": (last, by_layout),
+        "bfloat16": (half, latents.bfloat16()),
+    }
+    times = interleaved(
+        {name: lambda way=way: way[0].decode(way[1]) for name, way in ways.items()},
+        device,
+        repeats,
+    )
+    expected = pixels(exact.decode(latents))
+    rows = {}
+    for name, (vae, z) in ways.items():
+        rows[name] = {
+            **times[name].as_json(),
+            "speedup": ratio(times["float32"], times[name]),
+            "cpu_speedup": ratio(times["float32"], times[name], "cpu"),
+            "psnr_db": psnr(pixels(vae.decode(z)), expected),
+        }
+    return {"machine": machine(device), "shape": str(SHAPE), "ways": rows}
+
+
+def clip() -> Tensor:
+    """A procedural clip that no model was trained on, ``[1 3 t h w]`` in [-1, 1]."""
+    held_out = split_specs()[1][:1]
+    size = SHAPE.num_frames, SHAPE.height, SHAPE.width
+    video, _ = render_clips(held_out, np.random.default_rng(0), *size)
+    return video
+
+
+def pixels(video: Tensor) -> Tensor:
+    """uint8 as it would be written."""
+    return ((video.float() / 2 + 0.5).clamp(0, 1) * 255).to(torch.uint8).cpu()
+
+
+def psnr(video: Tensor, expected: Tensor) -> float:
+    """In dB; infinite where both are the same."""
+    error = (video.double() - expected.double()).square().mean().item()
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
