@@ -41,8 +41,9 @@ class CalibrationRecorder:
             kept evenly spread, the same at every step.
 
     Memory: (max(lags) + 1) x boundaries x branches x tokens x features on the model's device, in
-    the model's dtype, at most `max_state_bytes`; and at most `max_latent_bytes` on the host. Keeping a part of the tokens or
-    elements leaves every mean unbiased over places; its relative error falls as 1/sqrt(kept).
+    the model's dtype, at most `max_state_bytes`; and at most `max_latent_bytes` on the host.
+    Keeping a part of the tokens or elements leaves every mean unbiased over places; its relative
+    error falls as 1/sqrt(kept).
     """
 
     def __init__(
