@@ -31,7 +31,7 @@ from osp_opt.search.cache_search import largest_ratio
 COMMANDS = ("calibrate", "search-steps", "search-cache", "sample", "evaluate")
 THIRDS = 3
 MOMENTS = int(os.environ.get("OSP_OPT_KILLS", "0"))
-CLOCK = ("seconds", "denoising_seconds", "speedup", "own", "full_seconds")
+CLOCK = ("seconds", "denoising_seconds", "speedup")
 TIMES = BlockTimes((1.0, 1.0, 1.0, 1.0), 0.01, 0.01)
 
 
