@@ -103,7 +103,8 @@ class Bench:
     def cache_dit(self, arguments: dict[str, Any], taylor_order: int = 0) -> Iterator[Runtime]:
         """cache-dit's DBCache, for one video."""
         cache_dit = importlib.import_module("cache_dit")
-        logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
+        for handler in logging.getLogger("CACHE_DIT").handlers:
+            handler.setLevel(logging.ERROR)  # it says several lines for every video
         model = self.model("cache-dit")
         adapter = cache_dit.BlockAdapter(
             transformer=model,
