@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.contest import Entrant, NotRun, Runtime
+from benchmarks.contest import Entrant, NotRun, Runtime, reason_of
 from benchmarks.knobs import tuned_thresholds
 from benchmarks.lab import Lab
 from osp_opt.jobs.generation import Request
@@ -160,7 +160,7 @@ def peer_entrants(lab: Lab) -> tuple[list[Entrant], list[NotRun]]:
         try:
             found = settings(bench)
         except Exception as error:  # noqa: BLE001 - other people's code, any failure
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            reason = reason_of(error)
             missing.append(NotRun(method, "", reason))
             print(f"  {method}: not run: {reason}", flush=True)
             continue

@@ -214,12 +214,12 @@ def test_nothing_is_measured_twice(lab: Any, tmp_path: Path) -> None:
 
 def test_a_peer_that_fails_becomes_a_line(lab: Any) -> None:
     def broken() -> Any:
-        raise RuntimeError("no such\nkernel")
+        raise RuntimeError("no such\nkernel in /somewhere/else/kernels.so")
 
     entrants = [Entrant("theirs", "x", FULL, broken), Entrant("plain", "", FULL)]
     measured, failed = contest(lab, "failing", entrants, REQUESTS)
     assert [(item.method, item.setting, item.reason) for item in failed] == [
-        ("theirs", "x", "RuntimeError: no such kernel")
+        ("theirs", "x", "RuntimeError: no such kernel in .../kernels.so")
     ]
     ((one, rows),) = measured
     assert (one.method, len(rows)) == ("plain", 2)
