@@ -46,7 +46,7 @@ def tuned_thresholds(
     if len(reached) < len(TARGETS):
         reached.append(fastest)
     # Where several thresholds do the same (the first ones often do nothing), the last one counts.
-    firm = np.append(speedups[1:] > speedups[:-1], True)
+    firm: np.ndarray[Any, Any] = np.append(speedups[1:] > speedups[:-1], True)
     found = np.exp(np.interp(reached, speedups[firm], grid[firm]))
     return sorted({float(f"{threshold:.3g}") for threshold in found})
 
