@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contest import Entrant, Measured, NotRun, Runtime, contest, summary
+from benchmarks.contest import (
+    Entrant,
+    Measured,
+    NotRun,
+    Runtime,
+    contest,
+    reason_of,
+    summary,
+)
 from benchmarks.lab import Lab, column
 from benchmarks.peers import peer_entrants
 from benchmarks.reference_cache import INTERVAL, STAGE_ONE_START, CacheSearch, least_blocks
@@ -134,7 +142,7 @@ def searched_policy(
         try:
             lab.run_job(options)
         except OspOptError as error:
-            return {"refused": str(error)}
+            return {"refused": reason_of(error)}
         meta = _meta(options)
         return {
             "policy": CachePolicy.from_file(options.policy_path).to_json(),

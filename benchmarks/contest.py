@@ -8,6 +8,7 @@ Every measurement is in the ledger at once; a run that was stopped goes on.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from osp_opt.jobs.step_trials import schedule_key
 from osp_opt.quality.intervals import Interval, bootstrap_ci, mean_ci, paired_difference
 from osp_opt.sampling.schedule import TimestepSchedule
 
-__all__ = ["Entrant", "NotRun", "Runtime", "contest", "summary"]
+__all__ = ["Entrant", "NotRun", "Runtime", "contest", "reason_of", "summary"]
 
 PLAIN_EVERY = 5  # entrants between two uncached runs
 
@@ -71,6 +72,12 @@ class NotRun:
 Measured = tuple[Entrant, list[dict[str, Any]]]
 
 
+def reason_of(error: Exception) -> str:
+    """One line about a failure, without the folders of this machine."""
+    text = re.sub(r"(?<!\w)/(?:[^\s/]+/)+", ".../", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text[:160]}"
+
+
 def contest(
     lab: Lab, section: str, entrants: Sequence[Entrant], requests: Sequence[Request]
 ) -> tuple[list[Measured], list[NotRun]]:
@@ -100,7 +107,7 @@ def contest(
                             request, entrant.schedule, runtime.cache, runtime.transformer
                         )
                 except Exception as error:  # noqa: BLE001 - other people's code, any failure
-                    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                    reason = reason_of(error)
                     failed[entrant.key] = NotRun(entrant.method, entrant.setting, reason)
                     print(f"  {entrant.method} {entrant.setting}: not run: {reason}", flush=True)
                     continue

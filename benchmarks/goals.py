@@ -73,7 +73,8 @@ def _step_goals(results: dict[str, Any]) -> list[Goal]:
     cost = "network evaluations of the dp search after calibration: 0 (the reference: 5280)"
     if section:
         made = [r["about"]["evaluations"] for r in rows if r["method"].startswith("dp,")]
-        raced = "" if found[half] is None else found[half]["about"]["evaluations"]
+        tool = found[half]
+        raced = "?" if tool is None else tool["about"]["evaluations"]
         theirs = section["reference_evaluations_at_50"]
         text = (
             f"{max(made)} for the table and the programme; {raced} more for race and verification "

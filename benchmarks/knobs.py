@@ -20,29 +20,33 @@ from osp_opt.tiny.prompts import load_prompts
 
 __all__ = ["block_speedup", "tuned_thresholds"]
 
-GRID = tuple(0.005 * 2.0**k for k in range(10))
+GRID = tuple(2.5 * 2.0**-k for k in range(13))  # descending: the fast ones are cheap to try
 TARGETS = (1.25, 1.5, 2.0, 3.0)  # in blocks run; the measured speed-up is somewhat less
-ENOUGH = 3.5
+SLOW = 1.1
 
 
 def tuned_thresholds(
     lab: Lab, name: str, at: Callable[[float], AbstractContextManager[Runtime]], model: Any
 ) -> list[float]:
-    """Thresholds of peer `name`, ascending; fewer than TARGETS when the grid's end is slower."""
+    """Thresholds of peer `name`, ascending; where it never gets to a target, its fastest."""
 
     def measure() -> dict[str, Any]:
         speedups: list[float] = []
         for threshold in GRID:
             speedups.append(block_speedup(lab, at(threshold), model))
-            if speedups[-1] >= ENOUGH:
+            if speedups[-1] < SLOW:
                 break
         return {"speedups": speedups}
 
-    speedups = np.maximum.accumulate(lab.remembered(f"knobs {name}", measure)["speedups"])
-    grid = np.log(GRID[: len(speedups)])
-    reached = [target for target in TARGETS if target < speedups[-1]] or [float(speedups[-1])]
+    measured = lab.remembered(f"knobs {name}", measure)["speedups"]
+    speedups = np.maximum.accumulate(measured[::-1])
+    grid = np.log(GRID[: len(speedups)][::-1])
+    fastest = float(speedups[-1])
+    reached = [target for target in TARGETS if target < fastest]
+    if len(reached) < len(TARGETS):
+        reached.append(fastest)
     # Where several thresholds do the same (the first ones often do nothing), the last one counts.
-    firm = np.append(speedups[1:] > speedups[:-1], True)
+    firm: np.ndarray[Any, Any] = np.append(speedups[1:] > speedups[:-1], True)
     found = np.exp(np.interp(reached, speedups[firm], grid[firm]))
     return sorted({float(f"{threshold:.3g}") for threshold in found})
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.contest import Entrant, NotRun, Runtime
+from benchmarks.contest import Entrant, NotRun, Runtime, reason_of
 from benchmarks.knobs import tuned_thresholds
 from benchmarks.lab import Lab
 from osp_opt.jobs.generation import Request
@@ -43,7 +43,8 @@ class InContext:
 
     def __init__(self, model: Any, timesteps: tuple[float, ...]) -> None:
         self._model = model
-        self._steps = {timestep: step for step, timestep in enumerate(timesteps)}
+        # The network is told its timestep in float32.
+        self._steps = {float(np.float32(t)): step for step, t in enumerate(timesteps)}
         self.timestep = timesteps[0]
 
     def __getattr__(self, name: str) -> Any:
@@ -51,11 +52,10 @@ class InContext:
 
     def __call__(self, x: Tensor, timestep: Tensor, **arguments: Any) -> Any:
         self.timestep = float(timestep)
-        nearest = min(self._steps, key=lambda known: abs(known - self.timestep))  # float32 came by
         sigma = sigma_of(self.timestep)
         with self._model.cache_context(
             "both",
-            step_index=self._steps[nearest],
+            step_index=self._steps[self.timestep],
             num_inference_steps=len(self._steps),
             timestep=timestep,
             sigma=sigma / (1.0 + sigma),
@@ -93,17 +93,17 @@ class Bench:
         """One of diffusers' caches, for one video."""
         model = self.model("diffusers")
         inside = InContext(model, self.timesteps)
-        model.enable_cache(config(inside))
-        try:
+        with self._spoiled_by_failure("diffusers"):
+            model.enable_cache(config(inside))
             yield Runtime(transformer=inside)
-        finally:
             model.disable_cache()
 
     @contextlib.contextmanager
     def cache_dit(self, arguments: dict[str, Any], taylor_order: int = 0) -> Iterator[Runtime]:
         """cache-dit's DBCache, for one video."""
         cache_dit = importlib.import_module("cache_dit")
-        logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
+        for handler in logging.getLogger("CACHE_DIT").handlers:
+            handler.setLevel(logging.ERROR)  # it says several lines for every video
         model = self.model("cache-dit")
         adapter = cache_dit.BlockAdapter(
             transformer=model,
@@ -119,11 +119,19 @@ class Bench:
             if taylor_order
             else None
         )
-        cache_dit.enable_cache(adapter, cache_config=config, calibrator_config=forecast)
-        try:
+        with self._spoiled_by_failure("cache-dit"):
+            cache_dit.enable_cache(adapter, cache_config=config, calibrator_config=forecast)
             yield Runtime(transformer=model)
-        finally:
             cache_dit.disable_cache(adapter)
+
+    @contextlib.contextmanager
+    def _spoiled_by_failure(self, library: str) -> Iterator[None]:
+        """A copy in which a cache failed half-way is not used again."""
+        try:
+            yield
+        except BaseException:
+            self._copies.pop(library, None)
+            raise
 
 
 def _thinned(settings: list[Any], count: int) -> list[Any]:
@@ -152,7 +160,7 @@ def peer_entrants(lab: Lab) -> tuple[list[Entrant], list[NotRun]]:
         try:
             found = settings(bench)
         except Exception as error:  # noqa: BLE001 - other people's code, any failure
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            reason = reason_of(error)
             missing.append(NotRun(method, "", reason))
             print(f"  {method}: not run: {reason}", flush=True)
             continue

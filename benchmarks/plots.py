@@ -33,7 +33,7 @@ def _by_method(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
 
 
 def _style(method: str, number: int) -> dict[str, Any]:
-    own = method.startswith(("osp-opt", "dp", "steps", "cache"))
+    own = method.startswith(("osp-opt", "dp,")) or method in ("steps", "cache", "steps + cache")
     marks = "osD^vP*Xhp<>"
     width = 2.2 if own and not method.startswith("dp") else 1.2
     return {

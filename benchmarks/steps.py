@@ -61,7 +61,7 @@ def run(lab: Lab) -> dict[str, Any]:
     measured, failed = contest(lab, "steps", entrants, lab.judging(size.judges[0]))
     assert not failed, failed
     baseline = {len(e.schedule): rows for e, rows in measured if e.method == UNIFORM}
-    results = []
+    lines = []
     for entrant, rows in measured:
         line = summary(entrant, rows)
         even = baseline[len(entrant.schedule)]
@@ -69,9 +69,9 @@ def run(lab: Lab) -> dict[str, Any]:
         line["right_gain"] = paired_difference(
             column(rows, "right"), column(even, "right")
         ).as_json()
-        results.append(line)
+        lines.append(line)
     return {
-        "rows": results,
+        "rows": lines,
         "reference_evaluations_at_50": network_evaluations(50),
         "calibration_videos": len(lab.calibration.prompts),
     }

@@ -1,160 +1,231 @@
-"""Every section, end to end, on a tiny random model: what is measured and what becomes of it."""
+"""What becomes of measurements: side by side, resumed, compared, tabled and drawn.
+
+The model is a stand-in whose videos take a known time and have a known error, so that every figure
+of the results can be told beforehand.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from benchmarks.contest import Entrant, contest
-from benchmarks.lab import Lab
+from benchmarks.contest import Entrant, Runtime, contest, summary
 from benchmarks.size import full_size, quick_size
 
-from benchmarks import cache, combined, goals, peers, plots, steps, table
+from benchmarks import cache, goals, plots, steps, table
+from osp_opt.jobs.generation import Request
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.trials import TrialLedger
 
-SMOKE = {
-    "steps": 12,
-    "lengths": (6, 4),
-    "judges": (2, 2, 1),
-    "ays_lengths": (4,),
-    "reference_lengths": (6,),
-}
+FULL = TimestepSchedule(TimestepSchedule.uniform(100).timesteps)
 
 
-@pytest.fixture(scope="module")
-def lab(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    model = {
-        "model_path": str(tiny_checkpoint / "transformer"),
-        "ae_path": str(tiny_checkpoint / "vae"),
-        "text_encoder_name": str(tiny_checkpoint / "text_encoder"),
-        "num_frames": 5,
-        "height": 16,
-        "width": 16,
-        "guidance_scale": 2.0,
-        "max_sequence_length": 16,
+class StandIn:
+    """A lab whose videos carry their own (speed-up, PSNR); the full length takes 8 seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ledger = TrialLedger(folder / "measurements.jsonl")
+        self.reference = FULL
+        self.sampled = 0
+
+    def denoise(
+        self, request: Request, schedule: TimestepSchedule, cache: Any = None, other: Any = None
+    ) -> Any:
+        self.sampled += 1
+        speedup, psnr = cache or (100 / len(schedule), 120.0)
+        return SimpleNamespace(seconds=8.0 / speedup, latents=psnr + request.seed)
+
+    def judge(self, latents: float, request: Request) -> dict[str, float]:
+        return {
+            "psnr": latents,
+            "mse": 10 ** (-latents / 10),
+            "ssim": 0.9,
+            "right": 0.75,
+            "all_right": 0.0,
+            "full_right": 1.0,
+        }
+
+
+def entrant(method: str, setting: str, speedup: float, psnr: float, **about: Any) -> Entrant:
+    """Runs `speedup` times as fast and is `psnr` dB from the full length, plus the seed."""
+
+    def opened() -> AbstractContextManager[Runtime]:
+        return nullcontext(Runtime(cache=(speedup, psnr)))
+
+    return Entrant(method, setting, FULL, opened, about=about)
+
+
+REQUESTS = [Request("a", 0), Request("b", 2)]
+
+
+def cache_entrants() -> list[Entrant]:
+    cost = {"generations": 8.0, "prompts": 4, "evaluations": 3200, "predicted_speedup": 1.3}
+    own = {**cost, "text": "blocks 1..6"}
+    theirs = {**own, "full_runs": 34}
+    peers = [
+        entrant("diffusers FirstBlockCache", "threshold 0.1", 1.5, 34.0, peer=True),
+        entrant("diffusers FirstBlockCache", "threshold 0.2", 3.0, 22.0, peer=True),
+        entrant("diffusers MagCache", "threshold 0.1", 1.4, 30.0, peer=True),
+    ]
+    return [
+        entrant(cache.REFERENCE, "asked 1.3, raised", 1.3, 30.0, **theirs),
+        entrant(cache.FOUR_FIELD, "--ratio 1.3", 1.32, 34.0, asked=1.3, **own),
+        entrant(cache.FREE, "--ratio 2", 2.1213203, 31.0, asked=2.0, **own),
+        *peers,
+    ]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Any:
+    return StandIn(tmp_path)
+
+
+@pytest.fixture
+def results(lab: Any) -> dict[str, Any]:
+    """A results.json with every section, read back."""
+    measured, _ = contest(lab, "cache", cache_entrants(), REQUESTS)
+    rows = [summary(one, values) for one, values in measured]
+    section = {
+        "rows": rows,
+        "not_run": [{"method": "theirs", "setting": "", "reason": "ImportError: no"}],
+        "against_reference": cache._against_reference(measured, 1.3),
+        "equal_speed": [cache._at_equal_speed(measured[2], measured)],
     }
-    size = replace(
-        quick_size(), **SMOKE, four_field_ratios=(1.05,), free_ratios=(1.1,), cache_budget=2
-    )
-    return Lab(tmp_path_factory.mktemp("bench"), size, 42, "cpu", model)
-
-
-@pytest.fixture(scope="module")
-def results(lab: Lab) -> dict[str, Any]:
-    """All sections but scaling, through the JSON they are stored as."""
-    found = {"steps": steps.run(lab), "cache": cache.run(lab), "combined": combined.run(lab)}
-    about = {
-        "date": "now",
-        "machine": "one",
-        "cores": 1,
-        "threads": 1,
-        "load": "0",
-        "device": "cpu",
-        "model": lab.maker.loaded.fingerprint,
-        "seed": lab.seed,
-        "versions": {"torch": "2"},
+    own = [
+        (steps.UNIFORM, 50, 38.0, {}),
+        (steps.TOOL, 50, 41.0, {"evaluations": 2000, "origin": "klub"}),
+        ("dp, klub", 50, 40.0, {"evaluations": 0}),
+        (steps.TOOL, 12, 27.0, {"evaluations": 900, "origin": "klub"}),
+        (steps.UNIFORM, 12, 28.0, {}),
+    ]
+    found = []
+    for method, length, psnr, about in own:
+        one = replace(
+            entrant(method, f"{length}", 100 / length, psnr, **about),
+            schedule=TimestepSchedule.uniform(length),
+        )
+        ((_, values),), _ = contest(lab, "steps", [one], REQUESTS)
+        even = 38.0 if length == 50 else 28.0
+        gain = {"estimate": psnr - even, "low": psnr - even, "high": psnr - even, "count": 2}
+        found.append({**summary(one, values), "gain": gain, "right_gain": gain})
+    size = {**vars(full_size(25, 2.0)), "lengths": (50, 33, 25, 12)}
+    whole = {
+        "about": {
+            "date": "today",
+            "machine": "one",
+            "cores": 2,
+            "threads": 2,
+            "load": "0.0",
+            "device": "cpu",
+            "model": "0123456789abcdef",
+            "seed": 42,
+            "versions": {"torch": "2.13.0"},
+        },
+        "size": size,
+        "steps": {
+            "rows": found,
+            "reference_evaluations_at_50": 5280,
+            "calibration_videos": 8,
+        },
+        "cache": section,
+        "combined": {"rows": rows, "not_run": []},
+        "scaling": {
+            "cores": 2,
+            "rows": [
+                {
+                    "stage": "search-steps",
+                    "processes": 2,
+                    "threads": 1,
+                    "videos": 4,
+                    "repeats": 2,
+                    "seconds": {"estimate": 5.0, "low": 4.0, "high": None, "count": 2},
+                    "speedup": {"estimate": 1.9, "low": 1.8, "high": 2.0, "count": 2},
+                }
+            ],
+        },
     }
-    size = vars(lab.size)
-    return json.loads(json.dumps({"about": about, "size": size, **found}, allow_nan=False))
+    loaded: dict[str, Any] = json.loads(json.dumps(whole, allow_nan=False))
+    return loaded
 
 
-def test_every_section_measures_everything(results: dict[str, Any], lab: Lab) -> None:
-    methods = {row["method"] for row in results["steps"]["rows"]}
-    assert {"uniform", steps.TOOL, steps.AYS, steps.REFERENCE} <= methods
-    assert sum(method.startswith("dp,") for method in methods) == 4
-    uniform = [row for row in results["steps"]["rows"] if row["method"] == "uniform"]
-    assert [row["gain"]["estimate"] for row in uniform] == [0.0, 0.0]
-    rows = results["cache"]["rows"]
-    absent = {item["method"] for item in results["cache"]["not_run"]}
-    seen = {row["method"] for row in rows} | absent
-    assert {cache.REFERENCE, cache.FOUR_FIELD, cache.FREE} <= seen
-    assert {
-        "diffusers FirstBlockCache",
-        "diffusers MagCache",
-        "diffusers SeaCache",
-        "diffusers TaylorSeer",
-        "diffusers TaylorSeer (lite)",
-        "diffusers PAB",
-    } <= {row["method"] for row in rows}
-    assert all(len(row["values"]["psnr"]) == 2 for row in rows)
-    assert {row["method"] for row in results["combined"]["rows"]} >= {"steps"}
+def test_speeds_and_errors_come_out_as_they_are(results: dict[str, Any]) -> None:
+    row = results["cache"]["rows"][1]
+    assert row["speedup"]["estimate"] == pytest.approx(1.32)
+    assert row["psnr"]["estimate"] == pytest.approx(35.0)  # 34 and 36
+    assert row["loss"]["estimate"] == pytest.approx(0.25)
+    # 4 dB better on both prompts.
+    ratio = results["cache"]["against_reference"]["mse_ratio"]
+    assert ratio["estimate"] == pytest.approx(10**-0.4)
+    assert ratio["low"] == pytest.approx(ratio["high"])
+
+
+def test_peers_are_read_at_the_policys_own_speed(results: dict[str, Any]) -> None:
+    (equal,) = results["cache"]["equal_speed"]
+    # sqrt(1.5 * 3) lies half-way between the settings on the logarithmic axis: 28 dB.
+    assert equal["against"]["diffusers FirstBlockCache"]["gain"]["estimate"] == pytest.approx(3.0)
+    slow = equal["against"]["diffusers MagCache"]
+    assert (slow["gain"], slow["fastest"]) == (None, pytest.approx(1.4))
+
+
+def test_goals_say_what_is_reached(results: dict[str, Any]) -> None:
+    verdicts = {goal.text: goal.verdict for goal in goals.goals(results)}
+    expected = {
+        "100 -> 50 steps: PSNR at least 2 dB above uniform-50": "reached",
+        "100 -> 33 steps: within 1 % task quality": "not measured",
+        "12 steps: never below uniform": "not reached",
+        "1.3x: task-quality loss under 1 %": "not reached",
+        "1.3x: mean squared error at most half of the reference procedure's, equal speed-up": (
+            "reached"
+        ),
+        "free at 2x: better PSNR than diffusers FirstBlockCache at the same measured speed": (
+            "reached"
+        ),
+        "free at 2x: better PSNR than cache-dit DBCache at the same measured speed": (
+            "not measured"
+        ),
+        "osp-opt four-field --ratio 1.3: delivered within 3 %": "reached",
+    }
+    assert {text: verdicts[text] for text in expected} == expected
 
 
 def test_table_and_figures_come_of_the_results(results: dict[str, Any], tmp_path: Path) -> None:
     page = table.render(results)
     for goal in goals.goals(results):
         assert f"| {goal.text} | {goal.measured or '-'} | {goal.verdict} |" in page
+    assert "| theirs |  | ImportError: no |" in page
+    assert "5280 at 50" in page
     drawn = plots.draw(results, tmp_path)
     assert [path.name for path in drawn] == ["steps.png", "cache.png", "combined.png"]
-    assert all(path.stat().st_size > 10_000 for path in drawn)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 
-def test_nothing_is_measured_twice(lab: Lab, results: dict[str, Any]) -> None:
-    before = len(lab.ledger)
-    again = Lab(
-        lab.work.parent,
-        lab.size,
-        lab.seed,
-        "cpu",
-        {k: v for k, v in lab.common.items() if k not in ("device", "seed")},
-    )
-    assert json.loads(json.dumps(cache.run(again))) == {
-        k: v for k, v in results["cache"].items() if k != "wall_seconds"
-    }
-    assert len(again.ledger) == before
+def test_nothing_is_measured_twice(lab: Any, tmp_path: Path) -> None:
+    first, _ = contest(lab, "cache", cache_entrants(), REQUESTS)
+    again = StandIn(tmp_path)
+    second, _ = contest(again, "cache", cache_entrants(), REQUESTS)
+    assert [rows for _, rows in second] == [rows for _, rows in first]
+    assert (lab.sampled > 0, again.sampled) == (True, 0)
 
 
-def test_a_peer_that_fails_becomes_a_line(lab: Lab) -> None:
+def test_a_peer_that_fails_becomes_a_line(lab: Any) -> None:
     def broken() -> Any:
-        raise RuntimeError("no such kernel")
+        raise RuntimeError("no such\nkernel in /somewhere/else/kernels.so")
 
-    entrants = [Entrant("theirs", "x", lab.reference, broken), Entrant("plain", "", lab.reference)]
-    measured, failed = contest(lab, "failing", entrants, lab.judging(1))
-    assert [(item.method, item.reason) for item in failed] == [
-        ("theirs", "RuntimeError: no such kernel")
+    entrants = [Entrant("theirs", "x", FULL, broken), Entrant("plain", "", FULL)]
+    measured, failed = contest(lab, "failing", entrants, REQUESTS)
+    assert [(item.method, item.setting, item.reason) for item in failed] == [
+        ("theirs", "x", "RuntimeError: no such kernel in .../kernels.so")
     ]
-    ((entrant, rows),) = measured
-    assert (entrant.method, rows[0]["psnr"]) == ("plain", 120.0)
+    ((one, rows),) = measured
+    assert (one.method, len(rows)) == ("plain", 2)
 
 
-def test_a_library_that_cannot_be_imported_becomes_a_line(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "cache_dit", None)
-    entrants, missing = peers.peer_entrants(lab)
-    assert {item.method for item in missing} == {
-        "cache-dit DBCache",
-        "cache-dit DBCache + TaylorSeer",
-    }
-    assert any(entrant.method == "diffusers FirstBlockCache" for entrant in entrants)
-
-
-@pytest.mark.parametrize(
-    ("method", "setting"),
-    [
-        ("diffusers FirstBlockCache", "threshold 0.03"),
-        ("diffusers TaylorSeer (lite)", "interval 2"),
-    ],
-)
-def test_a_peer_leaves_nothing_behind(lab: Lab, method: str, setting: str) -> None:
-    """The same video twice gives the same result, and the lab's own model stays exact."""
-    entrants, _ = peers.peer_entrants(lab)
-    (entrant,) = [e for e in entrants if (e.method, e.setting) == (method, setting)]
-    request = lab.judging(1)[0]
-    made = []
-    for _ in range(2):
-        with entrant.opened() as runtime:
-            video = lab.denoise(request, lab.reference, runtime.cache, runtime.transformer)
-        made.append(video.latents)
-    assert bool((made[0] == made[1]).all())
-    exact = lab.denoise(request, lab.reference).latents
-    assert lab.judge(exact, request)["psnr"] == 120.0
-
-
-def test_the_budget_buys_prompts() -> None:
-    small, large = full_size(25, 2.0), full_size(120, 2.0)
+def test_a_larger_budget_buys_prompts() -> None:
+    small, large = full_size(40, 1.0), full_size(80, 1.0)
     assert all(a < b for a, b in zip(small.judges, large.judges, strict=True))
-    assert small.lengths == large.lengths == (50, 33, 25, 12)
+    assert quick_size().steps < small.steps == 100
