@@ -149,7 +149,7 @@ def overhead(times: dict[str, Times]) -> float:
 def autoencoder(shape: VideoShape, repeats: int, small: bool, device: Device) -> dict[str, Any]:
     """Encode and decode in the official tiles, and the memory that decoding takes."""
     vae = random_vae({**RELEASED_VAE, **(SMALL_VAE if small else {})}, device)
-    vae.enable_tiling(Tiling(sample_size=32, latent_size=4) if small else Tiling())
+    vae.enable_tiling(Tiling(sample_size=32, latent_size=4, overlap=0.5) if small else Tiling())
     size = (1, 3, shape.num_frames, shape.height, shape.width)
     video = torch.rand(size, device=device.torch_device, dtype=device.dtype) * 2 - 1
     latents = vae.encode(video).mode()
