@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from osp_opt.device import Device
 from osp_opt.models.checkpoint import load_transformer
@@ -92,7 +92,7 @@ def random_transformer(config: dict[str, Any], shape: VideoShape, device: Device
         model = OpenSoraT2V(
             **config, cross_attention_dim=width, sample_size_t=t, sample_size=(h, w)
         )
-    model = model.to(device.dtype).to_empty(device=device.torch_device)
+    model = nn.Module.to(model, device.dtype).to_empty(device=device.torch_device)
     return _initialised(model, device)
 
 
@@ -100,7 +100,7 @@ def random_vae(config: dict[str, Any], device: Device) -> CausalVAEModel:
     """An autoencoder of this structure with small random weights."""
     with torch.device("meta"):
         model = CausalVAEModel(**config)
-    model = model.to(device.dtype).to_empty(device=device.torch_device)
+    model = nn.Module.to(model, device.dtype).to_empty(device=device.torch_device)
     return _initialised(model, device)
 
 

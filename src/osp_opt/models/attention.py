@@ -270,6 +270,6 @@ class CrossAttention(_Attention):
         return self._merge_heads(self._attend(query, key, value, mask))
 
 
-def _share(parameter: nn.Parameter, memory: Tensor) -> None:
+def _share(parameter: Tensor, memory: Tensor) -> None:
     # The same parameter object, so that an optimiser or a hook that holds it stays right.
     parameter.data = memory

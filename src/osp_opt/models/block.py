@@ -52,7 +52,7 @@ def modulated_norm(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) 
 
     A shared row, ``[1 1 d]``, makes it an affine layer norm: one pass over x instead of two.
     """
-    if len(scale) > 1 or norm.weight is not None:
+    if len(scale) > 1 or norm.elementwise_affine:
         return modulate(norm(x), shift, scale)
     weight, bias = (1 + scale).flatten(), shift.flatten()
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
