@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+
 from benchmarks.reference_cache import CacheSearch, least_blocks
 from benchmarks.reference_steps import StepSearch, network_evaluations
-
 from osp_opt.cache.policy import CachePolicy
 from search.gaussian_model import VARIANCES, ancestral_distance, sigma_at
 

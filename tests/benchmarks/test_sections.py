@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from benchmarks.contest import Entrant, Runtime, contest, summary
-from benchmarks.size import full_size, quick_size
 
 from benchmarks import cache, goals, plots, steps, table
+from benchmarks.contest import Entrant, Runtime, contest, summary
+from benchmarks.size import full_size, quick_size
 from osp_opt.jobs.generation import Request
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.trials import TrialLedger

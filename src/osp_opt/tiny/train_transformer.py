@@ -9,6 +9,7 @@ x / sqrt(1 + sigma^2) and predicts eps (Ho et al. 2020, arXiv 2006.11239).
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from dataclasses import dataclass
@@ -217,9 +218,10 @@ def _save(model: nn.ModuleDict, average: WeightAverage, out: Path) -> None:
     """Write the averaged weights as a checkpoint."""
     kept = {key: value.clone() for key, value in model.state_dict().items()}
     average.copy_to(model)
-    for name in ("transformer", "text_encoder"):
-        part: Any = model[name]
-        part.save_pretrained(out / name)
+    transformer: Any = copy.deepcopy(model["transformer"]).half()  # half the size of the package
+    transformer.save_pretrained(out / "transformer")
+    text_encoder: Any = model["text_encoder"]
+    text_encoder.save_pretrained(out / "text_encoder")
     model.load_state_dict(kept)
     with atomic_path(out / "defaults.json") as path:
         path.write_text(json.dumps(DEFAULTS, indent=2) + "\n")
