@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from processes import Server
+from tiny_jobs import job
 
-from conftest import job
 from osp_opt.options import CalibrateOptions
 from osp_opt.video import write_video
 

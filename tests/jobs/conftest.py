@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running import Job
 
 from osp_opt.device import Device
 from osp_opt.options import JobOptions
 from osp_opt.parallel import Parallel
 from osp_opt.progress import Progress
 from osp_opt.worker import WorkerContext
-
-Job = Callable[[JobOptions], str]
 
 
 @pytest.fixture

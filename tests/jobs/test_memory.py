@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from running import Job
 from torch import nn
 
-from conftest import Job
 from osp_opt.device import Device
 from osp_opt.errors import OptionError
 from osp_opt.jobs.generation import Request, VideoMaker
@@ -101,9 +101,9 @@ def test_offloaded_parts_are_on_the_device_while_used(model_flags: dict[str, Any
     moves = Moves(maker.pipeline.text_encoder)
     maker.pipeline.text_encoder = moves
     maker.embed("a red dog")
-    assert moves.sent == ["cpu", "used", "cpu"]
+    assert moves.sent == ["cpu", "used", "used", "cpu"]  # for the prompt and the negative one
     maker.embed("a red dog")
-    assert len(moves.sent) == 3, "encoded once"
+    assert len(moves.sent) == 4, "encoded once"
 
 
 def test_calibrate_in_little_memory_records_the_same(

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from running import Job
 
-from conftest import Job
 from osp_opt.artifacts import read_meta, write_meta
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.errors import OptionError, PolicyError

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from running import Job
 
-from conftest import Job
 from osp_opt.artifacts import read_meta
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.errors import FileError, PolicyError

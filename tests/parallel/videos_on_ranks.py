@@ -24,7 +24,10 @@ from osp_opt.progress import Progress
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.worker import WorkerContext
 
-REQUESTS = [Request("a red square moves left", 3), Request("a blue disc", 4)]
+REQUESTS = [
+    Request("a red square moves left on a white background", 3),
+    Request("a blue circle stays still on a gray background", 4),
+]
 SCHEDULE = TimestepSchedule((999.0, 801.5, 640.25, 433.0, 201.0, 77.5, 12.0))
 POLICY = CachePolicy.four_field(1, 2, 2, 2)
 FRAMES = {"odd": 9, "image": 1}  # 3 latent frames, and one

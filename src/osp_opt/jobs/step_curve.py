@@ -107,11 +107,11 @@ def _measured(length: int, decision: Decision, method: str) -> Iterator[CurvePoi
             yield from _point(length, names[name], "verified", errors)
         return
     for row in decision.race:
-        errors = list(row["errors"].values())
+        raced = list(row["errors"].values())
         if row["timesteps"] == list(decision.uniform.schedule.timesteps):
-            yield from _point(length, "uniform", "race", errors)
+            yield from _point(length, "uniform", "race", raced)
         elif row["timesteps"] == list(decision.candidate.schedule.timesteps):
-            yield from _point(length, method, "race", errors)
+            yield from _point(length, method, "race", raced)
 
 
 def _point(length: int, name: str, kind: str, errors: Sequence[float]) -> Iterator[CurvePoint]:
