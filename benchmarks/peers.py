@@ -13,7 +13,7 @@ import importlib
 import io
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from benchmarks.contest import Entrant, NotRun, Runtime, reason_of
 from benchmarks.knobs import tuned_thresholds
 from benchmarks.lab import Lab
 from osp_opt.jobs.generation import Request
+from osp_opt.models.transformer import TimestepContext
 from osp_opt.sampling.schedule import sigma_of
 from osp_opt.tiny.prompts import load_prompts
 
@@ -43,21 +44,27 @@ class InContext:
 
     def __init__(self, model: Any, timesteps: tuple[float, ...]) -> None:
         self._model = model
-        # The network is told its timestep in float32.
-        self._steps = {float(np.float32(t)): step for step, t in enumerate(timesteps)}
+        self._timesteps = timesteps
+        self._contexts: tuple[TimestepContext, ...] = ()
         self.timestep = timesteps[0]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def __call__(self, x: Tensor, timestep: Tensor, **arguments: Any) -> Any:
-        self.timestep = float(timestep)
+    def encode_timesteps(self, timesteps: Sequence[float]) -> tuple[TimestepContext, ...]:
+        """As the model's; remembered, since a context no longer says which timestep it is of."""
+        self._contexts = self._model.encode_timesteps(timesteps)
+        return self._contexts
+
+    def __call__(self, x: Tensor, timestep: TimestepContext, **arguments: Any) -> Any:
+        step = next(i for i, context in enumerate(self._contexts) if context is timestep)
+        self.timestep = self._timesteps[step]
         sigma = sigma_of(self.timestep)
         with self._model.cache_context(
             "both",
-            step_index=self._steps[self.timestep],
-            num_inference_steps=len(self._steps),
-            timestep=timestep,
+            step_index=step,
+            num_inference_steps=len(self._timesteps),
+            timestep=torch.tensor([self.timestep]),
             sigma=sigma / (1.0 + sigma),
         ):
             return self._model(x, timestep, **arguments)

@@ -21,6 +21,7 @@ TEXT_FILES = sorted(
     and path.is_file()
     and "golden" not in path.parts
     and "__pycache__" not in path.parts
+    and ROOT / "benchmarks" / "work" not in path.parents
 ) + sorted(path for path in ROOT.glob("*") if path.is_file() and path.name != ".coverage")
 
 # Top to bottom; a module imports from its own layer or from below.

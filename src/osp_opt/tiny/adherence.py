@@ -1,7 +1,8 @@
 """How well the bundled model does what prompts ask, read off its videos by the checker.
 
 ``python -m osp_opt.tiny.adherence --steps 100,50,25,12,6,3`` samples the 120 held-out prompts with
-each number of uniform steps; ``--vae`` reads the checker on autoencoded ground truth instead.
+each number of uniform steps, and compares the videos with those of the first number (noise is
+coupled); ``--vae`` reads the checker on autoencoded ground truth instead.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 
 from osp_opt.device import Device
 from osp_opt.options import ModelOptions
+from osp_opt.quality.intervals import mean_ci, wilson
+from osp_opt.quality.metrics import psnr
 from osp_opt.sampling.load import LoadedModel, load_pipeline
 from osp_opt.sampling.noise import make_noise
 from osp_opt.sampling.schedule import TimestepSchedule
@@ -26,34 +29,24 @@ from osp_opt.tiny.prompts import load_prompts
 from osp_opt.tiny.specs import ATTRIBUTES, split_specs
 
 BATCH = 4
-Z = 1.96  # standard normal quantile of a 95 % interval
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927); honest also near 0 and 1."""
-    share = right / count
-    centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z / (1 + Z**2 / count) * (share * (1 - share) / count + Z**2 / (4 * count**2)) ** 0.5
-    return centre - half, centre + half
 
 
 def table(results: Sequence[CheckResult]) -> dict[str, dict[str, float]]:
     """Share of right answers per attribute, and of videos with all right, with intervals."""
     rows = {}
     for name in (*ATTRIBUTES, "all"):
-        right = sum(result.right()[name] for result in results)
-        low, high = wilson(right, len(results))
-        rows[name] = {"right": right / len(results), "low": low, "high": high}
+        share = wilson([float(result.right()[name]) for result in results])
+        rows[name] = {"right": share.estimate, "low": share.low, "high": share.high}
     return rows
 
 
-def check_samples(
+def sample(
     model: LoadedModel, prompts: Sequence[str], num_steps: int, seed: int = 0
-) -> list[CheckResult]:
-    """Sample each prompt once, with coupled noise and uniform steps, and read the videos."""
+) -> list[np.ndarray]:
+    """A video uint8 [t h w c] of each prompt, with coupled noise and uniform steps."""
     defaults, pipeline = model.defaults, model.pipeline
     shape = VideoShape(defaults.num_frames, defaults.height, defaults.width)
-    results = []
+    videos: list[np.ndarray] = []
     for first in range(0, len(prompts), BATCH):
         part = list(prompts[first : first + BATCH])
         embeddings = pipeline.encode_prompts(
@@ -67,9 +60,8 @@ def check_samples(
             noise,
             guidance_scale=defaults.guidance_scale,
         )
-        videos = pipeline.decode_latents(latents).numpy()
-        results += [check(video, text) for video, text in zip(videos, part, strict=True)]
-    return results
+        videos += list(pipeline.decode_latents(latents).numpy())
+    return videos
 
 
 @torch.no_grad()
@@ -108,9 +100,18 @@ def main() -> None:
         show("autoencoded clips", tables["vae"])
     else:
         prompts = load_prompts("evaluation")[: args.prompts]
+        reference: list[np.ndarray] = []
         for steps in map(int, args.steps.split(",")):
-            tables[str(steps)] = table(check_samples(model, prompts, steps, args.seed))
-            show(f"{steps} steps, {len(prompts)} prompts", tables[str(steps)])
+            videos = sample(model, prompts, steps, args.seed)
+            rows = table([check(video, text) for video, text in zip(videos, prompts, strict=True)])
+            show(f"{steps} steps, {len(prompts)} prompts", rows)
+            if reference:
+                found = mean_ci([psnr(*pair) for pair in zip(videos, reference, strict=True)])
+                rows["psnr"] = found.as_json()
+                low, high = found.low, found.high
+                print(f"  {found.estimate:.1f} [{low:.1f}, {high:.1f}] dB to the first", flush=True)
+            reference = reference or videos
+            tables[str(steps)] = rows
     if args.out:
         args.out.write_text(json.dumps(tables, indent=2) + "\n")
 
