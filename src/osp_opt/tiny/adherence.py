@@ -107,8 +107,8 @@ def main() -> None:
             show(f"{steps} steps, {len(prompts)} prompts", rows)
             if reference:
                 found = mean_ci([psnr(*pair) for pair in zip(videos, reference, strict=True)])
-                rows["psnr"] = found.as_json()
                 low, high = found.low, found.high
+                rows["psnr"] = {"mean": found.estimate, "low": low, "high": high}
                 print(f"  {found.estimate:.1f} [{low:.1f}, {high:.1f}] dB to the first", flush=True)
             reference = reference or videos
             tables[str(steps)] = rows
