@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,6 @@ from osp_opt.parallel import Parallel
 from osp_opt.progress import Progress
 from osp_opt.quality.metrics import MAX_PSNR, mse, psnr, ssim
 from osp_opt.runfolder import open_run
-from osp_opt.sampling.noise import make_noise
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.trials import TrialLedger
 from osp_opt.tiny.checker import check
@@ -95,25 +93,7 @@ class Lab:
         transformer: Any = None,
     ) -> Denoised:
         """One video, timed as `sample` times it; another transformer may stand in."""
-        maker = self.maker
-        embeddings = maker.embed(request.prompt)
-        noise = make_noise("coupled", [request.seed], [request.prompt], maker.latent_shape)
-        if cache is not None:
-            cache.reset()
-        self.device.synchronize()
-        start = time.perf_counter()
-        latents = maker.pipeline.generate_latents(
-            embeddings,
-            maker.shape,
-            schedule,
-            noise,
-            guidance_scale=maker.guidance_scale,
-            sampler=maker.options.sampler,
-            cache=cache,
-            transformer=transformer,
-        )
-        self.device.synchronize()
-        return Denoised(latents, time.perf_counter() - start)
+        return self.maker.denoise(request, schedule, cache, transformer=transformer)
 
     def full(self, request: Request) -> np.ndarray[Any, Any]:
         """Frames of the uncached full-length video, sampled once and kept."""

@@ -1,4 +1,4 @@
-"""Tiny jobs, one per command, and a server that runs them as processes of their own."""
+"""The model of all jobs here, and a server that runs them as processes of their own."""
 
 from __future__ import annotations
 

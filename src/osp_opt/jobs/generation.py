@@ -217,8 +217,12 @@ class VideoMaker:
         cache: Any = None,
         callback: Any = None,
         recorder: Any = None,
+        transformer: Any = None,
     ) -> Denoised:
-        """Latents of one video, and how long the denoising took (text encoding not counted)."""
+        """Latents of one video, and how long the denoising took (text encoding not counted).
+
+        Another `transformer` may stand in for the loaded one.
+        """
         embeddings = self.embed(request.prompt)
         noise = make_noise(self.options.noise, [request.seed], [request.prompt], self.latent_shape)
         if cache is not None:
@@ -235,7 +239,7 @@ class VideoMaker:
                 recorder=recorder,
                 callback=callback,
                 sequential_guidance=self.sequential_guidance,
-                transformer=self._transformer,
+                transformer=self._transformer if transformer is None else transformer,
             )
         return Denoised(latents, self.stages["denoise"].seconds[-1])
 
