@@ -1,4 +1,4 @@
-"""``python -m benchmarks [steps] [cache] [combined] [scaling] [--quick] [--budget MINUTES]``.
+"""``python -m benchmarks [SECTION ...] [--quick] [--budget MINUTES]``.
 
 Without section names all run. Everything measured is kept in the work folder at once: a run that
 was stopped goes on, and a section can be run alone. results.json, table.md and the figures are
@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import cache, combined, plots, scaling, steps, table
+from benchmarks import cache, combined, plots, predictor, scaling, steps, table
 from benchmarks.lab import Lab
 from benchmarks.size import full_size, quick_size
 from osp_opt import __version__
@@ -39,6 +39,7 @@ class Section(str, Enum):
 
     steps = "steps"
     cache = "cache"
+    predictor = "predictor"
     combined = "combined"
     scaling = "scaling"
 
@@ -46,6 +47,7 @@ class Section(str, Enum):
 RUNS = {
     Section.steps: steps.run,
     Section.cache: cache.run,
+    Section.predictor: predictor.run,
     Section.combined: combined.run,
     Section.scaling: scaling.run,
 }

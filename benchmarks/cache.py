@@ -24,13 +24,15 @@ from osp_opt.artifacts import read_meta
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.errors import OspOptError
 from osp_opt.jobs.cache_trials import policy_key
+from osp_opt.jobs.generation import Request
 from osp_opt.options import SearchCacheOptions
 from osp_opt.quality.intervals import bootstrap_ci, paired_difference
+from osp_opt.quality.metrics import mse
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.block_times import BlockTimer, BlockTimes
 from osp_opt.tiny.prompts import load_prompts
 
-__all__ = ["policy_entrant", "run", "searched_policy"]
+__all__ = ["block_times", "policy_entrant", "policy_error", "run", "searched_policy"]
 
 FOUR_FIELD, FREE = "osp-opt four-field", "osp-opt free"
 REFERENCE = "reference tool's cache search"
@@ -209,6 +211,18 @@ def _reference(lab: Lab) -> tuple[CachePolicy, dict[str, Any]]:
     held = lab.remembered(f"reference cache {num} {len(requests)}", measure)
     about = {key: value for key, value in held.items() if key != "policy"}
     return CachePolicy.from_json(held["policy"]), about
+
+
+def policy_error(lab: Lab, policy: CachePolicy, request: Request) -> float:
+    """Mean squared error of the latents against the uncached video's."""
+
+    def measure() -> dict[str, Any]:
+        with _opener(lab, policy, lab.reference)() as runtime:
+            made = lab.denoise(request, lab.reference, runtime.cache)
+        return {"mse": mse(made.latents.cpu(), lab.full_latents(request))}
+
+    key = f"latents {policy_key(policy)} {request.seed} {request.prompt}"
+    return float(lab.remembered(key, measure)["mse"])
 
 
 def _error(lab: Lab, policy: CachePolicy, request: Any) -> float:

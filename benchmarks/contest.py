@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.lab import Lab, column
 from osp_opt.jobs.generation import Request
 from osp_opt.jobs.step_trials import schedule_key
-from osp_opt.quality.intervals import Interval, bootstrap_ci, mean_ci, paired_difference
+from osp_opt.quality.intervals import Interval, bootstrap_ci, lost_share, mean_ci
 from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["Entrant", "NotRun", "Runtime", "contest", "reason_of", "summary"]
@@ -150,5 +150,6 @@ def summary(entrant: Entrant, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def loss(rows: Sequence[dict[str, Any]]) -> Interval:
     """Loss of task quality against the full length, as a share of what that reaches."""
     full = column(rows, "full_right")
-    base = float(np.mean(full)) or 1.0  # nothing right at all: nothing can be lost
-    return paired_difference([x / base for x in full], [x / base for x in column(rows, "right")])
+    if not any(full):
+        return Interval(0.0, 0.0, 0.0, len(full))  # nothing right at all: nothing can be lost
+    return lost_share(full, column(rows, "right"))

@@ -98,12 +98,16 @@ class Lab:
     def full(self, request: Request) -> np.ndarray[Any, Any]:
         """Frames of the uncached full-length video, sampled once and kept."""
         if request not in self._frames:
-            latents = self._store.load(request)
-            if latents is None:
-                latents = self.denoise(request, self.reference).latents.cpu()
-                self._store.save(request, latents)
-            self._frames[request] = self.maker.decode(latents)
+            self._frames[request] = self.maker.decode(self.full_latents(request))
         return self._frames[request]
+
+    def full_latents(self, request: Request) -> Tensor:
+        """Latents of the uncached full-length video, sampled once and kept."""
+        latents = self._store.load(request)
+        if latents is None:
+            latents = self.denoise(request, self.reference).latents.cpu()
+            self._store.save(request, latents)
+        return latents
 
     def judge(self, latents: Tensor, request: Request) -> dict[str, float]:
         """Raw frames against the full-length video's, and the checker's word on both."""

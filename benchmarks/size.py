@@ -15,7 +15,8 @@ class Size:
     judges: fresh prompts per measurement, for the steps, cache and combined sections.
     ays_lengths: lengths for coordinate descent, which costs most. ratios: asked of search-cache.
     knobs: settings per peer (evenly taken from its sweep). deciding: verification prompts of a
-    cache search; reference_prompts: of the reference tool's.
+    cache search; reference_prompts: of the reference tool's. predictor_policies: drawn at each
+    cost, to see whether the score ranks them.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Size:
     reference_candidates: int
     reference_iterations: int
     knobs: int
+    predictor_policies: int
+    predictor_prompts: int
     scaling_videos: int
     scaling_repeats: int
 
@@ -73,6 +76,8 @@ def quick_size() -> Size:
         reference_candidates=3,
         reference_iterations=2,
         knobs=2,
+        predictor_policies=3,
+        predictor_prompts=1,
         scaling_videos=2,
         scaling_repeats=1,
     )
@@ -80,7 +85,7 @@ def quick_size() -> Size:
 
 # Work in uncached videos, counted from what the sections do: a fixed part, and for each judging
 # prompt of the three sections. Decoding and checking a video counts as a third of one.
-_FIXED = 600.0
+_FIXED = 670.0
 _PER_JUDGE = (14.0, 44.0, 9.0)
 _SHARES = (0.27, 0.58, 0.15)
 _FEWEST, _MOST = (6, 4, 4), (60, 40, 40)
@@ -117,6 +122,8 @@ def full_size(minutes: float, seconds_per_video: float) -> Size:
         reference_candidates=11,
         reference_iterations=5,
         knobs=4,
+        predictor_policies=10,
+        predictor_prompts=2,
         scaling_videos=4,
         scaling_repeats=2,
     )
@@ -124,6 +131,7 @@ def full_size(minutes: float, seconds_per_video: float) -> Size:
         size = replace(size, ays_lengths=(50, 25, 12), step_verify=12, cache_budget=12)
         size = replace(size, reference_lengths=size.lengths, reference_prompts=4)
         size = replace(size, free_ratios=(1.3, 1.5, 2.0, 2.5), scaling_repeats=3)
+        size = replace(size, predictor_policies=20, predictor_prompts=3)
     if room > _AMPLE:
         size = replace(size, ays_lengths=size.lengths, ays_candidates=11, ays_iterations=5)
     return size

@@ -16,6 +16,7 @@ def render(results: dict[str, Any]) -> str:
     for name, section in (
         ("steps", _steps),
         ("cache", _cache),
+        ("predictor", _predictor),
         ("combined", _combined),
         ("scaling", _scaling),
     ):
@@ -152,6 +153,21 @@ def _cache(section: dict[str, Any]) -> str:
         "step than on a large one. It is part of their measured time."
     )
     return text
+
+
+def _predictor(section: dict[str, Any]) -> str:
+    names = list(section["rows"][0]["correlations"])
+    rows = []
+    for row in section["rows"]:
+        values = [row["correlations"][name] for name in names]
+        texts = ["-" if value is None else f"{value:.2f}" for value in values]
+        rows.append([row["group"], f"{row['policies']}", *texts])
+    note = (
+        "Spearman's rank correlation with the measured error of the latents (mean logarithm over "
+        f"{section['prompts']} fresh prompts), of four-field policies drawn without regard to "
+        "their score: of equal predicted speed-up, and of all."
+    )
+    return f"## Predictor\n\n{_table(('cost', 'policies', *names), rows)}\n\n{note}"
 
 
 def _combined(section: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from osp_opt.video import (
     read_video,
     write_grid,
     write_image,
+    write_lossless,
     write_video,
 )
 
@@ -47,6 +48,20 @@ def test_video_round_trip(tmp_path: Path, frames: int) -> None:
     flat = np.full((3, 32, 32, 3), (200, 60, 20), np.uint8)
     write_video(tmp_path / "flat.mp4", flat, fps=12)
     assert np.abs(read_video(tmp_path / "flat.mp4").astype(int) - flat).max() <= 3
+
+
+@pytest.mark.parametrize("shape", [(1, 48, 64), (9, 48, 64), (3, 17, 31)])
+def test_lossless_frames_come_back_bit_by_bit(
+    tmp_path: Path, rng: np.random.Generator, shape: tuple[int, int, int]
+) -> None:
+    video = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    write_lossless(tmp_path / "a.frames.mkv", video, fps=12)
+    assert np.array_equal(read_video(tmp_path / "a.frames.mkv"), video)
+    data = bytearray((tmp_path / "a.frames.mkv").read_bytes())
+    data[len(data) // 2] ^= 0x10
+    (tmp_path / "b.mkv").write_bytes(bytes(data))
+    with pytest.raises(FileError, match=r"b\.mkv"):  # its slices carry checksums
+        read_video(tmp_path / "b.mkv")
 
 
 def test_frames_keep_their_order_and_number(tmp_path: Path) -> None:

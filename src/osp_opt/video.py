@@ -31,6 +31,7 @@ MAX_VIDEO_BYTES = 8 * 2**30  # decoded; a guard against files that unpack to mor
 _PPM = b"P6"
 _PPM_FIELDS = 4  # magic, width, height, largest value
 _BLACK = 0
+_DAMAGED_SLICE = b"CRC mismatch"
 
 
 def write_video(path: str | Path, frames: npt.ArrayLike, fps: float) -> None:
@@ -43,18 +44,33 @@ def write_video(path: str | Path, frames: npt.ArrayLike, fps: float) -> None:
     _, height, width, _ = video.shape
     if height % 2 or width % 2:
         raise ShapeError(f"video {path}: {width}x{height} is odd, h264 needs even sizes; pad it")
+    encoding = (
+        # Untagged, players guess the colour matrix from the size, and differ.
+        *("-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"),
+        *("-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"),
+        *("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(H264_CRF)),
+        *("-movflags", "+faststart", "-f", "mp4"),
+    )
+    _encode(path, video, fps, encoding)
+
+
+def write_lossless(path: str | Path, frames: npt.ArrayLike, fps: float) -> None:
+    """Write uint8 frames [t h w c] to a Matroska file, FFV1 in RGB: `read_video` returns them bit
+    by bit. For measuring; most players and browsers do not show it. Raises as `write_video`.
+    """
+    encoding = ("-c:v", "ffv1", "-level", "3", "-slicecrc", "1", "-pix_fmt", "bgr0")
+    _encode(path, _checked(frames, ndim=4), fps, (*encoding, "-f", "matroska"))
+
+
+def _encode(path: str | Path, video: Frames, fps: float, encoding: Sequence[str]) -> None:
+    _, height, width, _ = video.shape
     if not (math.isfinite(fps) and fps > 0):
         raise ShapeError(f"video {path}: {fps} frames per second; give a number above 0")
     with atomic_path(path) as temporary:
         command = [
             *_ffmpeg(),
             *("-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
-            *("-r", f"{fps:g}", "-i", "pipe:0", "-an"),
-            # Untagged, players guess the colour matrix from the size, and differ.
-            *("-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"),
-            *("-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"),
-            *("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(H264_CRF)),
-            *("-movflags", "+faststart", "-f", "mp4", _argument(temporary)),
+            *("-r", f"{fps:g}", "-i", "pipe:0", "-an", *encoding, _argument(temporary)),
         ]
         done = subprocess.run(command, input=video.tobytes(), capture_output=True, check=False)
         if done.returncode != 0:
@@ -90,9 +106,11 @@ def read_video(path: str | Path, max_frames: int | None = None) -> Frames:
                 frames = _read_ppm_frames(process.stdout, path)
             finally:
                 process.stdout.close()  # ends ffmpeg, should it still want to write
-        if process.returncode != 0 or not frames:
-            log.seek(0)
-            reason = _last_line(log.read()) or "no frames in it"
+        log.seek(0)
+        said = log.read()
+        # ffmpeg paints over a damaged slice of a lossless video and ends well.
+        if process.returncode != 0 or not frames or _DAMAGED_SLICE in said:
+            reason = _last_line(said) or "no frames in it"
             raise FileError(f"video {path}: cannot be read ({reason})")
     return np.stack(frames)
 

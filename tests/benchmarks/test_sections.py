@@ -133,6 +133,12 @@ def results(lab: Any) -> dict[str, Any]:
             "calibration_videos": 8,
         },
         "cache": section,
+        "predictor": {
+            "prompts": 2,
+            "rows": [
+                {"group": "1.3x", "policies": 9, "correlations": {"score": 0.5, "blocks": None}},
+            ],
+        },
         "combined": {"rows": rows, "not_run": []},
         "scaling": {
             "cores": 2,
@@ -199,6 +205,7 @@ def test_table_and_figures_come_of_the_results(results: dict[str, Any], tmp_path
         assert f"| {goal.text} | {goal.measured or '-'} | {goal.verdict} |" in page
     assert "| theirs |  | ImportError: no |" in page
     assert "5280 at 50" in page
+    assert "| 1.3x | 9 | 0.50 | - |" in page
     drawn = plots.draw(results, tmp_path)
     assert [path.name for path in drawn] == ["steps.png", "cache.png", "combined.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)

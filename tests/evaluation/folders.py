@@ -10,7 +10,7 @@ import numpy as np
 from osp_opt.tiny.captions import caption
 from osp_opt.tiny.clips import render_clips, to_uint8
 from osp_opt.tiny.specs import ClipSpec
-from osp_opt.video import Frames, write_video
+from osp_opt.video import Frames, write_lossless, write_video
 
 SPECS = (
     ClipSpec("circle", "red", "white", "left"),
@@ -43,19 +43,23 @@ def sampled(
     videos: list[Frames],
     prompts: tuple[str, ...] = PROMPTS,
     seconds: float = 4.0,
+    raw: bool = False,
     **manifest: object,
 ) -> Path:
-    """A folder of `sample`: videos, manifest."""
+    """A folder of `sample`: videos, manifest, with `raw` lossless frames."""
     entries = []
     for number, (video, prompt) in enumerate(zip(videos, prompts, strict=True), start=1):
         name = f"{number:03d}.mp4"
         write_video(folder / name, video, 12)
+        if raw:
+            write_lossless(folder / f"{number:03d}.frames.mkv", video, 12)
         entries.append(
             {
                 "file": name,
                 "prompt": prompt,
                 "seed": 0,
                 "denoising_seconds": seconds * (1 + number / 100),
+                **({"frames": f"{number:03d}.frames.mkv"} if raw else {}),
             }
         )
     content = {**MANIFEST, **manifest, "videos": entries}

@@ -12,7 +12,7 @@ import pytest
 from folders import PROMPTS, SPECS, clips, noisy, sampled
 
 from osp_opt.cli import main
-from osp_opt.evaluation.measures import Measured
+from osp_opt.evaluation.measures import Measured, measure_pair
 from osp_opt.evaluation.pairs import Pair, VideoFile
 from osp_opt.evaluation.summary import Loss, summarise
 from osp_opt.quality.intervals import Interval
@@ -74,6 +74,52 @@ def test_figures_are_those_of_the_frames(
     assert "color" in printed
     assert "66.7 %" in printed
     assert "VBench" in printed, "what was not measured is said"
+
+
+def test_raw_frames_are_compared_where_both_have_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One level on every other pixel of h264's input: it does not come out of it again."""
+    made = clips()
+    near = [clip.copy() for clip in made]
+    for clip in near:
+        clip[:, ::2, ::2] ^= 1
+    expected = 10 * math.log10(255**2 * 4)  # a quarter of the pixels is one level off
+    sampled(tmp_path / "a", made, raw=True)
+    sampled(tmp_path / "b", near, raw=True)
+    found = evaluated(tmp_path)
+    assert [video["psnr"] for video in found["videos"]] == pytest.approx([expected] * 3)
+    assert "codec" not in unwrapped(capsys)
+
+    sampled(tmp_path / "b", near)
+    found = evaluated(tmp_path)
+    assert any(abs(video["psnr"] - expected) > 1 for video in found["videos"])
+    assert "finer than the videos' codec" in unwrapped(capsys)
+
+
+def test_a_killed_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends at the second pair, whose file is damaged; once that is mended the first pair is
+    not measured again."""
+    sampled(tmp_path / "a", clips())
+    sampled(tmp_path / "b", [noisy(clip, 5) for clip in clips()])
+    damaged = tmp_path / "b" / "002.mp4"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    folders = ("--reference", str(tmp_path / "a"), "--candidate", str(tmp_path / "b"))
+    assert main(["evaluate", *folders, "--workdir", str(tmp_path)]) == 2
+    damaged.write_bytes(whole)
+
+    measured = []
+
+    def spy(pair: Pair, lpips: Any) -> Measured:
+        measured.append(pair.reference.path.name)
+        return measure_pair(pair, lpips)
+
+    monkeypatch.setattr("osp_opt.evaluation.command.measure_pair", spy)
+    found = evaluated(tmp_path)
+    assert measured == ["002.mp4", "003.mp4"]
+    assert [path.name for path in (tmp_path / "evaluate").iterdir()] == ["evaluation.json"]
+    assert evaluated(tmp_path) == found, "the whole of it at once"
 
 
 def test_verdict_and_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

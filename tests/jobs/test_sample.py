@@ -55,6 +55,22 @@ def test_finished_videos_are_not_made_again(model_flags: dict[str, Any], run_job
     assert second.read_bytes() == content, "one seed, one video"
 
 
+def test_raw_frames_are_what_was_decoded(
+    model_flags: dict[str, Any], run_job: Job, tmp_path: Path
+) -> None:
+    """A folder without them gets them when it is asked for them later."""
+    wanted = options(model_flags)
+    run_job(wanted)
+    assert not list(wanted.run_dir.glob("*.mkv")), "only by request for a model of one's own"
+    printed = run_job(options(model_flags, raw=True))
+    assert "there already" not in printed
+    for entry in json.loads((wanted.run_dir / "manifest.json").read_text())["videos"]:
+        shown, raw = (read_video(wanted.run_dir / entry[name]) for name in ("file", "frames"))
+        assert shown.shape == raw.shape
+        assert 0 < np.abs(shown.astype(float) - raw).mean() < 4
+    assert "2 of 2 videos are there already" in run_job(options(model_flags, raw=True))
+
+
 def test_one_frame_makes_a_png(model_flags: dict[str, Any], run_job: Job) -> None:
     wanted = options(
         model_flags, num_frames=1, allow_untrained_shape=True, text_prompt=("a red dog",)

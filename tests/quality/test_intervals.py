@@ -7,6 +7,7 @@ import pytest
 
 from osp_opt.quality.intervals import (
     bootstrap_ci,
+    lost_share,
     mean_ci,
     paired_difference,
     paired_shares,
@@ -114,6 +115,16 @@ def test_how_many_pairs_show_how_little() -> None:
     assert prompts_to_show(0.01) == 381  # z2 * 99 = 380.3
     assert unseen_share(381) < 0.01 < unseen_share(380)
     assert paired_shares([1.0] * 381, [1.0] * 381).high == pytest.approx(unseen_share(381))
+
+
+def test_a_lost_share_is_of_what_was_there() -> None:
+    before, after = pairs(6, 2, 0, 2)
+    lost = lost_share(before, after)
+    bare = paired_shares(before, after)
+    assert lost.estimate == pytest.approx(2 / 8)  # 8 of 10 were right, 6 still are
+    assert (lost.low, lost.high) == pytest.approx((bare.low / 0.8, bare.high / 0.8))
+    with pytest.raises(ValueError, match="none can be lost"):
+        lost_share([0.0, 0.0], [0.0, 1.0])
 
 
 def test_outcomes_outside_a_share() -> None:

@@ -13,9 +13,10 @@ from rich.table import Table
 from osp_opt import __version__
 from osp_opt.artifacts import write_json
 from osp_opt.errors import OptionError
+from osp_opt.evaluation.finished import Finished
 from osp_opt.evaluation.lpips import Lpips
 from osp_opt.evaluation.measures import Measured, measure_pair
-from osp_opt.evaluation.pairs import Pair, VideoSet, pair_videos
+from osp_opt.evaluation.pairs import Pair, VideoFile, VideoSet, pair_videos
 from osp_opt.evaluation.summary import (
     AS_ASKED,
     LOWER_IS_BETTER,
@@ -76,21 +77,31 @@ def run(options: EvaluateOptions) -> int:
     if options.reference is None:
         raise OptionError("--reference: missing; give the folder of the videos to compare with")
     candidate = options.candidate or options.workdir / "samples"
+    done = Finished(options.json_path)
     found = evaluate(
         VideoSet.open(options.reference, "--reference"),
         VideoSet.open(candidate, "--candidate"),
         options,
         Progress(),
+        done,
     )
     write_json(options.json_path, found.as_json())
+    done.clear()
     _show(Console(), found, options.json_path)
     return 0 if found.verdict in (None, "kept") else NOT_KEPT_EXIT_CODE
 
 
 def evaluate(
-    reference: VideoSet, candidate: VideoSet, options: EvaluateOptions, progress: Progress
+    reference: VideoSet,
+    candidate: VideoSet,
+    options: EvaluateOptions,
+    progress: Progress,
+    done: Finished | None = None,
 ) -> Evaluation:
-    """Measure every pair and judge. Raises InputError for folders that cannot be compared."""
+    """Measure every pair and judge; what `done` holds is not measured again.
+
+    Raises InputError for folders that cannot be compared.
+    """
     pairs = pair_videos(reference, candidate)
     notes: list[str] = []
     lpips = Lpips.open() if options.lpips else None
@@ -100,13 +111,22 @@ def evaluate(
     measured = []
     with progress.task("comparing", len(pairs)) as task:
         for pair in pairs:
-            measured.append(measure_pair(pair, lpips))
+            values = None if done is None else done.pair(pair, lpips is not None)
+            found = measure_pair(pair, lpips) if values is None else values
+            if values is None and done is not None:
+                done.add_pair(found, lpips is not None)
+            measured.append(found)
             task.advance()
     if options.vbench_python is None:
         notes.append("VBench: no --vbench-python given")
     else:
         progress.say(f"VBench scores {2 * len(pairs)} videos, which takes a while")
-        measured = _with_vbench(measured, pairs, options.vbench_python, options.vbench_dimensions)
+        measured = _with_vbench(measured, pairs, options, done)
+    if any(pair.through_codec for pair in pairs):
+        notes.append(
+            "differences finer than the videos' codec: sample both with --raw to compare frames "
+            "as they were made"
+        )
     if not measured[0].frame_ssim:
         notes.append("SSIM: frames are smaller than its window")
     if "all" not in measured[0].reference:
@@ -122,10 +142,26 @@ def evaluate(
 
 
 def _with_vbench(
-    measured: list[Measured], pairs: list[Pair], python: Path, dimensions: tuple[str, ...]
+    measured: list[Measured], pairs: list[Pair], options: EvaluateOptions, done: Finished | None
 ) -> list[Measured]:
-    before = vbench_scores(python, [pair.reference for pair in pairs], dimensions)
-    after = vbench_scores(python, [pair.candidate for pair in pairs], dimensions)
+    python = options.vbench_python
+    assert python is not None
+
+    def scored(videos: list[VideoFile]) -> list[dict[str, float]]:
+        """By dimension, so that a killed run keeps those that are finished."""
+        scores: list[dict[str, float]] = [{} for _ in videos]
+        for dimension in options.vbench_dimensions:
+            found = None if done is None else done.vbench(dimension, videos)
+            if found is None:
+                found = [values[dimension] for values in vbench_scores(python, videos, [dimension])]
+                if done is not None:
+                    done.add_vbench(dimension, videos, found)
+            for values, value in zip(scores, found, strict=True):
+                values[dimension] = value
+        return scores
+
+    before = scored([pair.reference for pair in pairs])
+    after = scored([pair.candidate for pair in pairs])
     return [
         replace(m, reference={**m.reference, **a}, candidate={**m.candidate, **b})
         for m, a, b in zip(measured, before, after, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,20 @@ class Measured:
     frame_psnr: tuple[float, ...]
     frame_ssim: tuple[float, ...]
     seen: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, pair: Pair, values: Mapping[str, Any]) -> Measured:
+        """The inverse of `as_json`; the pair is known already."""
+        names = ("psnr", "ssim", "lpips")
+        return cls(
+            pair,
+            {name: values[name] for name in names if name in values},
+            dict(values["reference"]),
+            dict(values["candidate"]),
+            tuple(values["frame_psnr"]),
+            tuple(values["frame_ssim"]),
+            dict(values["seen"]),
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The fields, with the files' names."""

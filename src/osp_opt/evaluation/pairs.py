@@ -21,18 +21,23 @@ __all__ = ["Pair", "VideoFile", "VideoSet", "pair_videos", "read_frames"]
 
 MANIFEST = "manifest.json"
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
+LOSSY_SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".gif", ".jpg", ".jpeg")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _OVERVIEW = "grid"  # what sample adds to its folder
+_RAW_FRAMES = ".frames.mkv"  # beside videos, found through the manifest
 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """One video or image; prompt, seed and seconds of denoising where a manifest says them."""
+    """One video or image; prompt, seed, seconds of denoising and a file of its raw frames where a
+    manifest says them.
+    """
 
     path: Path
     prompt: str | None = None
     seed: int | None = None
     seconds: float | None = None
+    raw: Path | None = None
 
     @property
     def label(self) -> str:
@@ -86,9 +91,22 @@ class Pair:
         """What both were asked to show, where that is known."""
         return self.reference.prompt or self.candidate.prompt
 
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        """The files that are compared: raw frames where both have them."""
+        first, second = self.reference, self.candidate
+        if first.raw is not None and second.raw is not None:
+            return first.raw, second.raw
+        return first.path, second.path
+
+    @property
+    def through_codec(self) -> bool:
+        """Whether a lossy codec stands between what was sampled and what is compared."""
+        return any(path.suffix.lower() in LOSSY_SUFFIXES for path in self.paths)
+
     def frames(self) -> tuple[Frames, Frames]:
         """Both videos, uint8 [t h w c]. Raises FileError, and ShapeError when sizes differ."""
-        reference, candidate = (read_frames(f.path) for f in (self.reference, self.candidate))
+        reference, candidate = (read_frames(path) for path in self.paths)
         if reference.shape != candidate.shape:
             raise ShapeError(
                 f"{self.candidate.path}: {_size(candidate)}, but {self.reference.path}: "
@@ -145,7 +163,16 @@ def _listed(folder: Path, manifest: Any) -> tuple[VideoFile, ...]:
             )
         seconds = entry.get("denoising_seconds")
         timed = isinstance(seconds, (int, float)) and seconds > 0
-        videos.append(VideoFile(path, prompt, seed, float(seconds) if timed else None))
+        raw = entry.get("frames")
+        videos.append(
+            VideoFile(
+                path,
+                prompt,
+                seed,
+                float(seconds) if timed else None,
+                file_inside(folder, raw) if isinstance(raw, str) else None,
+            )
+        )
     return tuple(videos)
 
 
@@ -159,6 +186,7 @@ def _found(folder: Path) -> tuple[VideoFile, ...]:
         if path.suffix.lower() in suffixes
         and path.is_file()
         and path.stem != _OVERVIEW
+        and not path.name.endswith(_RAW_FRAMES)
         and not path.name.startswith(".")
     )
 

@@ -22,6 +22,7 @@ from osp_opt.evaluation.measures import Measured
 from osp_opt.quality.intervals import (
     Interval,
     bootstrap_ci,
+    lost_share,
     paired_difference,
     paired_shares,
     unseen_share,
@@ -126,11 +127,8 @@ def _loss(groups: list[list[Measured]], alone: Sequence[str], vbench: Sequence[s
     """
     if "all" in alone:
         before, after = _levels(groups, ATTRIBUTES)
-        level = float(np.mean(before))
-        if level > 0:
-            lost = paired_shares(before, after)
-            share = Interval(lost.estimate / level, lost.low / level, lost.high / level, lost.count)
-            return Loss(share, AS_ASKED)
+        if any(before):
+            return Loss(lost_share(before, after), AS_ASKED)
     if vbench:
         before, after = _levels(groups, vbench)
         level = float(np.mean(before))

@@ -11,7 +11,7 @@ import numpy as np
 
 from osp_opt.jobs.cache_trials import Pair
 from osp_opt.jobs.generation import VideoMaker
-from osp_opt.quality.intervals import Interval, mean_ci, paired_difference
+from osp_opt.quality.intervals import Interval, lost_share, mean_ci
 from osp_opt.quality.metrics import SSIM_WINDOW, psnr, ssim
 from osp_opt.tiny.captions import parse
 from osp_opt.tiny.checker import check
@@ -118,8 +118,7 @@ def _loss(
         before, after = ([pair[i] for pair in right] for i in (0, 1))
         task = float(np.mean(before)), float(np.mean(after))
         if task[0] > 0:
-            lost = paired_difference([x / task[0] for x in before], [x / task[0] for x in after])
-            return lost, "attributes as asked", task
+            return lost_share(before, after), "attributes as asked", task
     if similarity:
         return mean_ci([1.0 - value for value in similarity]), "SSIM", task
     below = [max(0.0, 1.0 - value / VISIBLE_PSNR) for value in fidelity]

@@ -18,7 +18,14 @@ from osp_opt.options import SampleOptions
 from osp_opt.prompts import given_prompts
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.tiny.prompts import load_prompts
-from osp_opt.video import read_image, read_video, write_grid, write_image, write_video
+from osp_opt.video import (
+    read_image,
+    read_video,
+    write_grid,
+    write_image,
+    write_lossless,
+    write_video,
+)
 
 if TYPE_CHECKING:
     from osp_opt.worker import WorkerContext
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["requests_of", "run"]
 
 MANIFEST = "manifest.json"
+FRAMES_SUFFIX = ".frames.mkv"
 GRID_LIMIT = 16  # more tiles than that are no overview
 SAMPLE_PROMPTS = 4  # used when none are given
 SCHEDULE_FATAL = ("model",)
@@ -38,6 +46,11 @@ class _Video:
 
     request: Request
     path: Path
+
+    @property
+    def frames_path(self) -> Path:
+        """Where its raw frames are kept, when they are."""
+        return self.path.with_suffix(FRAMES_SUFFIX)
 
 
 def run(options: SampleOptions, context: WorkerContext) -> None:
@@ -53,11 +66,13 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
         for i, request in enumerate(requests_of(options), start=1)
     ]
     key = _key(options, maker, schedule, policy)
-    todo = context.parallel.broadcast_object([v for v in videos if _finished(v, key) is None])
+    # Images are png, which loses nothing.
+    raw = suffix == ".mp4" and (maker.is_bundled if options.raw is None else options.raw)
+    todo = context.parallel.broadcast_object([v for v in videos if not _whole(v, key, raw)])
     if len(todo) < len(videos):
         say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
     context = maker.arranged(context, len(todo))
-    _make(context.parallel.share(todo), maker, schedule, policy, key, options, context)
+    _make(context.parallel.share(todo), maker, schedule, policy, key, raw, options, context)
     context.parallel.barrier()
     if context.parallel.is_main:
         _summarise(videos, maker, key, context)
@@ -146,12 +161,17 @@ def _finished(video: _Video, key: dict[str, Any]) -> dict[str, Any] | None:
     return meta
 
 
+def _whole(video: _Video, key: dict[str, Any], raw: bool) -> bool:
+    return _finished(video, key) is not None and (not raw or video.frames_path.is_file())
+
+
 def _make(
     videos: list[_Video],
     maker: VideoMaker,
     schedule: TimestepSchedule,
     policy: CachePolicy | None,
     key: dict[str, Any],
+    raw: bool,
     options: SampleOptions,
     context: WorkerContext,
 ) -> None:
@@ -169,6 +189,9 @@ def _make(
             if len(frames) == 1:
                 write_image(video.path, frames[0])
             else:
+                # First: with its sidecar a video counts as finished, raw frames and all.
+                if raw:
+                    write_lossless(video.frames_path, frames, maker.fps)
                 write_video(video.path, frames, maker.fps)
             meta = {"prompt": video.request.prompt, "seed": video.request.seed, **key}
             write_meta(video.path, {**meta, "denoising_seconds": made.seconds})
@@ -191,6 +214,7 @@ def _summarise(
                 "prompt": video.request.prompt,
                 "seed": video.request.seed,
                 "denoising_seconds": seconds[-1],
+                **({"frames": video.frames_path.name} if video.frames_path.is_file() else {}),
             }
         )
     write_json(context.run_dir / MANIFEST, {"command": "sample", **key, "videos": entries})

@@ -248,7 +248,7 @@ class _Search:
             loss = winner.quality.loss.estimate
             self.say(
                 f"{winner.speedup.estimate:.2f}x measured: loses {loss:.2%} of "
-                f"{winner.quality.measure}"
+                f"{winner.quality.measure} (up to {winner.quality.loss.high:.1%} is left open)"
             )
             if loss <= max_loss:
                 best, low = winner, ratio

@@ -99,7 +99,10 @@ def _fewest_within(search: Search, max_loss: float) -> dict[int, Decision]:
     for length in ladder[_first_promising(search, search.trials, ladder, max_loss) :]:
         decision = settle(search, length)
         if decision.loss is not None and decision.loss.estimate <= max_loss:
-            say(f"{length} steps: loss {decision.loss.estimate:.2%} is within {max_loss:.2%}")
+            say(
+                f"{length} steps: loss {decision.loss.estimate:.2%} is within {max_loss:.2%} "
+                f"({decision.loss.count} prompts leave open up to {decision.loss.high:.1%})"
+            )
             return {length: decision}
     raise OptionError(
         f"--max-loss {max_loss:.2%}: {ladder[-1]} steps lose more than that; allow more loss"

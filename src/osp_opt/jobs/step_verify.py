@@ -9,7 +9,7 @@ from typing import Any
 
 from osp_opt.jobs.generation import Request
 from osp_opt.jobs.step_trials import StepTrials
-from osp_opt.quality.intervals import Interval, mean_ci, paired_difference
+from osp_opt.quality.intervals import Interval, lost_share, mean_ci, paired_difference
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.step_race import bounded
 
@@ -117,19 +117,11 @@ def _loss(full: list[dict[str, Any]], own: list[dict[str, Any]]) -> tuple[Interv
     """
     if all("right" in values for values in full):
         reference = _column(full, "right")
-        mean = sum(reference) / len(reference)
-        if mean > 0:
-            drop = paired_difference(reference, _column(own, "right"))
-            return _scaled(drop, 1.0 / mean), "attributes as asked"
+        if any(reference):
+            return lost_share(reference, _column(own, "right")), "attributes as asked"
     if all("ssim" in values for values in own):
         return mean_ci([1.0 - value for value in _column(own, "ssim")]), "SSIM"
     return mean_ci([max(0.0, 1.0 - value / 40.0) for value in _column(own, "psnr")]), "PSNR"
-
-
-def _scaled(interval: Interval, factor: float) -> Interval:
-    return Interval(
-        interval.estimate * factor, interval.low * factor, interval.high * factor, interval.count
-    )
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> list[float]:

@@ -323,6 +323,13 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
         identity=False,
     )
 
+    raw: bool | None = option(
+        None,
+        "Keep lossless frames beside each mp4, for evaluate; default: for the bundled model.",
+        panel="Job",
+        identity=False,
+    )
+
     @property
     def run_dir(self) -> Path:
         """``--out`` when given, else the usual place."""
