@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import cache, combined, plots, predictor, scaling, steps, table
+from benchmarks import cache, combined, coupling, plots, predictor, scaling, steps, table
 from benchmarks.lab import Lab
 from benchmarks.size import full_size, quick_size
 from osp_opt import __version__
@@ -38,6 +38,7 @@ class Section(str, Enum):
     """What can be run alone."""
 
     steps = "steps"
+    noise = "noise"
     cache = "cache"
     predictor = "predictor"
     combined = "combined"
@@ -46,6 +47,7 @@ class Section(str, Enum):
 
 RUNS = {
     Section.steps: steps.run,
+    Section.noise: coupling.run,
     Section.cache: cache.run,
     Section.predictor: predictor.run,
     Section.combined: combined.run,

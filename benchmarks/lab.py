@@ -67,7 +67,8 @@ class Lab:
         # What every command is told: which model (the bundled one unless given), where it runs.
         self.common: dict[str, Any] = {**(model or {}), "device": self.device.name, "seed": seed}
         options = SampleOptions(**self.common, workdir=work)
-        context = WorkerContext(self.device, Parallel(), work, Listening())
+        self.said = Listening()
+        context = WorkerContext(self.device, Parallel(), work, self.said)
         self.maker = VideoMaker(options, context)
         # Nothing measured with other weights, sizes or seeds is taken for this run's.
         self.name = f"{self.maker.loaded.fingerprint[:12]}-{size.name}{size.steps}-s{seed}"

@@ -15,6 +15,7 @@ def render(results: dict[str, Any]) -> str:
     parts = [_head(results), _goals(results)]
     for name, section in (
         ("steps", _steps),
+        ("noise", _noise),
         ("cache", _cache),
         ("predictor", _predictor),
         ("combined", _combined),
@@ -97,6 +98,21 @@ def _steps(section: dict[str, Any]) -> str:
         "was shown to be better on prompts of its own."
     )
     return f"## Steps\n\n![PSNR over steps](steps.png)\n\n{_table(head, rows)}\n\n{note}"
+
+
+def _noise(section: dict[str, Any]) -> str:
+    kinds = list(dict.fromkeys(row["noise"] for row in section["rows"]))
+    lengths = list(dict.fromkeys(row["steps"] for row in section["rows"]))
+    psnr = {(row["noise"], row["steps"]): row["psnr"] for row in section["rows"]}
+    rows = [
+        [f"{length}", *(interval_text(psnr[kind, length]) for kind in kinds)] for length in lengths
+    ]
+    count = section["rows"][0]["psnr"]["count"]
+    note = (
+        f"PSNR in dB of uniform schedules to the full-length video of the same noise, {count} "
+        "fresh prompts. Coupled noise is one Brownian path per prompt and seed, whatever the steps."
+    )
+    return f"## Noise\n\n{_table(('steps', *kinds), rows)}\n\n{note}"
 
 
 def _measured(rows: Sequence[dict[str, Any]]) -> str:

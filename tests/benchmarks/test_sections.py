@@ -19,6 +19,7 @@ from benchmarks import cache, goals, plots, steps, table
 from benchmarks.contest import Entrant, Runtime, contest, summary
 from benchmarks.size import full_size, quick_size
 from osp_opt.jobs.generation import Request
+from osp_opt.quality.intervals import mean_ci
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.trials import TrialLedger
 
@@ -132,6 +133,12 @@ def results(lab: Any) -> dict[str, Any]:
             "reference_evaluations_at_50": 5280,
             "calibration_videos": 8,
         },
+        "noise": {
+            "rows": [
+                {"noise": kind, "steps": 50, "psnr": mean_ci([level, level + 2]).as_json()}
+                for kind, level in (("coupled", 40.0), ("independent", 17.0))
+            ],
+        },
         "cache": section,
         "predictor": {
             "prompts": 2,
@@ -205,6 +212,7 @@ def test_table_and_figures_come_of_the_results(results: dict[str, Any], tmp_path
         assert f"| {goal.text} | {goal.measured or '-'} | {goal.verdict} |" in page
     assert "| theirs |  | ImportError: no |" in page
     assert "5280 at 50" in page
+    assert "| 50 | 41.0 [28.3, 53.7] | 18.0 [5.3, 30.7] |" in page
     assert "| 1.3x | 9 | 0.50 | - |" in page
     drawn = plots.draw(results, tmp_path)
     assert [path.name for path in drawn] == ["steps.png", "cache.png", "combined.png"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from osp_opt.cache.block_cache import BlockCache
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.models.checkpoint import load_transformer
 from osp_opt.models.transformer import OpenSoraT2V, TextContext
 from osp_opt.sampling.denoiser import Conditions, GuidedDenoiser
@@ -79,6 +80,26 @@ def test_the_default_sampler_never_waits(
     )
     assert result.shape == (1, *LATENT)
     assert len(seen) == len(SCHEDULE)
+
+
+def test_recording_waits_for_its_result_only(model: OpenSoraT2V, conditions: Conditions) -> None:
+    there = load_transformer(GOLDEN).requires_grad_(False).to("meta")
+    steps, elements = len(SCHEDULE), 100  # fewer than the latents have: some are picked
+    recorder = CalibrationRecorder(
+        steps,
+        there.config.num_layers,
+        guidance_scale=3.0,
+        max_tokens=5,
+        max_latent_bytes=4 * steps * elements,
+    )
+    recording = GuidedDenoiser(
+        there, conditions, 3.0, None, timesteps=SCHEDULE.timesteps, recorder=recorder
+    )
+    noise = CoupledNoise(1, "a cat", LATENT)
+    noise.initial((1, *LATENT), float(SCHEDULE.sigmas[0]))
+    sample_euler_ancestral(recording, torch.empty(1, *LATENT, device="meta"), SCHEDULE, noise)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        recorder.result()
 
 
 @pytest.mark.parametrize("name", ["EulerDiscrete", "DDPM", "DPMSolverMultistep"])

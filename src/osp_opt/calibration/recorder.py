@@ -23,7 +23,7 @@ Layer = Callable[[Tensor], Tensor]
 BRANCHES = ("negative", "positive")  # the order in which the pipeline concatenates them
 MAX_TOKENS = 512  # kept of each hidden state; 33 boundaries x 2 x 512 x 2304 in bf16: 156 MB
 MAX_STATE_BYTES = 1 << 30  # of all hidden states kept at once, on the model's device
-MAX_LATENT_BYTES = 1 << 30  # of all denoised predictions together, float32 in host memory
+MAX_LATENT_BYTES = 1 << 28  # of all denoised predictions together, float32, on the same device
 
 
 class CalibrationRecorder:
@@ -41,7 +41,8 @@ class CalibrationRecorder:
             kept evenly spread, the same at every step.
 
     Memory: (max(lags) + 1) x boundaries x branches x tokens x features on the model's device, in
-    the model's dtype, at most `max_state_bytes`; and at most `max_latent_bytes` on the host.
+    the model's dtype, at most `max_state_bytes`; and at most `max_latent_bytes` there, too, so that
+    nothing waits for the device before `result`.
     Keeping a part of the tokens or elements leaves every mean unbiased over places; its relative
     error falls as 1/sqrt(kept).
     """
@@ -81,6 +82,7 @@ class CalibrationRecorder:
         self._spare: list[Tensor] = []
         self._grams: dict[tuple[int, int], Tensor] = {}
         self._tokens: Tensor | None = None
+        self._kept_elements: Tensor | None = None
         self._keeps_all = False
 
     def at(self, step: int, branch: str = "both") -> Callable[[Sequence[Layer], Tensor], Tensor]:
@@ -109,9 +111,11 @@ class CalibrationRecorder:
         """Keep the denoised prediction (after guidance) of `step`; the last call counts."""
         flat = denoised.detach().reshape(-1)
         if flat.numel() > self._elements:
-            kept = spread_indices(flat.numel(), self._elements)
-            flat = flat[torch.from_numpy(kept).to(flat.device)]
-        self._denoised[step] = flat.to(device="cpu", dtype=torch.float32, copy=True)
+            if self._kept_elements is None:
+                kept = spread_indices(flat.numel(), self._elements)
+                self._kept_elements = torch.from_numpy(kept).to(flat.device)
+            flat = flat[self._kept_elements]
+        self._denoised[step] = flat.to(dtype=torch.float32, copy=True)
 
     def result(self) -> VideoStatistics:
         """The statistics of the finished video. Raises CalibrationError when steps are missing."""
@@ -120,7 +124,7 @@ class CalibrationRecorder:
             raise CalibrationError(
                 f"recorder: steps {missing[:5]} of {self.num_steps} were not sampled"
             )
-        denoised_KE = torch.stack([self._denoised[step] for step in range(self.num_steps)])
+        denoised_KE = torch.stack([self._denoised[k] for k in range(self.num_steps)]).cpu()
         b = self.num_blocks + 1
         mean = np.full((self.num_steps, len(self.lags), b, b), np.nan, dtype=np.float32)
         guided = mean.copy()
