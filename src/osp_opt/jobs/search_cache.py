@@ -248,7 +248,7 @@ class _Search:
             loss = winner.quality.loss.estimate
             self.say(
                 f"{winner.speedup.estimate:.2f}x measured: loses {loss:.2%} of "
-                f"{winner.quality.measure} (up to {winner.quality.loss.high:.1%} is left open)"
+                f"{winner.quality.measure}{_left_open(winner.quality.loss)}"
             )
             if loss <= max_loss:
                 best, low = winner, ratio
@@ -311,6 +311,11 @@ class _Search:
                 {"prompt": r.prompt, "seed": r.seed} for r in self.fresh_requests
             ]
         return meta
+
+
+def _left_open(loss: Interval) -> str:
+    """What so few prompts cannot exclude."""
+    return f" (up to {loss.high:.1%} is left open)" if np.isfinite(loss.high) else ""
 
 
 def _speedup(pairs: Sequence[Pair]) -> Interval:

@@ -6,6 +6,8 @@ A schedule that was not shown to be better than uniform is not written without -
 
 from __future__ import annotations
 
+import math
+
 from osp_opt.errors import OptionError
 from osp_opt.jobs.generation import Request, VideoMaker
 from osp_opt.jobs.memory import report_memory
@@ -99,10 +101,12 @@ def _fewest_within(search: Search, max_loss: float) -> dict[int, Decision]:
     for length in ladder[_first_promising(search, search.trials, ladder, max_loss) :]:
         decision = settle(search, length)
         if decision.loss is not None and decision.loss.estimate <= max_loss:
-            say(
-                f"{length} steps: loss {decision.loss.estimate:.2%} is within {max_loss:.2%} "
-                f"({decision.loss.count} prompts leave open up to {decision.loss.high:.1%})"
-            )
+            line = f"{length} steps: loss {decision.loss.estimate:.2%} is within {max_loss:.2%}"
+            if math.isfinite(decision.loss.high):
+                line += (
+                    f" ({decision.loss.count} prompts leave open up to {decision.loss.high:.1%})"
+                )
+            say(line)
             return {length: decision}
     raise OptionError(
         f"--max-loss {max_loss:.2%}: {ladder[-1]} steps lose more than that; allow more loss"
