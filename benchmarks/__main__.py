@@ -20,9 +20,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import cache, combined, coupling, plots, predictor, scaling, steps, table
+from benchmarks import cache, combined, coupling, plots, predictor, samplers, scaling, steps, table
 from benchmarks.lab import Lab
 from benchmarks.size import full_size, quick_size
+from benchmarks.summary import summary
 from osp_opt import __version__
 from osp_opt.artifacts import atomic_write_text, read_json, write_json
 from osp_opt.jobs.generation import Request
@@ -39,6 +40,7 @@ class Section(str, Enum):
 
     steps = "steps"
     noise = "noise"
+    samplers = "samplers"
     cache = "cache"
     predictor = "predictor"
     combined = "combined"
@@ -48,6 +50,7 @@ class Section(str, Enum):
 RUNS = {
     Section.steps: steps.run,
     Section.noise: coupling.run,
+    Section.samplers: samplers.run,
     Section.cache: cache.run,
     Section.predictor: predictor.run,
     Section.combined: combined.run,
@@ -153,6 +156,8 @@ def _write(folder: Path, lab: Lab, about: dict[str, Any], found: dict[str, Any])
     # Read again: what is drawn and tabled is what the file says.
     results = read_json(path, "benchmark results", max_bytes=1 << 28)
     atomic_write_text(folder / "table.md", table.render(results))
+    if "steps" in results and "cache" in results:
+        atomic_write_text(folder / "summary.md", summary(results))
     plots.draw(results, folder)
 
 

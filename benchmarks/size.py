@@ -39,6 +39,7 @@ class Size:
     reference_iterations: int
     knobs: int
     noise_prompts: int
+    sampler_prompts: int
     predictor_policies: int
     predictor_prompts: int
     scaling_videos: int
@@ -78,6 +79,7 @@ def quick_size() -> Size:
         reference_iterations=2,
         knobs=2,
         noise_prompts=2,
+        sampler_prompts=2,
         predictor_policies=3,
         predictor_prompts=1,
         scaling_videos=2,
@@ -87,7 +89,7 @@ def quick_size() -> Size:
 
 # Work in uncached videos, counted from what the sections do: a fixed part, and for each judging
 # prompt of the three sections. Decoding and checking a video counts as a third of one.
-_FIXED = 715.0
+_FIXED = 790.0
 _PER_JUDGE = (14.0, 44.0, 9.0)
 _SHARES = (0.27, 0.58, 0.15)
 _FEWEST, _MOST = (6, 4, 4), (60, 40, 40)
@@ -125,6 +127,7 @@ def full_size(minutes: float, seconds_per_video: float) -> Size:
         reference_iterations=5,
         knobs=4,
         noise_prompts=8,
+        sampler_prompts=8,
         predictor_policies=10,
         predictor_prompts=2,
         scaling_videos=4,
@@ -134,7 +137,8 @@ def full_size(minutes: float, seconds_per_video: float) -> Size:
         size = replace(size, ays_lengths=(50, 25, 12), step_verify=12, cache_budget=12)
         size = replace(size, reference_lengths=size.lengths, reference_prompts=4)
         size = replace(size, free_ratios=(1.3, 1.5, 2.0, 2.5), scaling_repeats=3)
-        size = replace(size, noise_prompts=16, predictor_policies=20, predictor_prompts=3)
+        size = replace(size, noise_prompts=16, sampler_prompts=16)
+        size = replace(size, predictor_policies=20, predictor_prompts=3)
     if room > _AMPLE:
         size = replace(size, ays_lengths=size.lengths, ays_candidates=11, ays_iterations=5)
     return size

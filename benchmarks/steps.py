@@ -25,7 +25,7 @@ from osp_opt.sampling.steps import vp_scale
 from osp_opt.search.step_candidates import StepTable, objectives_for
 from osp_opt.tiny.prompts import load_prompts
 
-__all__ = ["TOOL", "run", "searched"]
+__all__ = ["AYS", "REFERENCE", "TOOL", "UNIFORM", "run", "searched"]
 
 UNIFORM, TOOL, AYS = "uniform", "osp-opt search-steps", "osp-opt search-steps --method ays"
 REFERENCE = "reference tool's step search"

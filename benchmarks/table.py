@@ -16,6 +16,7 @@ def render(results: dict[str, Any]) -> str:
     for name, section in (
         ("steps", _steps),
         ("noise", _noise),
+        ("samplers", _samplers),
         ("cache", _cache),
         ("predictor", _predictor),
         ("combined", _combined),
@@ -42,8 +43,9 @@ def _head(results: dict[str, Any]) -> str:
         ]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     judges = ", ".join(
-        f"{count} for {name}"
-        for name, count in zip(("steps", "cache", "combined"), size["judges"], strict=True)
+        f"{results[name]['rows'][0]['prompts']} for {name}"
+        for name in ("steps", "cache", "combined")
+        if name in results
     )
     lines += [
         f"Made by `python -m benchmarks`, {about['date']}, on {about['machine']} "
@@ -113,6 +115,23 @@ def _noise(section: dict[str, Any]) -> str:
         "fresh prompts. Coupled noise is one Brownian path per prompt and seed, whatever the steps."
     )
     return f"## Noise\n\n{_table(('steps', *kinds), rows)}\n\n{note}"
+
+
+def _samplers(section: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["sampler"],
+            f"{row['steps']}",
+            row["schedule"],
+            interval_text(row["psnr"]),
+            "" if row["schedule"] == "uniform" else interval_text(row["gain"]),
+        ]
+        for row in section["rows"]
+    ]
+    head = ("sampler", "steps", "schedule", "PSNR, dB", "gain over uniform, dB")
+    count = section["rows"][0]["psnr"]["count"]
+    note = f"{count} fresh prompts, against the full length of the same sampler."
+    return f"## Deterministic samplers\n\n{_table(head, rows)}\n\n{note}"
 
 
 def _measured(rows: Sequence[dict[str, Any]]) -> str:

@@ -18,6 +18,7 @@ import pytest
 from benchmarks import cache, goals, plots, steps, table
 from benchmarks.contest import Entrant, Runtime, contest, summary
 from benchmarks.size import full_size, quick_size
+from benchmarks.summary import summary as summary_of
 from osp_opt.jobs.generation import Request
 from osp_opt.quality.intervals import mean_ci
 from osp_opt.sampling.schedule import TimestepSchedule
@@ -139,6 +140,18 @@ def results(lab: Any) -> dict[str, Any]:
                 for kind, level in (("coupled", 40.0), ("independent", 17.0))
             ],
         },
+        "samplers": {
+            "rows": [
+                {
+                    "sampler": "EulerDiscrete",
+                    "steps": 12,
+                    "schedule": name,
+                    "psnr": mean_ci([30.0, 32.0]).as_json(),
+                    "gain": mean_ci([0.0, gain]).as_json(),
+                }
+                for name, gain in (("uniform", 0.0), ("deterministic", 0.2))
+            ],
+        },
         "cache": section,
         "predictor": {
             "prompts": 2,
@@ -213,10 +226,22 @@ def test_table_and_figures_come_of_the_results(results: dict[str, Any], tmp_path
     assert "| theirs |  | ImportError: no |" in page
     assert "5280 at 50" in page
     assert "| 50 | 41.0 [28.3, 53.7] | 18.0 [5.3, 30.7] |" in page
+    assert "| EulerDiscrete | 12 | deterministic | 31.0 [18.3, 43.7] | 0.1 [-1.2, 1.4] |" in page
     assert "| 1.3x | 9 | 0.50 | - |" in page
     drawn = plots.draw(results, tmp_path)
     assert [path.name for path in drawn] == ["steps.png", "cache.png", "combined.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_the_short_table_is_of_the_results(results: dict[str, Any]) -> None:
+    lines = summary_of(results).splitlines()
+    assert any(
+        line.startswith("| 50 | osp-opt search-steps | 42.0 [") and "| 3.0 [3.0, 3.0] |" in line
+        for line in lines
+    )
+    assert sum(line.startswith("| osp-opt free --ratio 2 |") for line in lines) == 1
+    assert "| diffusers MagCache | stops at 1.40x |" in lines
+    assert "| diffusers FirstBlockCache | 3.0 [3.0, 3.0] |" in lines
 
 
 def test_nothing_is_measured_twice(lab: Any, tmp_path: Path) -> None:
