@@ -95,6 +95,16 @@ def test_four_field_scores_equal_the_sum_over_the_policys_steps() -> None:
                 policy = CachePolicy.four_field(start, end - start, step_start, interval)
                 expected = policy_score(policy, errors, importance)
                 assert scores[i, step_start, start, end] == pytest.approx(expected, rel=1e-4)
+    once = CachePolicy.four_field(1, 2, 2, 3)  # steps 3 and 4 reuse step 2, 6 and 7 step 5
+    assert STEPS == 9
+    by_hand = 0.0
+    for run in ((3, 4), (6, 7)):
+        amplitude = sum(
+            np.sqrt(importance[t] * errors.table[:, t, lag, 1, 3]) for lag, t in enumerate(run)
+        )
+        by_hand = by_hand + amplitude**2
+    expected = np.exp(np.log(by_hand).mean())
+    assert policy_score(once, errors, importance) == pytest.approx(expected, rel=1e-5)
     plan = CachePolicy.explicit({4: [(0, 2)], 5: [(1, 3)]}, STEPS)
     amplitude = np.sqrt(importance[4] * errors.table[:, 4, 0, 0, 2]) + np.sqrt(
         importance[5] * errors.table[:, 5, 1, 1, 3]  # block 1 was reused at step 4: change of 3
