@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,7 @@ from osp_opt.prompts import given_prompts
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.tiny.prompts import load_prompts
 from osp_opt.video import (
+    Frames,
     read_image,
     read_video,
     write_grid,
@@ -180,22 +182,37 @@ def _make(
     maker.foresee(video.request.prompt for video in videos)
     if not videos:
         return
-    with context.progress.task("sampling", len(videos) * len(timesteps)) as task:
+    say = context.progress.say
+    with (
+        context.progress.task("sampling", len(videos) * len(timesteps)) as task,
+        # Encoding a file needs no device: the next video is denoised meanwhile.
+        ThreadPoolExecutor(1, "osp-opt-writer") as writer,
+    ):
+        written: Future[str] | None = None
         for video in videos:
             made = maker.denoise(video.request, schedule, cache, lambda *_: task.advance())
             frames = maker.decode(made.latents)
             if not context.parallel.is_leader:
                 continue
-            if len(frames) == 1:
-                write_image(video.path, frames[0])
-            else:
-                # First: with its sidecar a video counts as finished, raw frames and all.
-                if raw:
-                    write_lossless(video.frames_path, frames, maker.fps)
-                write_video(video.path, frames, maker.fps)
+            if written is not None:
+                say(written.result())  # or its error, before another video is begun
             meta = {"prompt": video.request.prompt, "seed": video.request.seed, **key}
-            write_meta(video.path, {**meta, "denoising_seconds": made.seconds})
-            context.progress.say(f"{video.path}: denoised in {made.seconds:.2f} s")
+            meta["denoising_seconds"] = made.seconds
+            written = writer.submit(_write, video, frames, maker.fps, raw, meta)
+        if written is not None:
+            say(written.result())
+
+
+def _write(video: _Video, frames: Frames, fps: float, raw: bool, meta: dict[str, Any]) -> str:
+    """All files of a video, the sidecar last: with it the video counts as finished."""
+    if len(frames) == 1:
+        write_image(video.path, frames[0])
+    else:
+        if raw:
+            write_lossless(video.frames_path, frames, fps)
+        write_video(video.path, frames, fps)
+    write_meta(video.path, meta)
+    return f"{video.path}: denoised in {meta['denoising_seconds']:.2f} s"
 
 
 def _summarise(
