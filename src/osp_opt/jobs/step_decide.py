@@ -140,9 +140,10 @@ def _decide_by_table(
 ) -> Decision:
     uniform, best = candidates[0], candidates[min(1, len(candidates) - 1)]
     gain = table.advantage(best.schedule, uniform.schedule, objective)
-    shown = gain.high < 0 or (gain.count == 1 and gain.estimate < 0)
     reason = f"estimated error {as_factor(gain)} of uniform's by {objective.label}"
-    return Decision(best, uniform, shown, reason, gain)
+    if gain.count == 1:
+        reason += ", from one calibration video, which has no interval: calibrate more"
+    return Decision(best, uniform, gain.high < 0, reason, gain)
 
 
 def _race_budget(options: SearchStepsOptions) -> float:
