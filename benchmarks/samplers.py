@@ -69,7 +69,7 @@ def _schedules(lab: Lab, sampler: str) -> dict[tuple[int, str], TimestepSchedule
     if not (options.run_dir / CALIBRATION_FILE).is_file():
         lab.run_job(options)
     table = StepTable(Calibration.load(options.run_dir / CALIBRATION_FILE), sampler)
-    own = objectives_for(sampler)[0]
+    own = objectives_for(sampler, "video")[0]
     found: dict[tuple[int, str], TimestepSchedule] = {}
     for length in lab.size.lengths[-2:]:
         found[length, "uniform"] = table.uniform(length).schedule

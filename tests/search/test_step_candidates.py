@@ -89,7 +89,10 @@ def test_objectives_follow_sampler_and_wish() -> None:
     assert names == {"klub"}
     assert {o.name for o in objectives_for("DDPM", "video")} == {"pathwise"}
     for sampler in ("EulerDiscrete", "DPMSolverMultistep", "HeunDiscrete", "DDIM"):
-        assert {o.name for o in objectives_for(sampler)} == {"deterministic"}
+        assert {o.name for o in objectives_for(sampler, "video")} == {"deterministic"}
+        assert {o.name for o in objectives_for(sampler)} == {"deterministic", "klub"}
+    assert objectives_for("DDIM")[0].name == "deterministic"
+    assert objectives_for("DPMSolverMultistep")[0].name == "klub"
 
 
 def test_blends_stay_schedules(calibration: Calibration) -> None:
