@@ -18,6 +18,7 @@ from benchmarks.lab import Lab
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.jobs.generation import Request
 from osp_opt.sampling.schedule import sigma_of
+from osp_opt.search.cache_importance import importance_probes, measured_importance
 from osp_opt.search.cache_scores import (
     ReuseErrors,
     data_scale,
@@ -31,7 +32,6 @@ __all__ = ["draw", "probed_importance", "run"]
 
 COSTS = (1.3, 1.5, 2.0)
 SAME_COST = 1.03  # of policies that count as equally fast
-PROBES = 10
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -106,9 +106,9 @@ def predictors_of(lab: Lab) -> dict[str, Callable[[CachePolicy], float]]:
     """Every way to rank policies that is compared, by name."""
     errors, steps = _errors(lab), lab.size.steps
     weights = {
-        "score of search-cache": _importance(lab),
+        "score of search-cache": probed_importance(lab, errors),
+        "score, Gaussian weights": _importance(lab),
         "score, all steps alike": np.ones(steps),
-        "score, steps weighed by probes": probed_importance(lab, errors),
     }
     found: dict[str, Callable[[CachePolicy], float]] = {}
     for name, weight in weights.items():
@@ -119,21 +119,11 @@ def predictors_of(lab: Lab) -> dict[str, Callable[[CachePolicy], float]]:
 
 
 def probed_importance(lab: Lab, errors: ReuseErrors) -> FloatArray:
-    """What one reuse at each of some steps does to the result, over its recorded error, [S].
-
-    Sampled on one prompt that judges nothing; in between straight in the logarithm.
-    """
-    steps = lab.size.steps
+    """The weights that search-cache measures, here on a prompt that judges nothing, [S]."""
+    probes = importance_probes(lab.size.steps, errors.num_blocks)
     request = lab.deciding(1)[0]
-    blocks = (1, errors.num_blocks - 1)
-    places = np.unique(np.linspace(1, steps - 1, PROBES).round().astype(int))
-    logs = []
-    for step in places:
-        policy = CachePolicy.explicit({int(step): [blocks]}, steps)
-        recorded = np.exp(np.log(errors.table[:, step, 0, blocks[0], blocks[1]] + 1e-30).mean())
-        logs.append(np.log(policy_error(lab, policy, request) / recorded))
-    weight: FloatArray = np.exp(np.interp(np.arange(steps), places, logs))
-    return weight
+    measured = [policy_error(lab, probe.policy, request) for probe in probes]
+    return measured_importance(errors, probes, measured)
 
 
 def _known(value: float) -> float | None:

@@ -89,7 +89,7 @@ def quick_size() -> Size:
 
 # Work in uncached videos, counted from what the sections do: a fixed part, and for each judging
 # prompt of the three sections. Decoding and checking a video counts as a third of one.
-_FIXED = 790.0
+_FIXED = 890.0
 _PER_JUDGE = (14.0, 44.0, 9.0)
 _SHARES = (0.27, 0.58, 0.15)
 _FEWEST, _MOST = (6, 4, 4), (60, 40, 40)
@@ -119,7 +119,7 @@ def full_size(minutes: float, seconds_per_video: float) -> Size:
         step_verify=8,
         four_field_ratios=(1.3, 1.5),
         free_ratios=(1.3, 1.5, 2.0),
-        cache_budget=8,
+        cache_budget=12,
         deciding=4,
         reference_lengths=(50, 25),
         reference_prompts=2,
@@ -134,7 +134,7 @@ def full_size(minutes: float, seconds_per_video: float) -> Size:
         scaling_repeats=2,
     )
     if room > _ROOMY:
-        size = replace(size, ays_lengths=(50, 25, 12), step_verify=12, cache_budget=12)
+        size = replace(size, ays_lengths=(50, 25, 12), step_verify=12)
         size = replace(size, reference_lengths=size.lengths, reference_prompts=4)
         size = replace(size, free_ratios=(1.3, 1.5, 2.0, 2.5), scaling_repeats=3)
         size = replace(size, noise_prompts=16, sampler_prompts=16)

@@ -32,6 +32,7 @@ from osp_opt.quality.timing import speedup as paired_speedup
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 from osp_opt.search.block_times import BlockTimes
 from osp_opt.search.cache_check import PredictorCheck, check_predictor
+from osp_opt.search.cache_importance import importance_probes, measured_importance
 from osp_opt.search.cache_plans import free_candidates
 from osp_opt.search.cache_scores import (
     ReuseErrors,
@@ -59,7 +60,7 @@ CANDIDATES = 12
 TOLERANCE = 0.03  # a measured ratio may fall short of the wanted one by so much
 ATTEMPTS = 3  # policies that are timed before the ratio counts as not delivered
 TIMED_VIDEOS = 2  # on which speed is measured, step by step
-CHECKED = 8  # policies of all costs, sampled to see whether the score ranks them
+CHECKED = 6  # policies of all costs, sampled to see whether the score ranks them
 NOTABLE_LOSS = 0.01  # of quality: a policy that loses more is not written without a word
 ANCESTRAL = ("EulerAncestralDiscrete", "DDPM", "KDPM2AncestralDiscrete")
 
@@ -117,7 +118,7 @@ class _Search:
                 f"{options.calibration_dir}: was recorded on {self.errors.num_blocks} blocks and "
                 f"the model has {self.maker.num_blocks}; run osp-opt calibrate with this model"
             )
-        self.importance = step_importance(
+        self._gaussian_importance = step_importance(
             np.append(sigma_of(np.asarray(timesteps, np.float64)), 0.0),
             data_scale(calibration),
             ancestral=options.sampler in ANCESTRAL,
@@ -133,6 +134,18 @@ class _Search:
             f"{100 * sum(self.times.blocks) / self.times.step:.0f} % of it in "
             f"{self.maker.num_blocks} blocks"
         )
+
+    @cached_property
+    def importance(self) -> np.ndarray:
+        """What an error at each step does to the result, [S]; measured if sampling is allowed."""
+        if not self.verifies and self.options.max_loss is None:
+            return self._gaussian_importance
+        request = self.race_requests[0]
+        probes = importance_probes(self.num_steps, self.maker.num_blocks)
+        policies = [probe.policy for probe in probes]
+        self.trials.baseline([request])
+        measured = self.trials.errors(policies, [request] * len(probes))
+        return measured_importance(self.errors, probes, measured)
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -164,8 +177,9 @@ class _Search:
         """The best measured policy whose measured speed-up is `ratio` (within the tolerance)."""
         size = len(self.race_requests)
         # One generation is the whole prompt set. Uncached videos, what is sampled of the winner,
-        # and the check of the score come off the budget first.
+        # the probes and the check of the score come off the budget first.
         budget = (self.options.budget - 1.0) * size - 2.0 * (size + TIMED_VIDEOS)
+        budget -= len(importance_probes(self.num_steps, self.maker.num_blocks))
         checks = CHECKED if budget > 3.0 * CHECKED else 0
         budget -= checks
         wanted, measured = ratio, 0.0
@@ -300,6 +314,7 @@ class _Search:
             "device": self.context.device.name,
             "block_times_seconds": self.times.as_json(),
             "predicted_speedup": winner.candidate.speedup,
+            "step_importance": [float(value) for value in self.importance],
             "generations_spent": self._generations(),
         }
         if winner.speedup is not None and winner.quality is not None:

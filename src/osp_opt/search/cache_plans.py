@@ -15,6 +15,7 @@ Suffixes: S steps, L ages 1..L, B boundaries (blocks + 1).
 
 from __future__ import annotations
 
+import itertools
 from itertools import product
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.errors import PolicyError
 from osp_opt.search.block_times import BlockTimes
+from osp_opt.search.cache_runs import run_plans
 from osp_opt.search.cache_scores import ReuseErrors, policy_score
 from osp_opt.search.cache_search import Candidate
 
@@ -42,9 +44,11 @@ def free_candidates(
 ) -> list[Candidate]:
     """Different plans predicted to reach `ratio`, best-scored first.
 
-    They differ in how old a reused change may get, in how errors are taken to add up, in one or
-    several ranges per step, and in the order of the forecast. Raises PolicyError when none
-    reaches the ratio.
+    Of order 1 those of `run_plans`; of order 0 also plans that differ in how old a reused change
+    may get, in how errors are taken to add up, and in one or several ranges per step. The score
+    orders plans of one order of forecast; between the two it is no judge (what reuse does at
+    different steps points the same way, what forecasts do less so), so they take turns. Raises
+    PolicyError when none reaches the ratio.
     """
     mean_SLBB = np.exp(np.log(errors.table + 1e-30).mean(axis=0))
     found: dict[CachePolicy, Candidate] = {}
@@ -56,14 +60,17 @@ def free_candidates(
         if plan is not None and plan.max_deltas() <= MAX_DELTAS:
             speedup = times.speedup(plan, errors.num_steps)
             found[plan] = Candidate(plan, policy_score(plan, errors, importance_S), speedup)
+    for plan in run_plans(errors, importance_S, times, ratio):
+        speedup = times.speedup(plan, errors.num_steps)
+        found[plan] = Candidate(plan, policy_score(plan, errors, importance_S), speedup)
     if not found:
         raise PolicyError(f"--ratio {ratio:g}: no plan of at most {errors.max_lag} reuses in a row")
-    ranked = sorted(found.values(), key=lambda candidate: candidate.score)
-    forecasts = []
-    for candidate in ranked[: max(1, limit // 4)]:
-        plan = candidate.policy.expanded(errors.num_steps, order=1)
-        forecasts.append(Candidate(plan, candidate.score, candidate.speedup))
-    return [*ranked[: limit - len(forecasts)], *forecasts]
+    by_order: list[list[Candidate]] = [
+        sorted((c for c in found.values() if c.policy.order == order), key=lambda c: c.score)
+        for order in (1, 0)
+    ]
+    turns = itertools.zip_longest(*by_order)
+    return [candidate for turn in turns for candidate in turn if candidate is not None][:limit]
 
 
 def best_plan(

@@ -60,7 +60,8 @@ def four_field_candidates(
 
     `scores_ISBB` are `four_field_scores` for the intervals 2..min(MAX_INTERVAL, steps). For each
     range and interval the latest step start that still reaches the ratio counts (an earlier one
-    reuses more); of each number of blocks and interval only the best few ranges are kept, so that
+    reuses more), or one less than an interval earlier: which steps at the end are reused depends
+    on it. Of each number of blocks and interval only the best few ranges are kept, so that
     the race sees different kinds of policies. Raises PolicyError, naming the largest possible
     ratio, when none reaches it.
     """
@@ -78,7 +79,9 @@ def four_field_candidates(
         # More steps are reused the earlier the start, so the last that reaches is the cheapest.
         latest = num_steps - 1 - np.argmax(reaches[i, ::-1], axis=0)
         for a, b in np.argwhere(reaches[i].any(axis=0)):
-            start = int(latest[a, b])
+            last = int(latest[a, b])
+            starts = np.arange(max(0, last - interval + 1), last + 1)
+            start = int(starts[np.argmin(scores_ISBB[i, starts, a, b])])
             policy = CachePolicy.four_field(int(a), int(b - a), start, interval)
             candidate = Candidate(
                 policy, float(scores_ISBB[i, start, a, b]), float(speedups[i, start, a, b])
