@@ -54,8 +54,9 @@ def run(lab: Lab) -> dict[str, Any]:
         equal = GOAL_RATIO
     wanted = [(FOUR_FIELD, ratio) for ratio in size.four_field_ratios]
     wanted += [(FREE, ratio) for ratio in size.free_ratios]
-    if equal not in size.four_field_ratios:
-        wanted.append((FOUR_FIELD, equal))
+    for method, ratios in ((FOUR_FIELD, size.four_field_ratios), (FREE, size.free_ratios)):
+        if equal not in ratios:
+            wanted.append((method, equal))
     for method, ratio in wanted:
         found = searched_policy(lab, method, ratio)
         if isinstance(found, NotRun):
@@ -69,7 +70,9 @@ def run(lab: Lab) -> dict[str, Any]:
         "rows": rows,
         "not_run": [vars(item) for item in (*missing, *absent, *failed)],
         "block_times": block_times(lab).as_json(),
-        "against_reference": _against_reference(measured, equal),
+        "against_reference": {
+            method: _against_reference(measured, method, equal) for method in (FOUR_FIELD, FREE)
+        },
         "equal_speed": [
             _at_equal_speed(own, measured) for own in measured if own[0].method == FREE
         ],
@@ -235,14 +238,16 @@ def _error(lab: Lab, policy: CachePolicy, request: Any) -> float:
     return float(lab.remembered(key, measure)["mse"])
 
 
-def _against_reference(measured: Sequence[Measured], equal: float) -> dict[str, Any] | None:
+def _against_reference(
+    measured: Sequence[Measured], method: str, equal: float
+) -> dict[str, Any] | None:
     """Mean squared errors of ours over the reference's, on the same fresh videos."""
     theirs = next((rows for entrant, rows in measured if entrant.method == REFERENCE), None)
     ours = next(
         (
             (entrant, rows)
             for entrant, rows in measured
-            if entrant.method == FOUR_FIELD and entrant.about["asked"] == equal
+            if entrant.method == method and entrant.about["asked"] == equal
         ),
         None,
     )
