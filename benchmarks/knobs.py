@@ -38,7 +38,7 @@ def tuned_thresholds(
                 break
         return {"speedups": speedups}
 
-    measured = lab.remembered(f"knobs {name}", measure)["speedups"]
+    measured = lab.remembered(f"thresholds {name}", measure)["speedups"]
     speedups = np.maximum.accumulate(measured[::-1])
     grid = np.log(GRID[: len(speedups)][::-1])
     fastest = float(speedups[-1])
@@ -62,10 +62,12 @@ def block_speedup(lab: Lab, opened: AbstractContextManager[Runtime], model: Any)
 
 @contextmanager
 def _counted(blocks: list[Any]) -> Iterator[list[int]]:
-    """Grows by one entry for every block that runs (its self-attention projects a query)."""
+    """Grows by one entry for every block that runs (fused projections pass `to_q` by, the feed
+    forward layer is always called).
+    """
     runs: list[int] = []
     hooks = [
-        block.attn1.to_q.register_forward_hook(lambda *_, i=i: runs.append(i))
+        block.ff.register_forward_hook(lambda *_, i=i: runs.append(i))
         for i, block in enumerate(blocks)
     ]
     try:
