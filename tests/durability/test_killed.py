@@ -113,8 +113,9 @@ def _timeless(value: Any) -> Any:
 
 def finished(folder: Path) -> Iterator[Path]:
     """The files that a resumed run has to leave as they are."""
-    yield from folder.glob("baseline/*.safetensors")
-    for statistics in folder.glob("statistics/*.safetensors"):
+    # A name that begins with a dot is a file that was being written.
+    yield from folder.glob("baseline/[!.]*.safetensors")
+    for statistics in folder.glob("statistics/[!.]*.safetensors"):
         yield from (statistics, folder / "latents" / statistics.name)
         yield folder / "videos" / f"{statistics.stem}.mp4"
     for sidecar in folder.glob("*.mp4.meta.json"):
