@@ -15,11 +15,13 @@ def run_ranks(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``script`` by torch.distributed.run; raises where a process fails."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, *launcher, str(processes), str(script), *map(str, arguments)],
-        check=True,
+        check=False,
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
     )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
