@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,21 @@ class Lab:
         return {
             "right": sum(seen[name] for name in ATTRIBUTES) / len(ATTRIBUTES),
             "all_right": float(seen["all"]),
+        }
+
+    def maker_with(self, **changes: Any) -> VideoMaker:
+        """The model with other sampling options."""
+        options = SampleOptions(**self.common, workdir=self.work, **changes)
+        return VideoMaker(options, WorkerContext(self.device, Parallel(), self.work, self.said))
+
+    def distances(
+        self, maker: VideoMaker, request: Request, schedules: Mapping[str, TimestepSchedule]
+    ) -> dict[str, float]:
+        """PSNR of every schedule's video to the full length, all made by `maker`."""
+        full = maker.decode(maker.denoise(request, self.reference).latents)
+        return {
+            name: min(psnr(maker.decode(maker.denoise(request, s).latents), full), MAX_PSNR)
+            for name, s in schedules.items()
         }
 
     def run_job(self, options: JobOptions) -> list[str]:

@@ -14,14 +14,11 @@ from osp_opt.calibration import Calibration
 from osp_opt.checks import CALIBRATION_FILE
 from osp_opt.jobs.generation import Request, VideoMaker
 from osp_opt.jobs.step_trials import schedule_key
-from osp_opt.options import CalibrateOptions, SampleOptions
-from osp_opt.parallel import Parallel
+from osp_opt.options import CalibrateOptions
 from osp_opt.quality.intervals import mean_ci, paired_difference
-from osp_opt.quality.metrics import MAX_PSNR, psnr
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.step_candidates import StepTable, objectives_for
 from osp_opt.tiny.prompts import load_prompts
-from osp_opt.worker import WorkerContext
 
 __all__ = ["run"]
 
@@ -35,10 +32,10 @@ def run(lab: Lab) -> dict[str, Any]:
     rows = []
     for sampler in SAMPLERS:
         schedules = _schedules(lab, sampler)
-        maker = _maker(lab, sampler)
+        maker = lab.maker_with(sampler=sampler)
         found = [_of_prompt(lab, maker, schedules, request) for request in requests]
         for (length, name), schedule in schedules.items():
-            key, even = _key(schedule), _key(schedules[length, "uniform"])
+            key, even = schedule_key(schedule), schedule_key(schedules[length, "uniform"])
             values = [psnrs[key] for psnrs in found]
             gain = paired_difference(values, [psnrs[even] for psnrs in found])
             rows.append(
@@ -51,11 +48,6 @@ def run(lab: Lab) -> dict[str, Any]:
                 }
             )
     return {"rows": rows}
-
-
-def _maker(lab: Lab, sampler: str) -> VideoMaker:
-    options = SampleOptions(**lab.common, workdir=lab.work, sampler=sampler)
-    return VideoMaker(options, WorkerContext(lab.device, Parallel(), lab.work, lab.said))
 
 
 def _schedules(lab: Lab, sampler: str) -> dict[tuple[int, str], TimestepSchedule]:
@@ -86,17 +78,9 @@ def _of_prompt(
 ) -> dict[str, float]:
     def measure() -> dict[str, Any]:
         print(f"  {maker.options.sampler}: {request.prompt}", flush=True)
-        full = maker.decode(maker.denoise(request, lab.reference).latents)
-        found = {}
-        for schedule in schedules.values():
-            made = maker.denoise(request, schedule)
-            found[_key(schedule)] = min(psnr(maker.decode(made.latents), full), MAX_PSNR)
-        return found
+        named = {schedule_key(schedule): schedule for schedule in schedules.values()}
+        return lab.distances(maker, request, named)
 
-    names = " ".join(_key(schedule) for schedule in schedules.values())
+    names = " ".join(schedule_key(schedule) for schedule in schedules.values())
     key = f"sampler {maker.options.sampler} {names} {request.seed} {request.prompt}"
     return lab.remembered(key, measure)
-
-
-def _key(schedule: TimestepSchedule) -> str:
-    return schedule_key(schedule)

@@ -9,6 +9,7 @@ from benchmarks.cache import FOUR_FIELD, FREE, REFERENCE
 from benchmarks.goals import interval_text
 from benchmarks.steps import AYS, TOOL, UNIFORM
 from benchmarks.steps import REFERENCE as REFERENCE_STEPS
+from benchmarks.table import markdown_table
 
 __all__ = ["summary"]
 
@@ -20,11 +21,6 @@ def summary(results: dict[str, Any]) -> str:
     """Steps, caches and peers as one Markdown table each, without headings."""
     parts = [_steps(results["steps"]["rows"]), _cache(results["cache"])]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _steps(rows: Sequence[dict[str, Any]]) -> str:
@@ -40,7 +36,7 @@ def _steps(rows: Sequence[dict[str, Any]]) -> str:
         if row["method"] in STEP_METHODS
     ]
     head = ("steps", "schedule", "PSNR, dB", "gain over uniform, dB", "speed-up")
-    return _table(head, shown)
+    return markdown_table(head, shown)
 
 
 def _cache(section: dict[str, Any]) -> str:
@@ -54,7 +50,7 @@ def _cache(section: dict[str, Any]) -> str:
         for row in section["rows"]
         if row["method"] in CACHE_METHODS
     ]
-    text = _table(("cache, 100 steps", "speed-up", "PSNR, dB"), shown)
+    text = markdown_table(("cache, 100 steps", "speed-up", "PSNR, dB"), shown)
     settings = [own["setting"] for own in section["equal_speed"]]
     peers = dict.fromkeys(name for own in section["equal_speed"] for name in own["against"])
     rows = []
@@ -69,4 +65,4 @@ def _cache(section: dict[str, Any]) -> str:
             else:
                 cells.append(interval_text(found["gain"]))
         rows.append([peer, *cells])
-    return text + "\n\n" + _table(("free ahead of, dB", *settings), rows)
+    return text + "\n\n" + markdown_table(("free ahead of, dB", *settings), rows)

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.goals import goals, interval_text
 
-__all__ = ["render"]
+__all__ = ["markdown_table", "render"]
 
 
 def render(results: dict[str, Any]) -> str:
@@ -27,7 +27,8 @@ def render(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
     return "\n".join(lines)
@@ -64,7 +65,7 @@ def _head(results: dict[str, Any]) -> str:
 
 def _goals(results: dict[str, Any]) -> str:
     rows = [[goal.text, goal.measured or "-", goal.verdict] for goal in goals(results)]
-    return "## Goals\n\n" + _table(("goal", "measured", ""), rows)
+    return "## Goals\n\n" + markdown_table(("goal", "measured", ""), rows)
 
 
 def _percent(values: dict[str, Any]) -> str:
@@ -99,7 +100,7 @@ def _steps(section: dict[str, Any]) -> str:
         "are guided pairs. `osp-opt search-steps` is what the tool writes: uniform where nothing "
         "was shown to be better on prompts of its own."
     )
-    return f"## Steps\n\n![PSNR over steps](steps.png)\n\n{_table(head, rows)}\n\n{note}"
+    return f"## Steps\n\n![PSNR over steps](steps.png)\n\n{markdown_table(head, rows)}\n\n{note}"
 
 
 def _noise(section: dict[str, Any]) -> str:
@@ -114,7 +115,7 @@ def _noise(section: dict[str, Any]) -> str:
         f"PSNR in dB of uniform schedules to the full-length video of the same noise, {count} "
         "fresh prompts. Coupled noise is one Brownian path per prompt and seed, whatever the steps."
     )
-    return f"## Noise\n\n{_table(('steps', *kinds), rows)}\n\n{note}"
+    return f"## Noise\n\n{markdown_table(('steps', *kinds), rows)}\n\n{note}"
 
 
 def _samplers(section: dict[str, Any]) -> str:
@@ -131,7 +132,7 @@ def _samplers(section: dict[str, Any]) -> str:
     head = ("sampler", "steps", "schedule", "PSNR, dB", "gain over uniform, dB")
     count = section["rows"][0]["psnr"]["count"]
     note = f"{count} fresh prompts, against the full length of the same sampler."
-    return f"## Deterministic samplers\n\n{_table(head, rows)}\n\n{note}"
+    return f"## Deterministic samplers\n\n{markdown_table(head, rows)}\n\n{note}"
 
 
 def _measured(rows: Sequence[dict[str, Any]]) -> str:
@@ -148,12 +149,12 @@ def _measured(rows: Sequence[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return _table(head, lines)
+    return markdown_table(head, lines)
 
 
 def _not_run(section: dict[str, Any]) -> str:
     rows = [[item["method"], item["setting"], item["reason"]] for item in section["not_run"]]
-    return "\n\n" + _table(("not run", "setting", "reason"), rows) if rows else ""
+    return "\n\n" + markdown_table(("not run", "setting", "reason"), rows) if rows else ""
 
 
 def _cache(section: dict[str, Any]) -> str:
@@ -173,7 +174,7 @@ def _cache(section: dict[str, Any]) -> str:
     ]
     head = ("search", "", "policy", "generations", "network evaluations", "predicted speed-up")
     text += "\n\nSearch cost (generations in block work, per prompt that decides):\n\n"
-    text += _table(head, costs)
+    text += markdown_table(head, costs)
     lines = []
     for own in section["equal_speed"]:
         for method, found in own["against"].items():
@@ -182,7 +183,7 @@ def _cache(section: dict[str, Any]) -> str:
             lines.append([f"free {own['setting']}", f"{own['speedup']:.2f}", method, gain])
     text += "\n\nFree policies against the peers' curves at equal measured speed (PSNR gain, dB, "
     text += "paired; curves are read between settings, per prompt):\n\n"
-    text += _table(("ours", "speed-up", "against", "gain, dB"), lines)
+    text += markdown_table(("ours", "speed-up", "against", "gain, dB"), lines)
     text += (
         "\n\nThe peers hook Python around every block; on a model this small that costs more of a "
         "step than on a large one. It is part of their measured time."
@@ -202,7 +203,7 @@ def _predictor(section: dict[str, Any]) -> str:
         f"{section['prompts']} fresh prompts), of four-field policies drawn without regard to "
         "their score: of equal predicted speed-up, and of all."
     )
-    return f"## Predictor\n\n{_table(('cost', 'policies', *names), rows)}\n\n{note}"
+    return f"## Predictor\n\n{markdown_table(('cost', 'policies', *names), rows)}\n\n{note}"
 
 
 def _combined(section: dict[str, Any]) -> str:
@@ -230,4 +231,4 @@ def _scaling(section: dict[str, Any]) -> str:
         f"{first['videos']} videos per stage, {first['repeats']} repeats, "
         f"{section['cores']} cores; start-up and loading not counted."
     )
-    return f"## Scaling\n\n{_table(head, rows)}\n\n{note}"
+    return f"## Scaling\n\n{markdown_table(head, rows)}\n\n{note}"

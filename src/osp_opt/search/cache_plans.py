@@ -23,7 +23,7 @@ import numpy as np
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.errors import PolicyError
 from osp_opt.search.block_times import BlockTimes
-from osp_opt.search.cache_runs import run_plans
+from osp_opt.search.cache_runs import cheapest_plan, run_plans
 from osp_opt.search.cache_scores import ReuseErrors, policy_score
 from osp_opt.search.cache_search import Candidate
 
@@ -84,20 +84,12 @@ def best_plan(
     steps = len(cost_SLBB)
     before = times.cumulative
     saved_BB = before[None, :] - before[:, None] - times.add
-    # Geometric bisection around the average price of a second, over twelve decades.
     average = float(cost_SLBB.mean() / max(times.step, 1e-12)) + 1e-30
-    low, high = average * 1e-6, average * 1e6
-    best = _plan_at(high, cost_SLBB, saved_BB, single_range)
-    if times.speedup(best, steps) < ratio:
-        return None
-    for _ in range(_BISECTIONS):
-        middle = (low * high) ** 0.5
-        plan = _plan_at(middle, cost_SLBB, saved_BB, single_range)
-        if times.speedup(plan, steps) >= ratio:
-            best, high = plan, middle
-        else:
-            low = middle
-    return best
+
+    def plan_at(price: float) -> CachePolicy:
+        return _plan_at(price, cost_SLBB, saved_BB, single_range)
+
+    return cheapest_plan(plan_at, average, times, steps, ratio, _BISECTIONS)
 
 
 def _plan_at(

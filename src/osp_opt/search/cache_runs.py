@@ -17,6 +17,7 @@ Suffixes: S steps, G gaps r' - r, M spacings m of the two computed steps (index 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -25,7 +26,7 @@ from osp_opt.cache.policy import CachePolicy
 from osp_opt.search.block_times import BlockTimes
 from osp_opt.search.cache_scores import FloatArray, ReuseErrors
 
-__all__ = ["best_runs", "run_plans", "run_ranges"]
+__all__ = ["best_runs", "cheapest_plan", "run_plans", "run_ranges"]
 
 MAX_GAP = 4  # a forecast over more than three steps lost to reuse in all that was measured
 _BISECTIONS = 20
@@ -72,14 +73,33 @@ def best_runs(
     gaps = min(MAX_GAP, reach, steps - 1)
     cost = _run_costs(errors, importance_S, blocks, order, gaps)
     average = float(np.median(cost[cost > 0])) / saved if np.any(cost > 0) else 1.0
+
+    def plan_at(price: float) -> CachePolicy:
+        return _plan(_refreshes(cost, price * saved), steps, blocks, order)
+
+    return cheapest_plan(plan_at, average, times, steps, ratio, _BISECTIONS)
+
+
+def cheapest_plan(
+    plan_at: Callable[[float], CachePolicy],
+    average: float,
+    times: BlockTimes,
+    num_steps: int,
+    ratio: float,
+    bisections: int,
+) -> CachePolicy | None:
+    """The plan at the lowest price of a second that is at least `ratio` fast; None if none is.
+
+    Geometric bisection around the `average` price, over twelve decades.
+    """
     low, high = average * 1e-6, average * 1e6
-    best = _plan(_refreshes(cost, high * saved), steps, blocks, order)
-    if times.speedup(best, steps) < ratio:
+    best = plan_at(high)
+    if times.speedup(best, num_steps) < ratio:
         return None
-    for _ in range(_BISECTIONS):
+    for _ in range(bisections):
         middle = (low * high) ** 0.5
-        plan = _plan(_refreshes(cost, middle * saved), steps, blocks, order)
-        if times.speedup(plan, steps) >= ratio:
+        plan = plan_at(middle)
+        if times.speedup(plan, num_steps) >= ratio:
             best, high = plan, middle
         else:
             low = middle
