@@ -96,7 +96,7 @@ def evaluate(
     candidate: VideoSet,
     options: EvaluateOptions,
     progress: Progress,
-    done: Finished | None = None,
+    done: Finished,
 ) -> Evaluation:
     """Measure every pair and judge; what `done` holds is not measured again.
 
@@ -111,9 +111,9 @@ def evaluate(
     measured = []
     with progress.task("comparing", len(pairs)) as task:
         for pair in pairs:
-            values = None if done is None else done.pair(pair, lpips is not None)
-            found = measure_pair(pair, lpips) if values is None else values
-            if values is None and done is not None:
+            found = done.pair(pair, lpips is not None)
+            if found is None:
+                found = measure_pair(pair, lpips)
                 done.add_pair(found, lpips is not None)
             measured.append(found)
             task.advance()
@@ -142,7 +142,7 @@ def evaluate(
 
 
 def _with_vbench(
-    measured: list[Measured], pairs: list[Pair], options: EvaluateOptions, done: Finished | None
+    measured: list[Measured], pairs: list[Pair], options: EvaluateOptions, done: Finished
 ) -> list[Measured]:
     python = options.vbench_python
     assert python is not None
@@ -151,11 +151,10 @@ def _with_vbench(
         """By dimension, so that a killed run keeps those that are finished."""
         scores: list[dict[str, float]] = [{} for _ in videos]
         for dimension in options.vbench_dimensions:
-            found = None if done is None else done.vbench(dimension, videos)
+            found = done.vbench(dimension, videos)
             if found is None:
                 found = [values[dimension] for values in vbench_scores(python, videos, [dimension])]
-                if done is not None:
-                    done.add_vbench(dimension, videos, found)
+                done.add_vbench(dimension, videos, found)
             for values, value in zip(scores, found, strict=True):
                 values[dimension] = value
         return scores
