@@ -32,6 +32,7 @@ def measure(subject: Subject, device: Device, repeats: int, compiled: bool) -> d
     actions: dict[str, Any] = {
         "original": original(subject),
         "osp-opt, q/k/v apart": optimised(subject),
+        "osp-opt, branches in turn": optimised(fused, in_turn=True),
         "osp-opt": optimised(fused),
     }
     if compiled:

@@ -146,12 +146,12 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     tokens = [point["tokens"] for point in points]
-    seconds = [point["median_cpu_seconds"] for point in points]
+    seconds = [point["median_seconds"] for point in points]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     left.loglog(tokens, seconds, "o-", label="measured")
     scale = seconds[-1] / points[-1]["operations"]
     left.loglog(tokens, [p["operations"] * scale for p in points], ":", label="operations")
-    left.set(xlabel="tokens", ylabel="processor seconds per guided step")
+    left.set(xlabel="tokens", ylabel="seconds per guided step")
     left.legend()
     right.loglog(tokens, [max(p["step_bytes"], 1) / 2**20 for p in points], "o-")
     right.set(xlabel="tokens", ylabel="memory of a step beyond the weights (MiB)")

@@ -20,18 +20,27 @@ AT = 50  # which step: all cost the same
 
 
 def optimised(
-    subject: Subject, *, loops: Any = None, recorder: Any = None, model: Any = None
+    subject: Subject,
+    *,
+    loops: Any = None,
+    recorder: Any = None,
+    model: Any = None,
+    in_turn: bool = False,
 ) -> Callable[[int], Tensor]:
     """osp-opt's step as a function of its index; prompts and schedule are encoded beforehand.
 
     ``loops`` is a block cache, ``recorder`` a calibration recorder, ``model`` the transformer
-    spread over ranks.
+    spread over ranks. ``in_turn`` computes the guidance branches one after the other.
     """
     model = subject.model if model is None else model
     prompts = subject.prompts
     with torch.no_grad():
         conditions = Conditions.encode(
-            model, prompts.embeds[1:], prompts.mask[1:], (prompts.embeds[:1], prompts.mask[:1])
+            model,
+            prompts.embeds[1:],
+            prompts.mask[1:],
+            (prompts.embeds[:1], prompts.mask[:1]),
+            in_turn,
         )
         denoiser = GuidedDenoiser(
             model, conditions, GUIDANCE_SCALE, loops, recorder, SCHEDULE.timesteps

@@ -69,7 +69,7 @@ def pixels(video: Tensor) -> Tensor:
     return ((video.float() / 2 + 0.5).clamp(0, 1) * 255).to(torch.uint8).cpu()
 
 
-def psnr(video: Tensor, expected: Tensor) -> float:
-    """In dB; infinite where both are the same."""
+def psnr(video: Tensor, expected: Tensor) -> float | None:
+    """In dB; None where both are the same."""
     error = (video.double() - expected.double()).square().mean().item()
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    return None if error == 0 else 10 * math.log10(255**2 / error)

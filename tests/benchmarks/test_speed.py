@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks is not part of the package
 
-from benchmarks.speed import full_size, predict, scaling
+from benchmarks.speed import full_size, predict, scaling, vae
 from benchmarks.speed.measuring import interleaved, ratio
 from benchmarks.speed.operations import StepWork
 from benchmarks.speed.steps import optimised, original
@@ -89,6 +91,12 @@ def test_the_full_size_script_runs_from_end_to_end(device: Device) -> None:
         assert all(step["median_seconds"] > 0 for step in steps.values())
         assert shape["operations_per_step"] > 0
         assert {"encode", "decode", "decode_peak_bytes"} == set(shape["autoencoder"])
+
+
+def test_ways_of_decoding_are_held_against_float32(device: Device) -> None:
+    ways = json.loads(json.dumps(vae.run(1, device), allow_nan=False))["ways"]
+    assert ways["float32"]["psnr_db"] is None
+    assert (ways["float32, channels last"]["psnr_db"] or inf) > ways["bfloat16"]["psnr_db"] > 50
 
 
 def test_a_size_is_measured(device: Device) -> None:

@@ -74,13 +74,14 @@ class Server:
         options: Options,
         *,
         after_s: float | None = None,
-        at_change: int | None = None,
+        at_change: int | str | None = None,
         limit_bytes: int | None = None,
     ) -> Ended:
         """Run a command to its end, or kill it.
 
         SIGKILL comes to it and its children after `after_s` seconds, or at its `at_change`-th
-        change of a file. No file may grow beyond `limit_bytes`.
+        change of a file, or the first change of a file of that name. No file may grow beyond
+        `limit_bytes`.
         """
         with self.started(options, at_change=at_change, limit_bytes=limit_bytes) as process:
             start = time.monotonic()
@@ -94,7 +95,11 @@ class Server:
 
     @contextmanager
     def started(
-        self, options: Options, *, at_change: int | None = None, limit_bytes: int | None = None
+        self,
+        options: Options,
+        *,
+        at_change: int | str | None = None,
+        limit_bytes: int | None = None,
     ) -> Iterator[multiprocessing.process.BaseProcess]:
         """The running process; killed when the block is left before it has ended."""
         for name in ("out", "err", "changes"):
@@ -117,7 +122,7 @@ class Server:
 
 
 def _command(
-    options: Options, folder: Path, at_change: int | None, limit_bytes: int | None
+    options: Options, folder: Path, at_change: int | str | None, limit_bytes: int | None
 ) -> None:
     """In the forked process."""
     os.setsid()
@@ -164,8 +169,9 @@ def _run(options: Options) -> int:
         return code
 
 
-def _count_changes(root: Path, fatal: int | None) -> list[str]:
-    """The changes of files below `root` and programs started, from now on; dies at the `fatal`-th.
+def _count_changes(root: Path, fatal: int | str | None) -> list[str]:
+    """The changes of files below `root` and programs started, from now on; dies at the `fatal`-th,
+    or at the first of a file of that name.
 
     The signal comes before the change: a file to be replaced is written and not yet in place.
     """
@@ -182,7 +188,7 @@ def _count_changes(root: Path, fatal: int | None) -> list[str]:
             return
         if event == "subprocess.Popen" or str(path).startswith(str(root)):
             seen.append(event)
-            if len(seen) == fatal:
+            if fatal in (len(seen), Path(os.fsdecode(path)).name):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)

@@ -31,6 +31,7 @@ from osp_opt.search.cache_search import largest_ratio
 COMMANDS = ("calibrate", "search-steps", "search-cache", "sample", "evaluate")
 THIRDS = 3
 MOMENTS = int(os.environ.get("OSP_OPT_KILLS", "0"))
+LEDGER = "trials.jsonl"
 CLOCK = ("seconds", "denoising_seconds", "speedup", "speedup_of_whole_videos")
 TIMES = BlockTimes((1.0, 1.0, 1.0, 1.0), 0.01, 0.01)
 
@@ -70,7 +71,7 @@ class Jobs:
             model = ModelFolders.find(options).fingerprint()[:12]
             line = {"key": f"block times {model} {schedule}", "values": TIMES.as_json()}
             options.run_dir.mkdir()
-            (options.run_dir / "trials.jsonl").write_text(json.dumps(line) + "\n")
+            (options.run_dir / LEDGER).write_text(json.dumps(line) + "\n")
 
     def complete(self, command: str) -> Ended:
         ended = self.server.run(self.options(command))
@@ -123,7 +124,7 @@ def finished(folder: Path) -> Iterator[Path]:
 
 
 def whole_lines(folder: Path) -> bytes:
-    ledger = folder / "trials.jsonl"
+    ledger = folder / LEDGER
     data = ledger.read_bytes() if ledger.exists() else b""
     return data[: data.rfind(b"\n") + 1]
 
@@ -167,6 +168,20 @@ def test_killed_at_a_change_of_files(jobs: Jobs, command: str, third: int) -> No
     moment = random.Random(f"{command} {third}").randrange(first, end) + 1
     ended = kill_and_go_on(jobs, command, lambda o: jobs.server.run(o, at_change=moment))
     assert ended.code == -9
+
+
+def test_killed_while_blocks_are_timed(jobs: Jobs, tmp_path: Path) -> None:
+    """Nothing is written while they are, so the last moment before the ledger stands for all."""
+    workdir = tmp_path / "work"
+    shutil.copytree(jobs.folder("calibrate"), workdir / "calibration")
+    options = job("search-cache", jobs.flags, workdir).model_copy(update={"ratio": 1.1})
+    assert jobs.server.run(options, at_change=LEDGER).code == -9
+    assert not (options.run_dir / LEDGER).exists()
+    assert jobs.server.run(options).code == 0
+    made = contents(options.run_dir)
+    assert made[LEDGER][0]["key"].startswith("block times ")
+    assert jobs.server.run(options).code == 0
+    assert contents(options.run_dir) == made
 
 
 @pytest.mark.skipif(MOMENTS == 0, reason="make durability")
