@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from benchmarks.contest import (
     Entrant,
@@ -192,7 +193,7 @@ def _reference(lab: Lab) -> tuple[CachePolicy, dict[str, Any]]:
     def errors(policies: Sequence[CachePolicy]) -> list[float]:
         print(f"  {REFERENCE}: {len(policies)} policies", flush=True)
         return [
-            float(np.mean([_error(lab, policy, request) for request in requests]))
+            float(np.mean([_pixel_error(lab, policy, request) for request in requests]))
             for policy in policies
         ]
 
@@ -218,23 +219,29 @@ def _reference(lab: Lab) -> tuple[CachePolicy, dict[str, Any]]:
 
 def policy_error(lab: Lab, policy: CachePolicy, request: Request) -> float:
     """Mean squared error of the latents against the uncached video's."""
+    return _error(
+        lab, policy, request, "latents", lambda z: mse(z.cpu(), lab.full_latents(request))
+    )
 
+
+def _pixel_error(lab: Lab, policy: CachePolicy, request: Request) -> float:
+    """Mean squared error of the frames, which is what the reference's procedure looks at."""
+    return _error(lab, policy, request, "reference cache", lambda z: lab.judge(z, request)["mse"])
+
+
+def _error(
+    lab: Lab,
+    policy: CachePolicy,
+    request: Request,
+    kind: str,
+    of_latents: Callable[[Tensor], float],
+) -> float:
     def measure() -> dict[str, Any]:
         with _opener(lab, policy, lab.reference)() as runtime:
             made = lab.denoise(request, lab.reference, runtime.cache)
-        return {"mse": mse(made.latents.cpu(), lab.full_latents(request))}
+        return {"mse": of_latents(made.latents)}
 
-    key = f"latents {policy_key(policy)} {request.seed} {request.prompt}"
-    return float(lab.remembered(key, measure)["mse"])
-
-
-def _error(lab: Lab, policy: CachePolicy, request: Any) -> float:
-    def measure() -> dict[str, Any]:
-        with _opener(lab, policy, lab.reference)() as runtime:
-            made = lab.denoise(request, lab.reference, runtime.cache)
-        return {"mse": lab.judge(made.latents, request)["mse"]}
-
-    key = f"reference cache {policy_key(policy)} {request.seed} {request.prompt}"
+    key = f"{kind} {policy_key(policy)} {request.seed} {request.prompt}"
     return float(lab.remembered(key, measure)["mse"])
 
 

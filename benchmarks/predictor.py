@@ -17,14 +17,12 @@ from benchmarks.cache import block_times, policy_error
 from benchmarks.lab import Lab
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.jobs.generation import Request
-from osp_opt.sampling.schedule import sigma_of
 from osp_opt.search.cache_importance import importance_probes, measured_importance
 from osp_opt.search.cache_scores import (
     ReuseErrors,
-    data_scale,
+    gaussian_importance,
     policy_score,
     spearman,
-    step_importance,
 )
 from osp_opt.search.cache_search import MAX_INTERVAL
 
@@ -107,7 +105,7 @@ def predictors_of(lab: Lab) -> dict[str, Callable[[CachePolicy], float]]:
     errors, steps = _errors(lab), lab.size.steps
     weights = {
         "score of search-cache": probed_importance(lab, errors),
-        "score, Gaussian weights": _importance(lab),
+        "score, Gaussian weights": gaussian_importance(lab.calibration, lab.reference.timesteps),
         "score, all steps alike": np.ones(steps),
     }
     found: dict[str, Callable[[CachePolicy], float]] = {}
@@ -146,8 +144,3 @@ def _change(policy: CachePolicy, errors: ReuseErrors) -> float:
 def _errors(lab: Lab) -> ReuseErrors:
     timesteps = lab.reference.timesteps
     return ReuseErrors.of(lab.calibration, timesteps, min(MAX_INTERVAL, lab.size.steps) - 1)
-
-
-def _importance(lab: Lab) -> FloatArray:
-    sigmas = np.append(sigma_of(np.asarray(lab.reference.timesteps, np.float64)), 0.0)
-    return step_importance(sigmas, data_scale(lab.calibration))

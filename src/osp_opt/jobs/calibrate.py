@@ -18,6 +18,7 @@ from safetensors.torch import save
 from osp_opt.artifacts import atomic_write_bytes, write_json
 from osp_opt.calibration import Calibration
 from osp_opt.calibration.recorder import CalibrationRecorder
+from osp_opt.checks import CALIBRATION_FILE
 from osp_opt.errors import CalibrationError, FileError, OptionError
 from osp_opt.jobs.generation import Request, VideoMaker
 from osp_opt.jobs.memory import report_memory
@@ -196,7 +197,7 @@ def _join(
         if part is None:
             raise CalibrationError(f"{video.statistics}: gone or damaged; run calibrate again")
         parts.append(part)
-    place = context.run_dir / "calibration.safetensors"
+    place = context.run_dir / CALIBRATION_FILE
     Calibration.merge(parts).save(place)
     entries = [
         {

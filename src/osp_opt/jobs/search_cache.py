@@ -29,16 +29,15 @@ from osp_opt.options import SearchCacheOptions
 from osp_opt.prompts import given_prompts
 from osp_opt.quality.intervals import Interval, bootstrap_ci
 from osp_opt.quality.timing import speedup as paired_speedup
-from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
+from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.block_times import BlockTimes
 from osp_opt.search.cache_check import PredictorCheck, check_predictor
 from osp_opt.search.cache_importance import importance_probes, measured_importance
 from osp_opt.search.cache_plans import free_candidates
 from osp_opt.search.cache_scores import (
     ReuseErrors,
-    data_scale,
     four_field_scores,
-    step_importance,
+    gaussian_importance,
 )
 from osp_opt.search.cache_search import (
     MAX_INTERVAL,
@@ -118,10 +117,8 @@ class _Search:
                 f"{options.calibration_dir}: was recorded on {self.errors.num_blocks} blocks and "
                 f"the model has {self.maker.num_blocks}; run osp-opt calibrate with this model"
             )
-        self._gaussian_importance = step_importance(
-            np.append(sigma_of(np.asarray(timesteps, np.float64)), 0.0),
-            data_scale(calibration),
-            ancestral=options.sampler in ANCESTRAL,
+        self._gaussian_importance = gaussian_importance(
+            calibration, timesteps, ancestral=options.sampler in ANCESTRAL
         )
         count = options.verify_prompts
         held_out = _held_out(options, calibration, 2 * count)

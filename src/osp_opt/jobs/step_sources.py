@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from osp_opt.calibration import Calibration
+from osp_opt.checks import CALIBRATION_FILE
 from osp_opt.errors import CalibrationError
 from osp_opt.jobs.generation import VideoMaker
 from osp_opt.jobs.step_paths import calibrated_paths, descend_on_paths
@@ -17,7 +18,6 @@ from osp_opt.worker import WorkerContext
 
 __all__ = ["Source", "open_source"]
 
-CALIBRATION_FILE = "calibration.safetensors"
 _SHAPE = ("num_frames", "height", "width")
 # Statistics of another one of these say nothing about what is going to be sampled.
 _FATAL = ("model", *_SHAPE)

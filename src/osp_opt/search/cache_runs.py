@@ -114,8 +114,9 @@ def _run_costs(
     Of no earlier computed step (r = 0) the cost is that of plain reuse; so it is for order 0.
     """
     steps = errors.num_steps
-    cost = np.zeros((steps, gaps, gaps))
-    for r, m in product(range(steps), range(1, gaps + 1)):
+    spacings = gaps if order else 1
+    cost = np.zeros((steps, gaps, spacings))
+    for r, m in product(range(steps), range(1, spacings + 1)):
         amplitude = 0.0
         for gap in range(2, gaps + 1):
             step = r + gap - 1
@@ -125,7 +126,7 @@ def _run_costs(
                 mean = float(np.exp(np.log(values + _TINY).mean()))
                 amplitude += float(np.sqrt(importance_S[step] * mean))
             cost[r, gap - 1, m - 1] = amplitude**2
-    return cost
+    return np.broadcast_to(cost, (steps, gaps, gaps))
 
 
 def _refreshes(cost_SGM: FloatArray, price: float) -> list[int]:

@@ -35,11 +35,13 @@ import numpy.typing as npt
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
 from osp_opt.errors import CalibrationError
+from osp_opt.sampling.schedule import sigma_of
 
 __all__ = [
     "ReuseErrors",
     "data_scale",
     "four_field_scores",
+    "gaussian_importance",
     "policy_score",
     "range_errors",
     "spearman",
@@ -194,6 +196,14 @@ def step_importance(
     after = np.append(np.cumprod(passed[:0:-1])[::-1], 1.0)
     weight: FloatArray = np.square(s[:-1] * (1.0 - ratio) * after)
     return weight
+
+
+def gaussian_importance(
+    calibration: Calibration, timesteps: Sequence[float], *, ancestral: bool = True
+) -> FloatArray:
+    """`step_importance` of a schedule for data of the calibrated videos' size, [S]."""
+    sigmas = np.append(sigma_of(np.asarray(timesteps, np.float64)), 0.0)
+    return step_importance(sigmas, data_scale(calibration), ancestral=ancestral)
 
 
 def four_field_scores(
