@@ -13,10 +13,11 @@ import videos_on_ranks
 from launching import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
+from videos_on_ranks import POLICY, SCHEDULE
 
 from osp_opt.layout import layouts_for
 from osp_opt.parallel import Parallel
-from osp_opt.video import read_image
+from osp_opt.video import read_image, read_video
 
 TOLERANCE = 1e-5  # issue 5
 
@@ -50,22 +51,46 @@ def test_latents_do_not_depend_on_the_layout(
                 assert difference <= limit, f"{layout}, rank {rank}, {name}: {difference}"
 
 
+def sampled(model: Path, out: Path, processes: int, layout: str, *flags: object) -> Path:
+    command = [
+        *(sys.executable, "-m", "osp_opt", "sample", "--model-path", model),
+        *("--height", 32, "--width", 32, "--allow-untrained-shape", "--allow-mismatch"),
+        *("--text-prompt", "a red square", "--device", "cpu", "--out", out, "--raw", *flags),
+        *("--nproc-per-node", processes, "--parallel", layout),
+    ]
+    subprocess.run([str(part) for part in command], check=True, timeout=300)
+    return out
+
+
 def test_the_command_line_makes_one_image_on_one_and_two_processes(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     images = []
     for processes, layout in ((1, "auto"), (2, "sp=2")):
         out = tmp_path / str(processes)
-        command = [
-            *(sys.executable, "-m", "osp_opt", "sample", "--model-path", tiny_checkpoint),
-            *("--num-frames", "1", "--height", "32", "--width", "32", "--allow-untrained-shape"),
-            *("--text-prompt", "a red square", "--steps", "6", "--device", "cpu", "--out", out),
-            *("--nproc-per-node", processes, "--parallel", layout),
-        ]
-        subprocess.run([str(part) for part in command], check=True, timeout=200)
+        sampled(tiny_checkpoint, out, processes, layout, "--num-frames", 1, "--steps", 6)
         (image,) = out.rglob("001*.png")
         images.append(read_image(image).astype(np.int16))
     assert np.abs(images[0] - images[1]).max() <= 1
+
+
+def test_the_command_line_makes_one_video_on_one_two_and_four_processes(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """With a searched schedule and a cache, on an odd number of latent frames."""
+    SCHEDULE.save(tmp_path / "schedule.txt")
+    POLICY.save(tmp_path / "cache.json")
+    found = ("--schedule", tmp_path / "schedule.txt", "--cache", tmp_path / "cache.json")
+    videos = []
+    for processes, layout in ((1, "auto"), (2, "cfg=2"), (4, "cfg=2,sp=2")):
+        out = tmp_path / str(processes)
+        sampled(tiny_checkpoint, out, processes, layout, "--num-frames", 9, *found)
+        (video,) = out.rglob("001*.frames.mkv")
+        videos.append(read_video(video).astype(np.int16))
+    assert videos[0].shape == (9, 32, 32, 3)
+    assert videos[0].std() > 1
+    for other in videos[1:]:
+        assert np.abs(videos[0] - other).max() <= 1
 
 
 def test_videos_differ_between_requests(alone: dict[str, Tensor]) -> None:
