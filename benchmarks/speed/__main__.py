@@ -45,7 +45,7 @@ def vae(repeats: Repeats = 5, device: str = "cpu", out: Out = None) -> None:
 
 @app.command()
 def full_size(
-    shapes: Annotated[list[str] | None, typer.Argument(help="29x480p, 29x720p, 93x720p.")] = None,
+    shapes: Annotated[list[str] | None, typer.Argument(help="1x480p, 29x480p, 29x720p, 93x720p.")] = None,
     repeats: Repeats = 7,
     small: Annotated[bool, typer.Option("--small", help="A toy, to see it run.")] = False,
     compiled: Annotated[bool, typer.Option("--compiled", help="Compile the blocks.")] = False,
@@ -58,6 +58,20 @@ def full_size(
 
     chosen = shapes or list(part.SHAPES)
     report(part.run(chosen, repeats, small, compiled, Device.open(device)), out)
+
+
+@app.command()
+def checkpoint(
+    folder: Annotated[Path, typer.Argument(help="Where to write it: 7 GB.")],
+    name: Annotated[str, typer.Option(help="Which of the released ones it is like.")] = "29x480p",
+) -> None:
+    """Write a full-size checkpoint of random weights, for trying the commands on."""
+    from benchmarks.speed import checkpoint as part
+    from benchmarks.speed.full_size import SHAPES
+
+    if name not in SHAPES:
+        raise typer.BadParameter(f"{name}: choose {', '.join(SHAPES)}", param_hint="--name")
+    part.write(folder, name, SHAPES[name])
 
 
 @app.command()

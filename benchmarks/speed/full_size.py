@@ -1,4 +1,4 @@
-"""The full-size model on an accelerator: steps, share of the matrix ceiling, memory, autoencoder.
+"""The full-size model on one device: steps, share of the matrix ceiling, memory, autoencoder.
 
 Weights and prompts are random: they do not change how long anything takes.
 """
@@ -30,6 +30,7 @@ from osp_opt.models.vae_tiling import Tiling
 from osp_opt.sampling.shape import VideoShape
 
 SHAPES = {
+    "1x480p": VideoShape(1, 480, 640),
     "29x480p": VideoShape(29, 480, 640),
     "29x720p": VideoShape(29, 720, 1280),
     "93x720p": VideoShape(93, 720, 1280),

@@ -186,7 +186,9 @@ def _opened(log: Path) -> IO[bytes]:
 
 @contextmanager
 def _handling(signals: tuple[signal.Signals, ...], handler: object) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in signals}  # type: ignore[arg-type]
+    """Handle those of `signals` that are not ignored: nohup and `&` mean it so."""
+    heeded = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heeded}  # type: ignore[arg-type]
     try:
         yield
     finally:

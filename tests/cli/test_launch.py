@@ -14,8 +14,11 @@ import pytest
 STAND_IN = Path(__file__).parent / "stand_in"
 
 
-def start(workdir: Path, order: str, nproc: int = 1, *more: str) -> subprocess.Popen[str]:
+def start(
+    workdir: Path, order: str, nproc: int = 1, *more: str, under: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
     command = [
+        *under,
         *(sys.executable, "-m", "osp_opt", "sample", "--device", "cpu"),
         *("--workdir", str(workdir), "--text-prompt", order, f"--nproc-per-node={nproc}"),
         *more,
@@ -143,6 +146,15 @@ def test_a_signal_ends_everything_and_says_how_to_go_on(
     assert err.count("\n") == 1
     assert "same command again" in err
     assert_all_end(below)
+
+
+def test_a_job_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    process = start(tmp_path, "sleep", under=("nohup",))
+    wait_until_asleep(process)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    code, _, _ = finish(process)
+    assert code == 128 + signal.SIGTERM, "the hangup came first"
 
 
 def test_killing_the_launcher_leaves_no_orphan_and_no_lock(tmp_path: Path) -> None:
