@@ -45,19 +45,24 @@ def vae(repeats: Repeats = 5, device: str = "cpu", out: Out = None) -> None:
 
 @app.command()
 def full_size(
-    shapes: Annotated[list[str] | None, typer.Argument(help="1x480p, 29x480p, 29x720p, 93x720p.")] = None,
+    shapes: Annotated[
+        list[str] | None, typer.Argument(help="1x480p, 29x480p, 29x720p, 93x720p.")
+    ] = None,
     repeats: Repeats = 7,
+    warm_ups: Annotated[int, typer.Option(min=0, help="Rounds that do not count.")] = 3,
     small: Annotated[bool, typer.Option("--small", help="A toy, to see it run.")] = False,
     compiled: Annotated[bool, typer.Option("--compiled", help="Compile the blocks.")] = False,
     device: str = "auto",
+    dtype: str = "auto",
     out: Out = None,
 ) -> None:
-    """The full-size model on an accelerator."""
+    """The full-size model on one device."""
     from benchmarks.speed import full_size as part
     from osp_opt.device import Device
 
-    chosen = shapes or list(part.SHAPES)
-    report(part.run(chosen, repeats, small, compiled, Device.open(device)), out)
+    opened = Device.open(device, dtype=dtype)
+    rounds = part.Rounds(repeats, warm_ups)
+    report(part.run(shapes or list(part.SHAPES), rounds, small, compiled, opened), out)
 
 
 @app.command()

@@ -10,12 +10,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
 from transformers import MT5Config, MT5EncoderModel
 
 from benchmarks.speed.subjects import (
     RELEASED_VAE,
     ROPE_L_122,
+    SMALL,
+    SMALL_VAE,
     random_transformer,
     random_vae,
 )
@@ -23,25 +24,27 @@ from osp_opt.device import Device
 from osp_opt.sampling.load import BUNDLED
 from osp_opt.sampling.shape import VideoShape
 
-PIECES = "spiece.model"
+PIECES = 448  # of the bundled model's vocabulary, which is copied
 TEXT_LAYERS, TEXT_HEADS = 1, 64
 
 
-def write(folder: Path, name: str, shape: VideoShape) -> None:
+def write(folder: Path, name: str, shape: VideoShape, small: bool = False) -> None:
     """Write ``folder/name`` (transformer, bfloat16), ``folder/vae`` and ``folder/text_encoder``."""
-    half = Device.open("cpu", dtype="bfloat16")
-    random_transformer(ROPE_L_122, shape, half).save_pretrained(folder / name)
-    random_vae(RELEASED_VAE, Device.open("cpu", dtype="float32")).save_pretrained(folder / "vae")
-    pieces = BUNDLED / "text_encoder" / PIECES
-    width = int(ROPE_L_122["caption_channels"])
+    transformer = SMALL if small else ROPE_L_122
+    half, whole = (Device.open("cpu", dtype=dtype) for dtype in ("bfloat16", "float32"))
+    random_transformer(transformer, shape, half).save_pretrained(folder / name)
+    vae = {**RELEASED_VAE, **(SMALL_VAE if small else {})}
+    random_vae(vae, whole).save_pretrained(folder / "vae")
+    width = int(transformer["caption_channels"])
     config = MT5Config(
-        vocab_size=448,
+        vocab_size=PIECES,
         d_model=width,
         d_kv=width // TEXT_HEADS,
         d_ff=width,
         num_layers=TEXT_LAYERS,
         num_heads=TEXT_HEADS,
     )
-    torch.manual_seed(0)
+    whole.manual_seed(0)
     MT5EncoderModel(config).save_pretrained(folder / "text_encoder")
-    shutil.copyfile(pieces, folder / "text_encoder" / PIECES)
+    vocabulary = "spiece.model"
+    shutil.copyfile(BUNDLED / "text_encoder" / vocabulary, folder / "text_encoder" / vocabulary)

@@ -5,6 +5,8 @@ Weights and prompts are random: they do not change how long anything takes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -38,16 +40,23 @@ SHAPES = {
 SMALL_SHAPES = {"5x32x32": VideoShape(5, 32, 32), "5x32x48": VideoShape(5, 32, 48)}
 TEXT_TOKENS, PADDED = 300, 512  # the longer prompt's own tokens; the official padding
 CEILING_SIZE = 8192  # rows and columns of the matrices whose product is the ceiling
-WARM_UPS = 3
 RECORDED_STEPS = 100  # of a calibration video; decides how much of each prediction is kept
 
 
-def run(names: list[str], repeats: int, small: bool, compiled: bool, device: Device) -> dict:
+@dataclass(frozen=True)
+class Rounds:
+    """How often everything is run, in turns."""
+
+    repeats: int
+    warm_ups: int
+
+
+def run(names: list[str], rounds: Rounds, small: bool, compiled: bool, device: Device) -> dict:
     """Measure every shape; ``small`` is a toy model in toy shapes, to see the script run."""
     shapes = SMALL_SHAPES if small else {name: SHAPES[name] for name in names}
     ceiling = matrix_ceiling(device, 512 if small else CEILING_SIZE)
     results = {
-        name: measure(shape, ceiling, repeats, small, compiled, device)
+        name: measure(shape, ceiling, rounds, small, compiled, device)
         for name, shape in shapes.items()
     }
     return {
@@ -71,7 +80,7 @@ def matrix_ceiling(device: Device, size: int, repeats: int = 20) -> float:
 
 
 def measure(
-    shape: VideoShape, ceiling: float, repeats: int, small: bool, compiled: bool, device: Device
+    shape: VideoShape, ceiling: float, rounds: Rounds, small: bool, compiled: bool, device: Device
 ) -> dict[str, Any]:
     """One shape: the transformer's steps, then the autoencoder."""
     config = SMALL if small else ROPE_L_122
@@ -83,13 +92,13 @@ def measure(
         model.compile_repeated_blocks()
     prompts = random_prompts(int(config["caption_channels"]), TEXT_TOKENS, PADDED, device)
     subject = Subject("full size", model, prompts, shape)
-    result = denoising(subject, ceiling, repeats, device)
+    result = denoising(subject, ceiling, rounds, device)
     del subject, model
     device.empty_cache()
-    return result | {"autoencoder": autoencoder(shape, repeats, small, device)}
+    return result | {"autoencoder": autoencoder(shape, rounds, small, device)}
 
 
-def denoising(subject: Subject, ceiling: float, repeats: int, device: Device) -> dict[str, Any]:
+def denoising(subject: Subject, ceiling: float, rounds: Rounds, device: Device) -> dict[str, Any]:
     """Seconds of an exact step, of a step that reuses blocks, and of one that is recorded."""
     layers = int(subject.model.config["num_layers"])
     # Reuses half the blocks at every second step, as a policy near 1.3x does.
@@ -118,8 +127,8 @@ def denoising(subject: Subject, ceiling: float, repeats: int, device: Device) ->
             "recorded": lambda: recorded(next_of("recorded") % RECORDED_STEPS),
         },
         device,
-        repeats,
-        warm_ups=WARM_UPS,
+        rounds.repeats,
+        rounds.warm_ups,
     )
     work = StepWork.of(subject.model.config, subject.shape.latent(), subject.prompts.longest)
     seconds = {name: each.as_json()["median_seconds"] for name, each in times.items()}
@@ -142,12 +151,11 @@ def denoising(subject: Subject, ceiling: float, repeats: int, device: Device) ->
 def overhead(times: dict[str, Times]) -> float:
     """Extra time of a recorded step as a part of an exact one, from neighbouring runs."""
     pairs = zip(times["recorded"].wall, times["exact"].wall, strict=True)
-    shares = sorted(recorded / exact - 1 for recorded, exact in pairs)
-    return shares[len(shares) // 2]
+    return median(recorded / exact - 1 for recorded, exact in pairs)
 
 
 @torch.no_grad()
-def autoencoder(shape: VideoShape, repeats: int, small: bool, device: Device) -> dict[str, Any]:
+def autoencoder(shape: VideoShape, rounds: Rounds, small: bool, device: Device) -> dict[str, Any]:
     """Encode and decode in the official tiles, and the memory that decoding takes."""
     vae = random_vae({**RELEASED_VAE, **(SMALL_VAE if small else {})}, device)
     vae.enable_tiling(Tiling(sample_size=32, latent_size=4, overlap=0.5) if small else Tiling())
@@ -161,7 +169,7 @@ def autoencoder(shape: VideoShape, repeats: int, small: bool, device: Device) ->
     times = interleaved(
         {"encode": lambda: vae.encode(video), "decode": lambda: vae.decode(latents)},
         device,
-        repeats,
-        warm_ups=1,
+        rounds.repeats,
+        min(rounds.warm_ups, 1),
     )
     return {name: each.as_json() for name, each in times.items()} | {"decode_peak_bytes": peak}

@@ -14,12 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks is not part of the package
 
-from benchmarks.speed import full_size, predict, scaling, vae
+from benchmarks.speed import checkpoint, full_size, predict, scaling, vae
 from benchmarks.speed.measuring import interleaved, ratio
 from benchmarks.speed.operations import StepWork
 from benchmarks.speed.steps import optimised, original
 from benchmarks.speed.subjects import SMALL, Subject, random_prompts, random_transformer
 from osp_opt.device import Device
+from osp_opt.options import ModelOptions
+from osp_opt.sampling.load import load_pipeline
 from osp_opt.sampling.shape import VideoShape
 
 SHAPE = VideoShape(13, 48, 64)  # 4 x 6 x 8 latents: 48 tokens
@@ -83,7 +85,7 @@ def test_the_transformer_sends_no_more_than_ulysses_needs(device: Device, ranks:
 
 
 def test_the_full_size_script_runs_from_end_to_end(device: Device) -> None:
-    result = full_size.run([], 1, True, False, device)
+    result = full_size.run([], full_size.Rounds(1, 1), True, False, device)
     assert result["toy_model"]
     for name, shape in result["shapes"].items():
         steps = shape["steps"]
@@ -91,6 +93,14 @@ def test_the_full_size_script_runs_from_end_to_end(device: Device) -> None:
         assert all(step["median_seconds"] > 0 for step in steps.values())
         assert shape["operations_per_step"] > 0
         assert {"encode", "decode", "decode_peak_bytes"} == set(shape["autoencoder"])
+
+
+def test_a_checkpoint_of_random_weights_can_be_sampled(device: Device, tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, "29x480p", VideoShape(5, 16, 16), small=True)
+    found = load_pipeline(ModelOptions(model_path=str(tmp_path), version="29x480p"), device)
+    assert (found.defaults.num_frames, found.defaults.height) == (5, 16)
+    videos = found.pipeline("a kite", num_inference_steps=2, num_frames=5, height=16, width=16)
+    assert videos.videos.float().std() > 0
 
 
 def test_ways_of_decoding_are_held_against_float32(device: Device) -> None:
