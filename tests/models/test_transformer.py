@@ -113,6 +113,30 @@ def test_differs_from_the_official_code_only_by_its_table_bug() -> None:
     torch.testing.assert_close(wrong, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("frames", "size", "scales"),
+    [(8, (60, 80), (0.5, 2.0, 2.0)), (29, (30, 60), (2.0, 1.0, 1.5)), (1, 15, (1.0, 0.5, 0.375))],
+)
+def test_scales_that_a_config_leaves_open_are_upstreams(
+    frames: int, size: int | tuple[int, int], scales: tuple[float, float, float]
+) -> None:
+    def build(**more: float) -> OpenSoraT2V:
+        return OpenSoraT2V(
+            num_attention_heads=2,
+            attention_head_dim=6,
+            num_layers=1,
+            caption_channels=8,
+            sample_size_t=frames,
+            sample_size=size,
+            **more,
+        )
+
+    t, _, w = scales
+    assert build().interpolation_scale == scales
+    assert build(interpolation_scale_h=3.0).interpolation_scale == (t, 3.0, w)
+    assert build().config.interpolation_scale_t is None
+
+
 def test_text_context_is_exact_and_trimmed(model: OpenSoraT2V, inputs: dict[str, Tensor]) -> None:
     expected = load_file(GOLDEN / "transformer/case_a_video.safetensors")["out.output"]
     embeds, mask = inputs["encoder_hidden_states"], inputs["encoder_attention_mask"]

@@ -106,6 +106,26 @@ def _axis_sinusoids(positions: Tensor, width: int) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
+def interpolation_scales(
+    given: tuple[float | None, float | None, float | None],
+    sample_size_t: int,
+    sample_size: tuple[int, int],
+) -> tuple[float, float, float]:
+    """Scales of the axes (t, h, w) as given; where None, those that upstream takes.
+
+    They are the latent size the model was configured for over upstream's base size: 16 frames
+    (for odd counts rounded up, without the first frame), 30 rows, 40 columns.
+    """
+    odd, (height, width) = sample_size_t % 2 == 1, sample_size
+    derived = (
+        (sample_size_t - 1) // 16 + 1 if odd else sample_size_t / 16,
+        height / 30,
+        width / 40,
+    )
+    t, h, w = (own if scale is None else scale for scale, own in zip(given, derived, strict=True))
+    return t, h, w
+
+
 def absolute_positions(
     grid: tuple[int, int, int],
     base_grid: tuple[int, int, int],

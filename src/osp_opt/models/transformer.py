@@ -50,6 +50,7 @@ from osp_opt.models.embeddings import (
     TimestepContext,
     TimestepModulation,
     absolute_positions,
+    interpolation_scales,
 )
 
 __all__ = [
@@ -116,9 +117,9 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
         norm_eps: float = 1e-6,
         attention_type: str = "default",
         caption_channels: int = 4096,
-        interpolation_scale_h: float = 1.0,
-        interpolation_scale_w: float = 1.0,
-        interpolation_scale_t: float = 1.0,
+        interpolation_scale_h: float | None = None,
+        interpolation_scale_w: float | None = None,
+        interpolation_scale_t: float | None = None,
         use_additional_conditions: bool | None = False,
         attention_mode: str = "xformers",
         downsampler: str | None = None,
@@ -130,10 +131,10 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
         width = num_attention_heads * attention_head_dim
         _check_config(self.config, width)
         # cross_attention_dim describes the projected caption, which has the model's width.
-        self.interpolation_scale = (
-            interpolation_scale_t,
-            interpolation_scale_h,
-            interpolation_scale_w,
+        self.interpolation_scale = interpolation_scales(
+            (interpolation_scale_t, interpolation_scale_h, interpolation_scale_w),
+            sample_size_t,
+            _pair(sample_size),
         )
         self.out_channels = in_channels if out_channels is None else out_channels
         self.pos_embed = PatchEmbedding(in_channels, width, patch_size)
@@ -329,8 +330,8 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
         return t, h // patch, w // patch
 
     def _add_positions(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        size, patch = self.config["sample_size"], self.config["patch_size"]
-        height, width = (size, size) if isinstance(size, int) else size
+        patch = self.config["patch_size"]
+        height, width = _pair(self.config["sample_size"])
         base = (self.config["sample_size_t"], height // patch, width // patch)
         table = absolute_positions(grid, base, self.interpolation_scale, x.shape[-1])
         return (x + rearrange(table, "t n d -> (t n) d").to(x.device)).to(x.dtype)
@@ -342,6 +343,10 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
         p = self.config["patch_size"]
         patches = F.max_pool2d((attention_mask != 0).float(), kernel_size=p, stride=p)
         return _key_mask(_attendable(rearrange(patches, "b t h w -> b (t h w)") != 0))
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _attendable(keep: Tensor) -> Tensor:
