@@ -145,6 +145,6 @@ def test_artifacts_of_another_setting_are_refused(
     printed = run_job(options(model_flags, cache=cache, allow_mismatch=True, out=tmp_path / "b"))
     assert "warning: cache policy" in printed
     too_wide = cache_file(tmp_path / "wide.json", None, 2, 3, 1, 2)
-    with pytest.raises(PolicyError, match="beyond the model's 4 blocks"):
+    with pytest.raises(PolicyError, match=r"wide\.json: .*beyond the model's 4 blocks"):
         run_job(options(model_flags, cache=too_wide, out=tmp_path / "c"))
     assert not list((tmp_path / "c").glob("*.mp4"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from osp_opt.artifacts import read_meta, write_json, write_meta
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.errors import FileError
+from osp_opt.errors import FileError, PolicyError
 from osp_opt.jobs.generation import Request, VideoMaker
 from osp_opt.jobs.memory import report_memory
 from osp_opt.jobs.prompt_sets import default_prompts
@@ -123,7 +123,10 @@ def _check(
         check_provenance(options.schedule, "schedule", setting, SCHEDULE_FATAL, allow, say)
     if policy is not None and options.cache is not None:
         check_provenance(options.cache, "cache policy", setting, CACHE_FATAL, allow, say)
-        policy.validate(maker.num_blocks, calls)
+        try:
+            policy.validate(maker.num_blocks, calls)
+        except PolicyError as error:
+            raise PolicyError(f"{options.cache}: {error}") from error
         say(
             f"cache: {policy}; {policy.speedup(maker.num_blocks, calls):.2f}x fewer block "
             f"evaluations"
