@@ -162,13 +162,17 @@ def test_the_winner_is_polished_within_the_budget_and_resumed(
     workdir: Path, tiny_checkpoint: Path
 ) -> None:
     """The same ledger after a second run; without fresh prompts polishing shows nothing new."""
-    values = {"steps": "4", "polish": True, "budget": 12.0, "text_prompt": ("a cat", "a dog")}
+    prompts = ("a cat", "a dog", "a hat", "a cup", "a car", "a bee")
+    values = {"steps": "4", "polish": True, "budget": 40.0, "text_prompt": prompts}
     options = search(tiny_checkpoint, workdir, force=True, **values)
     meta = read_meta(options.schedule_path)
     assert meta is not None
     polish = meta["search"]["polish"]
-    assert 2 <= polish["tried"] <= 6.0 / (4 / STEPS * polish["prompts"])
+    assert 2 <= polish["tried"] <= 20.0 / (4 / STEPS * polish["prompts"])
     assert np.mean(polish["log_ratios"]) <= 0.0
+    assert len(polish["log_ratios_on_others"]) >= polish["prompts"]
+    kept = np.mean(polish["log_ratios_on_others"]) < 0
+    assert meta["search"]["origin"].endswith("polished") == kept
     if meta["search"]["origin"] == "uniform, polished":
         assert not meta["search"]["shown_better_than_uniform"]
     ledger = options.run_dir / "trials.jsonl"

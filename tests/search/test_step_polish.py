@@ -55,6 +55,24 @@ def test_polishing_lowers_the_error_on_other_prompts_too(start: TimestepSchedule
     np.testing.assert_allclose(found.log_ratios, np.log(np.array(polished) / np.array(own)))
 
 
+def test_what_only_helps_the_prompts_it_was_polished_on_is_not_kept(
+    start: TimestepSchedule,
+) -> None:
+    """Judged by prompts on which errors move the other way, then by those it was polished on."""
+    measure = Measured()
+    polished = polish_schedule(start, measure, limit=20).schedule
+
+    def opposite(schedules: Sequence[TimestepSchedule]) -> list[list[float]]:
+        return [[1.0 / error for error in errors] for errors in measure(schedules)]
+
+    refused = polish_schedule(start, measure, 20, opposite)
+    assert refused.schedule == start
+    assert np.mean(refused.others) > 0 > np.mean(refused.log_ratios)
+    confirmed = polish_schedule(start, measure, 20, measure)
+    assert confirmed.schedule == polished != start
+    assert confirmed.others == confirmed.log_ratios
+
+
 @pytest.mark.parametrize("limit", [0, 1, 7])
 def test_the_limit_is_kept_and_the_same_questions_are_asked_again(
     start: TimestepSchedule, limit: int

@@ -18,7 +18,7 @@ from osp_opt.quality.intervals import Interval, mean_ci
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.step_candidates import StepCandidate, StepTable, objectives_for
 from osp_opt.search.step_objectives import StepObjective
-from osp_opt.search.step_polish import polish_schedule
+from osp_opt.search.step_polish import Measure, polish_schedule
 from osp_opt.search.step_race import affordable_prompts, race_schedules
 from osp_opt.search.step_sensitivity import fit_sensitivity
 from osp_opt.worker import WorkerContext
@@ -234,38 +234,57 @@ def _decide_by_race(
         tuple(result.log_ratios(result.winner, 0)),
     )
     if search.options.polish:
-        used = sorted(result.errors[result.winner])[:POLISH_PROMPTS]
-        return _polished(search, trials, decision, [requests[p] for p in used])
+        raced = sorted(result.errors[result.winner])
+        return _polished(search, trials, decision, raced)
     return decision
 
 
 def _polished(
-    search: Search, trials: StepTrials, decision: Decision, requests: Sequence[Request]
+    search: Search, trials: StepTrials, decision: Decision, raced: Sequence[int]
 ) -> Decision:
-    """The winner after coordinate descent on its errors on some of the race's prompts.
+    """The winner after coordinate descent on its errors on the first prompts that it raced on.
 
-    That it is better there was chosen, so it shows nothing: a polished uniform schedule counts as
-    better only once fresh prompts say so.
+    Kept if it is better on as many other prompts, too: those of the race, or further ones. That was
+    chosen, so it shows nothing: a polished uniform schedule counts as better only once fresh
+    prompts say so.
     """
+    say, length = search.context.progress.say, len(decision.candidate.schedule)
+    n = min(POLISH_PROMPTS, len(raced))
+    further = [p for p in range(len(search.race_requests)) if p not in raced]
+    further = further[: max(2 * n - len(raced), 0)]
+    judging = [*raced[n:], *further]
+    if not judging:
+        say(f"{length} steps: not polished: no other prompts to judge it by")
+        return decision
     start = decision.candidate
-    share = len(start.schedule) / len(search.reference)
-    limit = math.floor(POLISH_SHARE * search.options.budget / (share * len(requests)))
-    n = len(requests)
+    share = length / len(search.reference)
+    budget = POLISH_SHARE * search.options.budget
+    budget -= share * len(judging) + (1.0 + share) * len(further)
+    limit = max(math.floor(budget / (share * n)), 0)
 
-    def measure(schedules: Sequence[TimestepSchedule]) -> list[list[float]]:
-        flat = trials.errors(
-            [schedule for schedule in schedules for _ in requests], list(requests) * len(schedules)
-        )
-        return [flat[k * n : (k + 1) * n] for k in range(len(schedules))]
+    def on(prompts: Sequence[int]) -> Measure:
+        requests = [search.race_requests[p] for p in prompts]
+
+        def measure(schedules: Sequence[TimestepSchedule]) -> list[list[float]]:
+            each = [schedule for schedule in schedules for _ in requests]
+            flat = trials.errors(each, requests * len(schedules))
+            starts = range(0, len(flat), len(requests))
+            return [flat[start : start + len(requests)] for start in starts]
+
+        return measure
 
     whole = search.table.takes_whole_timesteps
-    found = polish_schedule(start.schedule, measure, limit, whole=whole)
-    mean = math.exp(sum(found.log_ratios) / n)
-    search.context.progress.say(
-        f"{len(start.schedule)} steps: polished with {found.tried} more schedules on {n} prompts, "
-        f"error {mean:.2f} of the winner's there"
-    )
-    about = {"tried": found.tried, "prompts": n, "log_ratios": list(found.log_ratios)}
+    found = polish_schedule(start.schedule, on(raced[:n]), limit, on(judging), whole=whole)
+    told = f"error {math.exp(np.mean(found.log_ratios)):.2f} of the winner's there"
+    if found.others:
+        told += f", {math.exp(np.mean(found.others)):.2f} on {len(found.others)} others"
+    say(f"{length} steps: polished with {found.tried} more schedules on {n} prompts, {told}")
+    about = {
+        "tried": found.tried,
+        "prompts": n,
+        "log_ratios": list(found.log_ratios),
+        "log_ratios_on_others": list(found.others),
+    }
     if found.schedule == start.schedule:
         return replace(decision, polish=about)
     return replace(

@@ -150,7 +150,7 @@ class SearchStepsOptions(SearchOptions):
     polish: bool = option(
         False,
         "Polish the race's winner by coordinate descent on sampled videos, with half the budget; "
-        "worth it with a larger --budget.",
+        "kept where other prompts confirm it.",
         panel="Job",
     )
     budget: float = option(

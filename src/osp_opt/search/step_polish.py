@@ -3,13 +3,14 @@
 Moving single timesteps, as Align Your Steps does on an estimate, changes the sampled error less
 than prompts differ, and costs two samplings per timestep. So the coordinates are wide: hat
 functions over the position in the schedule, each of which shifts a part of the curve of timesteps
-and leaves order and both ends as they are.
+and leaves order and both ends as they are. Even so a few prompts are soon fitted at the expense of
+all others (measured: docs/how-the-searches-work.md), so other prompts have the last word.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,19 +25,29 @@ FIRST_SHIFT = 0.08  # of the position; below 1 / (KNOTS + 1) the warped order ca
 LAST_SHIFT = 0.015  # smaller ones are not told apart by a few prompts
 
 
+Measure = Callable[[Sequence[TimestepSchedule]], list[list[float]]]
+"""Errors (mean squared, positive) of schedules: [schedule][prompt]."""
+
+
 @dataclass(frozen=True)
 class PolishResult:
-    """The polished schedule, and its errors over the start's as logs, one per prompt."""
+    """The polished schedule, or the start where other prompts did not confirm it.
+
+    log_ratios: errors of what was polished over the start's as logs, one per prompt; others: the
+    same on the prompts that judged it.
+    """
 
     schedule: TimestepSchedule
     log_ratios: tuple[float, ...]
     tried: int
+    others: tuple[float, ...] = ()
 
 
 def polish_schedule(
     start: TimestepSchedule,
-    measure: Callable[[Sequence[TimestepSchedule]], list[list[float]]],
+    measure: Measure,
     limit: int,
+    judge: Measure | None = None,
     *,
     whole: bool = False,
     min_gap: float = MIN_GAP,
@@ -51,9 +62,22 @@ def polish_schedule(
         start: its own errors are measured too, which does not count.
         measure: errors (mean squared, positive) [schedule][prompt].
         limit: of further schedules measured.
+        judge: as `measure`, on other prompts; what is no better than `start` there is not kept.
         whole: for samplers that take whole timesteps only.
         min_gap: smallest distance of neighbouring timesteps.
     """
+    found = _descended(start, measure, limit, whole, min_gap)
+    if judge is None or found.schedule == start:
+        return found
+    own, polished = (_logs(errors) for errors in judge([start, found.schedule]))
+    others = tuple(float(ratio) for ratio in polished - own)
+    kept = found.schedule if np.mean(others) < 0.0 else start
+    return replace(found, schedule=kept, others=others)
+
+
+def _descended(
+    start: TimestepSchedule, measure: Measure, limit: int, whole: bool, min_gap: float
+) -> PolishResult:
     origin = _logs(measure([start])[0])
     best, best_logs = start, origin
     tried, shift = 0, FIRST_SHIFT
