@@ -51,7 +51,8 @@ def launch(options: JobOptions) -> int:
     _check_port(options)
     with open_run(options) as run:
         logs = run.folder / LOG_FOLDER
-        code, ended_by, failures = _run(_command(options, run.folder), _environment(options), logs)
+        log = logs / _log_name(options)
+        code, ended_by, failures = _run(_command(options, run.folder), _environment(options), log)
         if code == 0:
             return 0
         _restore_terminal()
@@ -62,13 +63,18 @@ def launch(options: JobOptions) -> int:
                 file=sys.stderr,
             )
             return 128 + ended_by
-        said = (logs / LAUNCHER_LOG).read_text(errors="replace")
+        said = log.read_text(errors="replace")
         world_size = options.nproc_per_node * options.nnodes
         message, code = explain(failures, said, world_size if options.nnodes == 1 else 0, logs)
         if options.debug:
             _show_tracebacks(logs)
         report_error(message)
         return code
+
+
+def _log_name(options: LaunchOptions) -> str:
+    """Machines may share the folder."""
+    return LAUNCHER_LOG if options.node_rank == 0 else f"node{options.node_rank}-{LAUNCHER_LOG}"
 
 
 def _command(options: LaunchOptions, folder: Path) -> list[str]:
@@ -138,11 +144,11 @@ def _check_port(options: LaunchOptions) -> None:
 
 
 def _run(
-    command: list[str], environment: dict[str, str], logs: Path
+    command: list[str], environment: dict[str, str], log_path: Path
 ) -> tuple[int, int | None, list[Failure]]:
     """Run the workers to their end: exit code, the signal that ended them, what they told."""
     with (
-        _opened(logs / LAUNCHER_LOG) as log,
+        _opened(log_path) as log,
         subprocess.Popen(
             command,
             env=environment,

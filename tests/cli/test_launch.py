@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -68,6 +69,30 @@ def test_two_ranks_work_and_only_rank_0_speaks(tmp_path: Path) -> None:
     assert "rank 1" not in out
     assert "rank 1 of [0, 1] was here" in (tmp_path / "samples/logs/rank1.log").read_text()
     assert (tmp_path / "samples/options.json").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("way", ["master", "c10d"])
+def test_two_machines_on_one_folder(tmp_path: Path, way: str) -> None:
+    port = free_port()
+    meeting = {
+        "master": ("--master-addr", "127.0.0.1", "--master-port", str(port)),
+        "c10d": ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"),
+    }[way]
+    launchers = [
+        start(tmp_path, "greet", 1, "--nnodes", "2", "--node-rank", str(node), *meeting)
+        for node in range(2)
+    ]
+    ended = [finish(launcher) for launcher in launchers]
+    assert [(code, err) for code, _, err in ended] == [(0, ""), (0, "")]
+    # c10d numbers the machines as they come.
+    assert sorted("rank 0 of [0, 1] was here" in out for _, out, _ in ended) == [False, True]
+    assert "rank 1 of [0, 1] was here" in (tmp_path / "samples/logs/rank1.log").read_text()
 
 
 def test_refused_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
