@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from osp_opt.options import COMMANDS, JobOptions, SearchOptions, SearchStepsOpti
 
 OPTIONS_FILE = "options.json"
 LOCK_FILE = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _LOCK_FLAGS = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{8}\.part(\..*)?$")
 
@@ -38,15 +40,17 @@ def open_run(options: JobOptions) -> Iterator[Run]:
     """Take the run folder for these options, for as long as the context lasts.
 
     A folder of the same options is resumed; one of other options is refused, or with
-    ``--overwrite`` moved aside. Raises OptionError or FileError.
+    ``--overwrite`` moved aside. Several machines of one job share a folder: each looks at it in its
+    turn. Raises OptionError or FileError.
     """
-    folder = options.run_dir
-    exclusive = options.nnodes == 1  # several machines may share one folder
-    with _locked(folder, exclusive):
+    folder, shared = options.run_dir, options.nnodes > 1
+    with ExitStack() as locks:
+        locks.enter_context(_locked(folder, wait=shared))
         record = _record(options)
         difference = _difference(folder, record)
         if difference is None:
-            _remove_temporaries(folder)
+            if not shared:
+                remove_leftovers(folder)
         elif not options.overwrite:
             other = "--workdir" if folder.parent == options.workdir else "--out"
             raise OptionError(
@@ -55,9 +59,11 @@ def open_run(options: JobOptions) -> Iterator[Run]:
             )
         else:
             _move_aside(folder)
-        with _locked(folder, exclusive and difference is not None):
-            write_json(folder / OPTIONS_FILE, record)
-            yield Run(folder, options)
+            locks.enter_context(_locked(folder, wait=shared))  # the other one went with the folder
+        write_json(folder / OPTIONS_FILE, record)
+        if shared:
+            locks.close()
+        yield Run(folder, options)
 
 
 def load_run(path: str | Path) -> Run:
@@ -79,23 +85,27 @@ def load_run(path: str | Path) -> Run:
 
 
 @contextmanager
-def _locked(folder: Path, wanted: bool) -> Iterator[None]:
-    """Hold the folder's lock. The kernel drops it when the process ends, however it ends."""
+def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the folder's lock. The kernel drops it when the process ends, however it ends.
+
+    Where the file system has no locks (some network ones) there is none.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not wanted:
-            yield
-            return
         descriptor = os.open(folder / LOCK_FILE, _LOCK_FLAGS, 0o640)
     except OSError as error:
         raise FileError(f"{folder}: cannot be written ({error.strerror})") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise FileError(
+                f"{folder}: another osp-opt is at work there; wait for it, or choose another folder"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise FileError(f"{folder}: cannot be locked ({error.strerror})") from error
         yield
-    except BlockingIOError as error:
-        raise FileError(
-            f"{folder}: another osp-opt is at work there; wait for it, or choose another folder"
-        ) from error
     finally:
         os.close(descriptor)
 
@@ -171,8 +181,11 @@ def _move_aside(folder: Path) -> None:
         raise FileError(f"{folder}: cannot be moved aside ({error.strerror})") from error
 
 
-def _remove_temporaries(folder: Path) -> None:
-    """Half-written files of a run that was killed; :func:`atomic_path` names them."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-written files of a run that was killed (:func:`atomic_path` names them).
+
+    Only while nobody else writes there.
+    """
     for path in folder.rglob(".*.part*"):
         if _TEMPORARY.match(path.name):
             path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from osp_opt.failures import Failure
 from osp_opt.launch import LIFELINE_VARIABLE, LOG_FOLDER
 from osp_opt.parallel import Parallel
 from osp_opt.progress import Progress
-from osp_opt.runfolder import load_run
+from osp_opt.runfolder import load_run, remove_leftovers
 
 _PACKAGE = Path(__file__).parent
 
@@ -82,6 +82,9 @@ def _run_job(path: Path, progress: Progress) -> None:
     device = Device.open(
         options.device, local_rank, dtype=options.dtype, attention=options.attention
     )
+    if options.nnodes > 1 and os.environ.get("RANK", "0") == "0":
+        # Launchers of several machines must not; here all have started and none has met rank 0.
+        remove_leftovers(run.folder)
     opened = Parallel.open(device, layout=options.parallel, timeout_s=options.timeout)
     with opened as parallel, device.exact_float32():
         job.run(options, WorkerContext(device, parallel, run.folder, progress))

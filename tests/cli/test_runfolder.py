@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,34 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
         (videos / ".hidden.mp4").write_text("the user's")
     with open_run(options(tmp_path)):
         assert os.listdir(videos) == [".hidden.mp4"]
+
+
+def test_machines_of_one_job_share_a_folder(tmp_path: Path) -> None:
+    """What one of them is writing is not another's leftover; --overwrite moves one folder once."""
+    with open_run(options(tmp_path, steps=20)) as run:
+        (run.folder / "old.mp4").write_text("old")
+    several = {"steps": 30, "nnodes": 2, "master_addr": "10.0.0.1", "overwrite": True}
+    with open_run(options(tmp_path, **several)) as first:
+        (first.folder / ".v.0123abcd.part.mp4").write_text("being written")
+        with open_run(options(tmp_path, **several, node_rank=1)) as second:
+            assert second.folder == first.folder
+            assert (second.folder / ".v.0123abcd.part.mp4").exists()
+    assert [path.name for path in tmp_path.glob("*.old-*")] == ["samples.old-1"]
+
+
+@pytest.mark.parametrize(("number", "refused"), [(errno.ENOLCK, False), (errno.EIO, True)])
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, refused: bool
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with (
+        pytest.raises(FileError, match="cannot be locked") if refused else nullcontext(),
+        open_run(options(tmp_path)) as run,
+    ):
+        assert load_run(run.folder / OPTIONS_FILE).folder == run.folder
 
 
 def test_the_worker_reads_what_was_written(tmp_path: Path) -> None:
