@@ -22,6 +22,7 @@ __all__ = ["Failure", "Listener", "explain"]
 _MARK = b"osp-opt-failure "
 _PIPE_BYTES = 4096  # up to this size (PIPE_BUF of Linux) a pipe keeps messages of ranks apart
 _MAX_TEXT = 1500  # characters, of which JSON makes at most twice as many bytes but for escapes
+_NOT_MET = re.compile(r"RendezvousTimeoutError|Dist(Store|Network)Error")
 _DEATH = re.compile(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 
 
@@ -73,13 +74,16 @@ class Listener:
 
 
 def explain(
-    failures: Sequence[Failure], launcher_log: str, world_size: int, logs: Path
+    failures: Sequence[Failure], launcher_log: str, world_size: int, log: Path
 ) -> tuple[str, int]:
     """The line for the user, and the exit code of the job.
+
+    `launcher_log` is the text of `log`, beside which the ranks' logs lie.
 
     When one rank fails, others follow because they wait for it: the cause is the first failure of
     a rank's own, else a rank that was killed, else the ranks that said nothing.
     """
+    logs = log.parent
     own = [failure for failure in failures if not failure.follows]
     if own:
         first = min(own, key=lambda failure: failure.time)
@@ -99,7 +103,13 @@ def explain(
             first.exit_code,
         )
     if not deaths:
-        return f"the workers could not be started; see {logs}/launcher.log", 1
+        if _NOT_MET.search(launcher_log):
+            return (
+                "the machines did not meet within --timeout; are all started, and is "
+                f"--master-addr or --rdzv-endpoint right and reachable? See {log}",
+                1,
+            )
+        return f"the workers could not be started; see {log}", 1
     rank, code = killed[0] if killed else deaths[-1]
     how = f"exit code {code}"
     if code < 0:

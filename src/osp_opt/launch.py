@@ -10,6 +10,7 @@ close ends itself. So all ends with us, even when we are killed with SIGKILL.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -65,7 +66,7 @@ def launch(options: JobOptions) -> int:
             return 128 + ended_by
         said = log.read_text(errors="replace")
         world_size = options.nproc_per_node * options.nnodes
-        message, code = explain(failures, said, world_size if options.nnodes == 1 else 0, logs)
+        message, code = explain(failures, said, world_size if options.nnodes == 1 else 0, log)
         if options.debug:
             _show_tracebacks(logs)
         report_error(message)
@@ -102,6 +103,9 @@ def _rendezvous(options: LaunchOptions) -> list[str]:
     }
     flags = [f"{flag}={value}" for flag, value in given.items() if value is not None]
     if options.nnodes > 1:
+        # How long a machine waits for the others to come at all.
+        limit = "timeout" if options.rdzv_backend in (None, "static") else "join_timeout"
+        flags.append(f"--rdzv-conf={limit}={math.ceil(options.timeout)}")
         return [*flags, f"--node-rank={options.node_rank}"]
     # Names of this machine may not resolve (containers), and are not needed.
     local = ["--local-addr=127.0.0.1"]

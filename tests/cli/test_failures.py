@@ -10,7 +10,7 @@ import pytest
 
 from osp_opt.failures import Failure, Listener, explain
 
-LOGS = Path("run/logs")
+LOG = Path("run/logs/launcher.log")
 TABLE = """
 Root Cause (first observed failure):
 [0]:
@@ -64,11 +64,11 @@ def test_without_a_listener_nothing_happens() -> None:
 def test_the_first_error_of_a_rank_s_own_is_the_cause() -> None:
     own = [Failure(2, 5.0, "rank 2: later", 1), Failure(1, 4.0, "rank 1: the cause", 2)]
     log = TABLE.format(rank=0, code=1)
-    assert explain([waited(0), *own], log, 3, LOGS) == ("rank 1: the cause", 2)
+    assert explain([waited(0), *own], log, 3, LOG) == ("rank 1: the cause", 2)
 
 
 def test_a_killed_rank_comes_before_those_that_waited_for_it() -> None:
-    message, code = explain([waited(0)], TABLE.format(rank=1, code=-9), 2, LOGS)
+    message, code = explain([waited(0)], TABLE.format(rank=1, code=-9), 2, LOG)
     assert code == 137
     assert message.startswith("the worker of rank 1 died: killed by SIGKILL (out of memory?)")
     assert "rank1.log" in message
@@ -76,15 +76,15 @@ def test_a_killed_rank_comes_before_those_that_waited_for_it() -> None:
 
 def test_ranks_that_say_nothing_are_named() -> None:
     log = TABLE.format(rank=0, code=1)
-    message, code = explain([waited(0), waited(2)], log, 4, LOGS)
+    message, code = explain([waited(0), waited(2)], log, 4, LOG)
     assert code == 1
     assert message.startswith("ranks 1, 3: no sign of life; rank 0: barrier failed")
     assert message.endswith("see run/logs/rank1.log")
     # torch.distributed.run ends the silent ones itself, which is no cause.
     ended = TABLE.format(rank=1, code=-15)
-    assert explain([waited(0)], ended, 2, LOGS)[0].startswith("rank 1: no sign of life")
+    assert explain([waited(0)], ended, 2, LOG)[0].startswith("rank 1: no sign of life")
 
 
 def test_workers_that_never_started() -> None:
-    message, code = explain([], "ModuleNotFoundError: torch", 1, LOGS)
+    message, code = explain([], "ModuleNotFoundError: torch", 1, LOG)
     assert (code, message) == (1, "the workers could not be started; see run/logs/launcher.log")

@@ -77,16 +77,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("way", ["master", "c10d"])
-def test_two_machines_on_one_folder(tmp_path: Path, way: str) -> None:
+@pytest.fixture(params=["master", "c10d"])
+def meeting(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Options of two machines, which here are one."""
     port = free_port()
-    meeting = {
-        "master": ("--master-addr", "127.0.0.1", "--master-port", str(port)),
-        "c10d": ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"),
-    }[way]
+    if request.param == "master":
+        return ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port))
+    return ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}")
+
+
+def test_a_machine_that_stays_alone(tmp_path: Path, meeting: tuple[str, ...]) -> None:
+    code, out, err = finish(start(tmp_path, "greet", 1, *meeting, "--timeout", "5"))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "the machines did not meet within --timeout" in err
+    assert f"{tmp_path}/samples/logs/launcher.log" in err
+
+
+def test_two_machines_on_one_folder(tmp_path: Path, meeting: tuple[str, ...]) -> None:
     launchers = [
-        start(tmp_path, "greet", 1, "--nnodes", "2", "--node-rank", str(node), *meeting)
-        for node in range(2)
+        start(tmp_path, "greet", 1, *meeting, "--node-rank", str(node)) for node in range(2)
     ]
     ended = [finish(launcher) for launcher in launchers]
     assert [(code, err) for code, _, err in ended] == [(0, ""), (0, "")]

@@ -164,7 +164,7 @@ def _run(options: Options) -> int:
             return 0
         listener = Listener(io.BytesIO(os.read(reading, PIPE_BYTES)), io.BytesIO())
         listener.close(LIMIT_S)
-        message, code = explain(listener.failures, "", 1, logs)
+        message, code = explain(listener.failures, "", 1, logs / launch.LAUNCHER_LOG)
         report_error(message)
         return code
 

@@ -255,7 +255,7 @@ class LaunchOptions(Options):
     )
     timeout: float = option(
         1800,
-        "A collective that waits longer ends the job.",
+        "A collective, or a machine for the others, that waits longer ends the job.",
         panel="Launch",
         unit="seconds",
         gt=0,
