@@ -144,16 +144,20 @@ class Parallel:
             return alone
         kind = device.torch_device.type
         timeout = timedelta(seconds=timeout_s)
-        with _named_failure("meeting of the processes"):
-            if kind == "cpu":
-                dist.init_process_group(device.backend, timeout=timeout)
-                control = dist.group.WORLD
-            else:
-                # Python objects and barriers stay on the host: no device memory, and a gloo
-                # barrier can name the ranks that are missing.
-                dist.init_process_group(f"cpu:gloo,{kind}:{device.backend}", timeout=timeout)
-                control = dist.new_group(backend="gloo", timeout=timeout)
-        return replace(alone, control=control).arranged(requested or Layout(dp=world_size))
+        try:
+            with _named_failure("meeting of the processes"):
+                if kind == "cpu":
+                    dist.init_process_group(device.backend, timeout=timeout)
+                    control = dist.group.WORLD
+                else:
+                    # Python objects and barriers stay on the host: no device memory, and a gloo
+                    # barrier can name the ranks that are missing.
+                    dist.init_process_group(f"cpu:gloo,{kind}:{device.backend}", timeout=timeout)
+                    control = dist.new_group(backend="gloo", timeout=timeout)
+            return replace(alone, control=control).arranged(requested or Layout(dp=world_size))
+        except WorkerError:
+            alone.close()
+            raise
 
     def arranged(self, layout: Layout) -> Parallel:
         """The same ranks in another layout (collective over all ranks)."""
@@ -236,7 +240,10 @@ class Parallel:
             )
 
     def close(self) -> None:
-        """Leave the process groups; harmless when called twice."""
+        """Leave the process groups; harmless when called twice.
+
+        A process that ends without may abort (std::terminate): gloo's threads are still running.
+        """
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -258,7 +265,8 @@ class Parallel:
         for ranks in members:
             if len(ranks) == 1:
                 continue
-            handle = dist.new_group(ranks, timeout=timeout)
+            with _named_failure("forming of groups"):
+                handle = dist.new_group(ranks, timeout=timeout)
             if self.rank in ranks:
                 mine = RankGroup(ranks.index(self.rank), len(ranks), handle)
         return mine
