@@ -6,12 +6,11 @@ Weights and prompts are random: they do not change how long anything takes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.speed.measuring import Times, interleaved, machine
+from benchmarks.speed.measuring import interleaved, machine, ratio
 from benchmarks.speed.operations import StepWork
 from benchmarks.speed.steps import GUIDANCE_SCALE, optimised
 from benchmarks.speed.subjects import (
@@ -139,19 +138,13 @@ def denoising(subject: Subject, ceiling: float, rounds: Rounds, device: Device) 
         "operations_per_step": work.total,
         "steps": {name: each.as_json() for name, each in times.items()},
         "share_of_ceiling": work.total / seconds["exact"] / ceiling,
-        "recording_overhead": overhead(times),
+        "recording_overhead": ratio(times["recorded"], times["exact"]) - 1,
         "hundred_steps_seconds": 100 * seconds["exact"],
         "fifty_steps_cached_seconds": 25
         * (seconds["cache: full step"] + seconds["cache: reusing step"]),
         "reused": f"{layers // 2} of {layers} blocks at every second step",
         "peak_bytes": peak,
     }
-
-
-def overhead(times: dict[str, Times]) -> float:
-    """Extra time of a recorded step as a part of an exact one, from neighbouring runs."""
-    pairs = zip(times["recorded"].wall, times["exact"].wall, strict=True)
-    return median(recorded / exact - 1 for recorded, exact in pairs)
 
 
 @torch.no_grad()

@@ -113,13 +113,18 @@ def _check_output(options: JobOptions) -> None:
         raise FileError(f"--out {out}: is neither a file nor a folder")
 
 
+def calibration_file(place: Path) -> Path:
+    """The statistics at `place`: the file itself, or the one in that folder."""
+    return place if place.is_file() else place / CALIBRATION_FILE
+
+
 def _check_calibration(options: SearchOptions) -> None:
     if isinstance(options, SearchStepsOptions) and options.videos_path is not None:
         if not options.videos_path.is_dir():
             raise CalibrationError(f"--videos-path {options.videos_path}: no such folder")
         return
     place = options.calibration_dir
-    if not (place / CALIBRATION_FILE).is_file() and not place.is_file():
+    if not calibration_file(place).is_file():
         hint = "" if options.calibration is not None else ", in the same --workdir"
         raise CalibrationError(
             f"{place}: holds no {CALIBRATION_FILE}; run `osp-opt calibrate` first{hint}"

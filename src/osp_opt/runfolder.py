@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from osp_opt import __version__
 from osp_opt.artifacts import fingerprint_folder, read_json, write_json
-from osp_opt.checks import CALIBRATION_FILE
+from osp_opt.checks import CALIBRATION_FILE, calibration_file
 from osp_opt.errors import FileError, OptionError
 from osp_opt.options import COMMANDS, JobOptions, SearchOptions, SearchStepsOptions
 
@@ -134,8 +134,7 @@ def _input_digests(options: JobOptions) -> dict[str, str]:
             del files["videos"]
             return {**_digests(files), "videos": "\n".join(names)}
     elif isinstance(options, SearchOptions):
-        place = options.calibration_dir
-        files["calibration"] = place if place.is_file() else place / CALIBRATION_FILE
+        files["calibration"] = calibration_file(options.calibration_dir)
     return _digests(files)
 
 

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     progress = Progress(rank)
     _show_own_warnings(progress)
     try:
-        _run_job(path, progress)
+        _run_job(path, rank, progress)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except OspOptError as error:
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _run_job(path: Path, progress: Progress) -> None:
+def _run_job(path: Path, rank: int, progress: Progress) -> None:
     run = load_run(path)
     options = run.options
     settle_torch_npu()  # before the job imports diffusers
@@ -82,7 +82,7 @@ def _run_job(path: Path, progress: Progress) -> None:
     device = Device.open(
         options.device, local_rank, dtype=options.dtype, attention=options.attention
     )
-    if options.nnodes > 1 and os.environ.get("RANK", "0") == "0":
+    if options.nnodes > 1 and rank == 0:
         # Launchers of several machines must not; here all have started and none has met rank 0.
         remove_leftovers(run.folder)
     opened = Parallel.open(device, layout=options.parallel, timeout_s=options.timeout)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -71,19 +70,12 @@ def test_two_ranks_work_and_only_rank_0_speaks(tmp_path: Path) -> None:
     assert (tmp_path / "samples/options.json").exists()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(params=["master", "c10d"])
-def meeting(request: pytest.FixtureRequest) -> tuple[str, ...]:
+def meeting(request: pytest.FixtureRequest, free_port: int) -> tuple[str, ...]:
     """Options of two machines, which here are one."""
-    port = free_port()
     if request.param == "master":
-        return ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port))
-    return ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}")
+        return ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port))
+    return ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port}")
 
 
 def test_a_machine_that_stays_alone(tmp_path: Path, meeting: tuple[str, ...]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -76,12 +75,9 @@ def test_a_barrier_names_the_rank_that_does_not_come(both: list[dict[str, Any]])
     assert "\n" not in message
 
 
-def test_the_survivor_of_a_dead_rank_ends_with_one_clear_line() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_the_survivor_of_a_dead_rank_ends_with_one_clear_line(free_port: int) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
     ranks = [
         subprocess.Popen(
             [sys.executable, dying_rank.__file__],

@@ -18,7 +18,7 @@ import numpy as np
 from osp_opt import __version__
 from osp_opt.artifacts import write_meta
 from osp_opt.calibration import Calibration
-from osp_opt.checks import CALIBRATION_FILE
+from osp_opt.checks import calibration_file
 from osp_opt.errors import CalibrationError, PolicyError
 from osp_opt.jobs.cache_quality import Quality, interval_from, measure_quality
 from osp_opt.jobs.cache_trials import CacheTrials, Pair, policy_key
@@ -338,7 +338,7 @@ def _speedup(pairs: Sequence[Pair]) -> Interval:
 
 def _calibration(options: SearchCacheOptions, maker: VideoMaker) -> Calibration:
     place = options.calibration_dir
-    calibration = Calibration.load(place if place.is_file() else place / CALIBRATION_FILE)
+    calibration = Calibration.load(calibration_file(place))
     setting = calibration.metadata.get("setting", {})
     if setting.get("model", maker.loaded.fingerprint) != maker.loaded.fingerprint:
         raise CalibrationError(f"{place}: was recorded with another model; run osp-opt calibrate")

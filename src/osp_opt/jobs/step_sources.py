@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from osp_opt.calibration import Calibration
-from osp_opt.checks import CALIBRATION_FILE
+from osp_opt.checks import calibration_file
 from osp_opt.errors import CalibrationError
 from osp_opt.jobs.generation import VideoMaker
 from osp_opt.jobs.step_paths import calibrated_paths, descend_on_paths
@@ -98,7 +98,7 @@ class Source:
 def open_source(options: SearchStepsOptions, context: WorkerContext) -> Source:
     """The calibration folder or file, or one made now of a folder of videos."""
     place = options.videos_path or options.calibration_dir
-    file = place if place.is_file() else place / CALIBRATION_FILE
+    file = calibration_file(place)
     if file.is_file() or options.videos_path is None:
         return Source(options, context, Calibration.load(file), file.parent)
     calibration = record_videos(options, context, place)
