@@ -22,7 +22,7 @@ demo: install
 	$(OSP) sample --num-prompts 1 --workdir $(DEMO) --out $(DEMO)/faster \
 	    --schedule $(DEMO)/search-steps/searched_schedule.txt \
 	    --cache $(DEMO)/search-cache/dit_cache_config.json
-	$(BIN)/python -m osp_opt.demo $(DEMO)/baseline $(DEMO)/faster
+	$(BIN)/python -m tools.demo $(DEMO)/baseline $(DEMO)/faster
 
 lint: install
 	$(BIN)/ruff check .

@@ -21,16 +21,16 @@ from benchmarks.contest import (
 from benchmarks.lab import Lab, column
 from benchmarks.peers import peer_entrants
 from benchmarks.reference_cache import INTERVAL, STAGE_ONE_START, CacheSearch, least_blocks
-from osp_opt.artifacts import read_meta
+from osp_opt.base.artifacts import read_meta
+from osp_opt.base.errors import OspOptError
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.errors import OspOptError
-from osp_opt.jobs.cache_trials import policy_key
-from osp_opt.jobs.generation import Request
+from osp_opt.generate.maker import Request
 from osp_opt.options import SearchCacheOptions
 from osp_opt.quality.intervals import bootstrap_ci, paired_difference
 from osp_opt.quality.metrics import mse
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.block_times import BlockTimer, BlockTimes
+from osp_opt.search.cache.block_times import BlockTimer, BlockTimes
+from osp_opt.search.cache.trials import policy_key
 from osp_opt.tiny.prompts import load_prompts
 
 __all__ = ["block_times", "policy_entrant", "policy_error", "run", "searched_policy"]

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lab import Lab, column
-from osp_opt.jobs.generation import Request
-from osp_opt.jobs.step_trials import schedule_key
+from osp_opt.generate.maker import Request
 from osp_opt.quality.intervals import Interval, bootstrap_ci, lost_share, mean_ci
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.steps.trials import schedule_key
 
 __all__ = ["Entrant", "NotRun", "Runtime", "contest", "reason_of", "summary"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.lab import Lab
-from osp_opt.jobs.generation import Request, VideoMaker
+from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.quality.intervals import mean_ci
 from osp_opt.sampling.schedule import TimestepSchedule
 

@@ -12,22 +12,22 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.size import Size
+from osp_opt.base.ledger import TrialLedger
+from osp_opt.base.progress import Progress
 from osp_opt.calibration import Calibration
-from osp_opt.checks import CALIBRATION_FILE
-from osp_opt.device import Device
-from osp_opt.jobs.generation import Denoised, Request, VideoMaker
-from osp_opt.jobs.latent_store import LatentStore
+from osp_opt.generate.maker import Denoised, Request, VideoMaker
+from osp_opt.generate.references import LatentStore
 from osp_opt.options import CalibrateOptions, JobOptions, SampleOptions
-from osp_opt.parallel import Parallel
-from osp_opt.progress import Progress
 from osp_opt.quality.metrics import MAX_PSNR, mse, psnr, ssim
-from osp_opt.runfolder import open_run
+from osp_opt.run.checks import CALIBRATION_FILE
+from osp_opt.run.folder import open_run
+from osp_opt.run.worker import WorkerContext
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.trials import TrialLedger
+from osp_opt.system.device import Device
+from osp_opt.system.parallel import Parallel
 from osp_opt.tiny.checker import check
 from osp_opt.tiny.prompts import load_prompts
 from osp_opt.tiny.specs import ATTRIBUTES
-from osp_opt.worker import WorkerContext
 
 __all__ = ["Lab", "Listening"]
 

@@ -16,15 +16,15 @@ import numpy as np
 from benchmarks.cache import block_times, policy_error
 from benchmarks.lab import Lab
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.jobs.generation import Request
-from osp_opt.search.cache_importance import importance_probes, measured_importance
-from osp_opt.search.cache_scores import (
+from osp_opt.generate.maker import Request
+from osp_opt.search.cache.candidates import MAX_INTERVAL
+from osp_opt.search.cache.probes import importance_probes, measured_importance
+from osp_opt.search.cache.scores import (
     ReuseErrors,
     gaussian_importance,
     policy_score,
     spearman,
 )
-from osp_opt.search.cache_search import MAX_INTERVAL
 
 __all__ = ["draw", "probed_importance", "run"]
 

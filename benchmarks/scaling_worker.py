@@ -13,17 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from osp_opt.base.progress import Progress
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.device import Device
-from osp_opt.jobs.cache_trials import CacheTrials
-from osp_opt.jobs.generation import Request, VideoMaker
-from osp_opt.jobs.step_trials import StepTrials
+from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import SearchCacheOptions
-from osp_opt.parallel import Parallel
-from osp_opt.progress import Progress
+from osp_opt.run.worker import WorkerContext
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.cache.trials import CacheTrials
+from osp_opt.search.steps.trials import StepTrials
+from osp_opt.system.device import Device
+from osp_opt.system.parallel import Parallel
 from osp_opt.tiny.prompts import load_prompts
-from osp_opt.worker import WorkerContext
 
 
 def main(folder: Path) -> None:

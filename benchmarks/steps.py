@@ -15,14 +15,14 @@ from torch import Tensor
 from benchmarks.contest import Entrant, contest, summary
 from benchmarks.lab import Lab, column
 from benchmarks.reference_steps import StepSearch, network_evaluations
-from osp_opt.jobs.step_paths import load_latents
-from osp_opt.models.vae import VAE_SCALE
+from osp_opt.model.vae.autoencoder import VAE_SCALE
 from osp_opt.options import SearchStepsOptions
 from osp_opt.quality.intervals import paired_difference
 from osp_opt.sampling.noise import keyed_normal
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 from osp_opt.sampling.steps import vp_scale
-from osp_opt.search.step_candidates import StepTable, objectives_for
+from osp_opt.search.steps.candidates import StepTable, objectives_for
+from osp_opt.search.steps.paths import load_latents
 from osp_opt.tiny.prompts import load_prompts
 
 __all__ = ["AYS", "REFERENCE", "TOOL", "UNIFORM", "run", "searched"]

@@ -16,9 +16,9 @@ from statistics import median
 
 from PIL import Image, ImageDraw, ImageFont
 
-from osp_opt.artifacts import atomic_write_bytes
-from osp_opt.evaluation.pairs import VideoFile, VideoSet, pair_videos
-from osp_opt.video import Frames
+from osp_opt.base.artifacts import atomic_write_bytes
+from osp_opt.base.video import Frames
+from osp_opt.evaluate.pairs import VideoFile, VideoSet, pair_videos
 
 SCALE = 2  # of the pixels: the bundled model's videos are small
 GAP = 6  # pixels

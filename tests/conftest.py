@@ -8,9 +8,13 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from running import Job
+
+from osp_opt.options import JobOptions
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -63,8 +67,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import torch
 
-    from osp_opt.models.transformer import OpenSoraT2V
-    from osp_opt.models.vae import CausalVAEModel
+    from osp_opt.model.transformer import OpenSoraT2V
+    from osp_opt.model.vae.autoencoder import CausalVAEModel
 
     folder = tmp_path_factory.mktemp("tiny-checkpoint")
     config = json.loads((GOLDEN / "vae" / "d4_4x8x8" / "config.json").read_text())
@@ -85,3 +89,41 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(GOLDEN / "pipeline" / "text_encoder", folder / "text_encoder")
     (folder / "defaults.json").write_text(json.dumps(TINY_DEFAULTS))
     return folder
+
+
+@pytest.fixture
+def model_flags(tiny_checkpoint: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options that name the checkpoint, all its parts, and a working folder."""
+    return {
+        "model_path": str(tiny_checkpoint / "transformer"),
+        "ae_path": str(tiny_checkpoint / "vae"),
+        "text_encoder_name": str(tiny_checkpoint / "text_encoder"),
+        "workdir": tmp_path / "work",
+        "device": "cpu",
+        "num_frames": 5,
+        "height": 16,
+        "width": 16,
+        "guidance_scale": 2.0,
+        "max_sequence_length": 16,
+        "fps": 12.0,
+    }
+
+
+@pytest.fixture
+def run_job(capsys: pytest.CaptureFixture[str]) -> Job:
+    """Runs a job as its worker would, alone; returns what it printed."""
+
+    from osp_opt.base.progress import Progress
+    from osp_opt.run.worker import WorkerContext, jobs
+    from osp_opt.system.device import Device
+    from osp_opt.system.parallel import Parallel
+
+    def run(options: JobOptions) -> str:
+        device = Device.open("cpu")
+        options.run_dir.mkdir(parents=True, exist_ok=True)
+        context = WorkerContext(device, Parallel.open(device), options.run_dir, Progress(0))
+        capsys.readouterr()
+        jobs()[options.command](options, context)
+        return capsys.readouterr().out
+
+    return run

@@ -26,36 +26,30 @@ TEXT_FILES = sorted(
 
 # Top to bottom; a module imports from its own layer or from below.
 LAYERS = (
-    ("__main__",),
-    ("cli", "demo"),
+    ("__main__", "run.worker"),  # the two entry points
+    ("cli",),
     ("report",),
-    ("jobs", "evaluation", "doctor", "diagnosis"),
-    ("worker",),
-    ("launch",),
-    ("runfolder",),
-    ("flags", "config_file"),
-    ("checks",),
-    ("tiny",),
+    ("evaluate",),
+    ("search.steps", "search.cache"),
     ("search",),
     ("calibration",),
-    ("quality",),
+    ("generate",),
+    ("run",),
     ("sampling",),
+    ("model",),
     ("cache",),
-    ("models",),
-    ("parallel",),
-    ("device", "precision"),
-    ("video", "progress", "host", "prompts", "failures"),
+    ("tiny",),
+    ("system",),
     ("options",),
-    ("layout", "sampling.shape"),
-    ("artifacts",),
-    ("errors",),
+    ("quality",),
+    ("base",),
 )
 MAX_LINES = 400
-MAY_PRINT = {"cli", "demo", "doctor", "evaluation", "flags", "launch", "progress", "tiny"}
+MAY_PRINT = {"cli", "evaluate", "run", "base"}
 NO_TORCH = (
-    *("cli", "flags", "config_file", "launch", "runfolder", "checks", "prompts", "options"),
-    *("progress", "artifacts", "errors", "failures", "layout", "sampling.shape"),
-    "cache.policy",
+    *("cli.app", "cli.doctor", "run.launch", "run.folder", "run.checks", "run.failures"),
+    *("options", "generate.prompts", "system.ranks", "cache.policy"),
+    *("base.progress", "base.artifacts", "base.errors", "base.shape"),
 )
 DRAWS = {"rand", "rand_like", "randn", "randn_like", "randint", "randperm", "normal", "bernoulli"}
 
@@ -135,14 +129,14 @@ def test_one_home_per_concern() -> None:
     for path in MODULES:
         name = name_of(path)
         dotted = {*imports(path), *attributes(path)}
-        if name != "device":
+        if name != "system.device":
             named = [d for d in dotted if re.match(r"(torch\.(cuda|npu|mps)|torch_npu)(\.|$)", d)]
             assert not named, f"{name} names {named}"
-        if name != "parallel":
+        if name != "system.parallel":
             named = [d for d in dotted if re.match(r"torch\.distributed(\.|$)", d)]
             assert not named, f"{name} names {named}"
         # The first values of a model's parameters are random too, until weights are loaded.
-        if name != "sampling.noise" and not name.startswith(("tiny", "models")):
+        if name != "sampling.noise" and not name.startswith("model"):
             named = [d for d in dotted if d in {f"torch.{draw}" for draw in DRAWS}]
             assert not named, f"{name} draws {named}"
 

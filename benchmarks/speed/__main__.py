@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from osp_opt.artifacts import write_json
+from osp_opt.base.artifacts import write_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 Out = Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")]
@@ -38,7 +38,7 @@ def cpu(
 def vae(repeats: Repeats = 5, device: str = "cpu", out: Out = None) -> None:
     """Ways of decoding with the bundled autoencoder."""
     from benchmarks.speed import vae as part
-    from osp_opt.device import Device
+    from osp_opt.system.device import Device
 
     report(part.run(repeats, Device.open(device, dtype="float32")), out)
 
@@ -58,7 +58,7 @@ def full_size(
 ) -> None:
     """The full-size model on one device."""
     from benchmarks.speed import full_size as part
-    from osp_opt.device import Device
+    from osp_opt.system.device import Device
 
     opened = Device.open(device, dtype=dtype)
     rounds = part.Rounds(repeats, warm_ups)

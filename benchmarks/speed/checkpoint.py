@@ -20,9 +20,9 @@ from benchmarks.speed.subjects import (
     random_transformer,
     random_vae,
 )
-from osp_opt.device import Device
-from osp_opt.sampling.load import BUNDLED
-from osp_opt.sampling.shape import VideoShape
+from osp_opt.base.shape import VideoShape
+from osp_opt.generate.load import BUNDLED
+from osp_opt.system.device import Device
 
 PIECES = 448  # of the bundled model's vocabulary, which is copied
 TEXT_LAYERS, TEXT_HEADS = 1, 64

@@ -10,7 +10,7 @@ from benchmarks.speed.measuring import Times, interleaved, machine, ratio
 from benchmarks.speed.operations import StepWork
 from benchmarks.speed.steps import optimised, original
 from benchmarks.speed.subjects import Subject, bundled, mid_size
-from osp_opt.device import Device
+from osp_opt.system.device import Device
 
 SUBJECTS = {"bundled": bundled, "mid-size": mid_size}
 

@@ -23,12 +23,12 @@ from benchmarks.speed.subjects import (
     random_transformer,
     random_vae,
 )
-from osp_opt.cache.block_cache import BlockCache
+from osp_opt.base.shape import VideoShape
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.runtime import BlockCache
 from osp_opt.calibration.recorder import CalibrationRecorder
-from osp_opt.device import Device
-from osp_opt.models.vae_tiling import Tiling
-from osp_opt.sampling.shape import VideoShape
+from osp_opt.model.vae.tiling import Tiling
+from osp_opt.system.device import Device
 
 SHAPES = {
     "1x480p": VideoShape(1, 480, 640),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from osp_opt.device import Device, discover
+from osp_opt.system.device import Device, discover
 
 Action = Callable[[], Any]
 

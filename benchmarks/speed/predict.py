@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.speed.operations import StepWork, gather_elements, ulysses_elements
 from benchmarks.speed.subjects import ROPE_L_122
-from osp_opt.sampling.shape import VideoShape
+from osp_opt.base.shape import VideoShape
 
 BYTES = 2  # of an element in bfloat16
 HEADS = ROPE_L_122["num_attention_heads"]

@@ -18,9 +18,9 @@ from benchmarks.speed.measuring import interleaved, machine
 from benchmarks.speed.operations import StepWork, gather_elements, ulysses_elements
 from benchmarks.speed.steps import optimised
 from benchmarks.speed.subjects import SMALL, Subject, random_prompts, random_transformer
-from osp_opt.device import Device
-from osp_opt.models.transformer import OpenSoraT2V
-from osp_opt.sampling.shape import VideoShape
+from osp_opt.base.shape import VideoShape
+from osp_opt.model.transformer import OpenSoraT2V
+from osp_opt.system.device import Device
 
 SIZES = ((1, 128, 128), (5, 128, 128), (13, 128, 128), (29, 128, 128), (29, 192, 192))
 LARGER_SIZES = ((29, 256, 256), (29, 384, 384), (29, 480, 480))

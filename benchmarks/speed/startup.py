@@ -58,6 +58,6 @@ def processor_seconds() -> float:
 
 def modules() -> int:
     """Python modules that a worker has loaded when its job is imported."""
-    code = "import sys, osp_opt.worker, osp_opt.jobs.sample; print(len(sys.modules))"
+    code = "import sys, osp_opt.run.worker, osp_opt.generate.job; print(len(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return int(done.stdout)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from osp_opt.device import Device
-from osp_opt.models.checkpoint import load_transformer
-from osp_opt.models.transformer import OpenSoraT2V
-from osp_opt.models.vae import CausalVAEModel
-from osp_opt.sampling.load import BUNDLED
-from osp_opt.sampling.shape import VideoShape
+from osp_opt.base.shape import VideoShape
+from osp_opt.generate.load import BUNDLED
+from osp_opt.model.checkpoint import load_transformer
+from osp_opt.model.transformer import OpenSoraT2V
+from osp_opt.model.vae.autoencoder import CausalVAEModel
+from osp_opt.system.device import Device
 
 ROPE_L_122 = {
     "num_layers": 32,

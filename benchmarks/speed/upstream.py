@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osp_opt.models.embeddings import timestep_sinusoids
-from osp_opt.models.transformer import OpenSoraT2V
+from osp_opt.model.embeddings import timestep_sinusoids
+from osp_opt.model.transformer import OpenSoraT2V
 
 Axes = list[tuple[Tensor, Tensor, Tensor]]
 """Per axis: the position of every token, and the cosine and sine tables by position."""

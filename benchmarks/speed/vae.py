@@ -11,12 +11,12 @@ from einops import rearrange
 from torch import Tensor
 
 from benchmarks.speed.measuring import interleaved, machine, ratio
-from osp_opt.device import Device
-from osp_opt.models.checkpoint import load_vae
-from osp_opt.models.vae import CausalVAEModel
+from osp_opt.base.shape import VideoShape
+from osp_opt.generate.load import BUNDLED
+from osp_opt.model.checkpoint import load_vae
+from osp_opt.model.vae.autoencoder import CausalVAEModel
 from osp_opt.quality.metrics import psnr
-from osp_opt.sampling.load import BUNDLED
-from osp_opt.sampling.shape import VideoShape
+from osp_opt.system.device import Device
 from osp_opt.tiny.clips import render_clips, split_specs
 
 SHAPE = VideoShape(29, 64, 64)

@@ -13,30 +13,30 @@ __version__ = "0.1.0"
 
 _HOMES = MappingProxyType(
     {
-        "BlockCache": "osp_opt.cache.block_cache",
+        "BlockCache": "osp_opt.cache.runtime",
         "CachePolicy": "osp_opt.cache.policy",
         "Calibration": "osp_opt.calibration",
-        "CausalVAEModel": "osp_opt.models.vae",
+        "CausalVAEModel": "osp_opt.model.vae.autoencoder",
         "OpenSoraPlanPipeline": "osp_opt.sampling.pipeline",
-        "OpenSoraT2V": "osp_opt.models.transformer",
-        "OspOptError": "osp_opt.errors",
+        "OpenSoraT2V": "osp_opt.model.transformer",
+        "OspOptError": "osp_opt.base.errors",
         "TimestepSchedule": "osp_opt.sampling.schedule",
-        "VideoShape": "osp_opt.sampling.shape",
-        "apply_cache": "osp_opt.cache.apply",
+        "VideoShape": "osp_opt.base.shape",
+        "apply_cache": "osp_opt.cache.hooks",
     }
 )
 
 if TYPE_CHECKING:
-    from osp_opt.cache.apply import apply_cache
-    from osp_opt.cache.block_cache import BlockCache
+    from osp_opt.base.errors import OspOptError
+    from osp_opt.base.shape import VideoShape
+    from osp_opt.cache.hooks import apply_cache
     from osp_opt.cache.policy import CachePolicy
+    from osp_opt.cache.runtime import BlockCache
     from osp_opt.calibration import Calibration
-    from osp_opt.errors import OspOptError
-    from osp_opt.models.transformer import OpenSoraT2V
-    from osp_opt.models.vae import CausalVAEModel
+    from osp_opt.model.transformer import OpenSoraT2V
+    from osp_opt.model.vae.autoencoder import CausalVAEModel
     from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
     from osp_opt.sampling.schedule import TimestepSchedule
-    from osp_opt.sampling.shape import VideoShape
 
 __all__ = [
     "BlockCache",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from osp_opt.cli import main
+from osp_opt.cli.app import main
 
 
 def run() -> None:

@@ -12,8 +12,8 @@ from benchmarks.contest import Runtime
 from benchmarks.knobs import block_speedup
 from benchmarks.lab import Lab
 from benchmarks.size import quick_size
-from osp_opt.cache.block_cache import BlockCache
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.runtime import BlockCache
 
 STEPS = 4
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from gaussian_model import VARIANCES, ancestral_distance, sigma_at
 
 from benchmarks.reference_cache import CacheSearch, least_blocks
 from benchmarks.reference_steps import StepSearch, network_evaluations
 from osp_opt.cache.policy import CachePolicy
-from search.gaussian_model import VARIANCES, ancestral_distance, sigma_at
 
 
 def test_its_formula_under_delivers() -> None:

@@ -9,9 +9,9 @@ import torch
 from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from torch import Tensor, nn
 
-from osp_opt.cache.apply import CacheHandle, apply_cache
+from osp_opt.base.errors import PolicyError
+from osp_opt.cache.hooks import CacheHandle, apply_cache
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.errors import PolicyError
 
 STEPS = 6
 Call = Callable[[int], Tensor]

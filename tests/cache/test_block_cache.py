@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from osp_opt.cache.block_cache import BlockCache, extrapolation_weights
+from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.errors import PolicyError
+from osp_opt.cache.runtime import BlockCache, extrapolation_weights
 
 SHAPE = (2, 5, 3)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pytest
 
+from osp_opt.base.errors import PolicyError
 from osp_opt.cache.export import cache_dit_arguments
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.errors import PolicyError
 
 
 def test_first_and_last_blocks_and_the_mask_of_computed_steps() -> None:

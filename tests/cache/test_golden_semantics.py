@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from osp_opt.cache.block_cache import BlockCache
+from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.errors import PolicyError
+from osp_opt.cache.runtime import BlockCache
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cache_semantics.json"
 CASES = {case["name"]: case for case in json.loads(GOLDEN.read_text())["cases"]}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from osp_opt.base.errors import FileError, PolicyError
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.errors import FileError, PolicyError
 
 REFERENCE = Path(__file__).parents[1] / "golden" / "reference_tool_files" / "dit_cache_config.json"
 

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from osp_opt.cache.apply import apply_cache
-from osp_opt.cache.block_cache import BlockCache
+from osp_opt.cache.hooks import apply_cache
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.models.transformer import OpenSoraT2V
+from osp_opt.cache.runtime import BlockCache
+from osp_opt.model.transformer import OpenSoraT2V
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "transformer"
 STEPS = 12

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from parsing import parse
 
-from osp_opt.cli import main
-from osp_opt.config_file import read_config
-from osp_opt.errors import FileError, OptionError
-from osp_opt.flags import resolve
+from osp_opt.base.errors import FileError, OptionError
+from osp_opt.cli.app import main
+from osp_opt.cli.config_file import read_config
+from osp_opt.cli.flags import resolve
 from osp_opt.options import COMMANDS, SampleOptions, SearchCacheOptions, SearchStepsOptions
 from osp_opt.options.base import PANELS, option_extra
 

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from osp_opt import __version__
-from osp_opt.flags import kebab
+from osp_opt.cli.flags import kebab
 from osp_opt.options import COMMANDS
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "einops", "imageio_ffmpeg")
 PROBE = f"""
 import sys
-from osp_opt.cli import main
+from osp_opt.cli.app import main
 code = main(sys.argv[1:])
 print("LOADED", [name for name in {HEAVY} if name in sys.modules])
 sys.exit(code)

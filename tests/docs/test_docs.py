@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from osp_opt.base.ledger import TrialLedger
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.config_file import field_spellings
+from osp_opt.cli.config_file import field_spellings
 from osp_opt.options import COMMANDS
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.trials import TrialLedger
 
 ROOT = Path(__file__).parents[2]
 DOCS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]

@@ -21,15 +21,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from osp_opt.errors import OspOptError
-from osp_opt.failures import Listener, explain
-from osp_opt.flags import report_error
+from osp_opt.base.errors import OspOptError
+from osp_opt.cli.flags import report_error
 from osp_opt.options import EvaluateOptions, JobOptions
+from osp_opt.run.failures import Listener, explain
 
 PRELOADED = [
-    "osp_opt.worker",
-    *(f"osp_opt.jobs.{job}" for job in ("calibrate", "search_steps", "search_cache", "sample")),
-    "osp_opt.evaluation.command",
+    "osp_opt.run.worker",
+    "osp_opt.calibration.job",
+    "osp_opt.generate.job",
+    "osp_opt.search.cache.job",
+    "osp_opt.search.steps.job",
+    "osp_opt.evaluate.job",
     "diffusers.models.attention_dispatch",
     "torch.distributed",
 ]
@@ -145,11 +148,11 @@ def _command(
 def _run(options: Options) -> int:
     """What the command line runs, with the worker in this process."""
     if isinstance(options, EvaluateOptions):
-        from osp_opt.evaluation import command
+        from osp_opt.evaluate import job as command
 
         return command.run(options)
-    from osp_opt import launch, worker
-    from osp_opt.runfolder import OPTIONS_FILE, open_run
+    from osp_opt.run import launch, worker
+    from osp_opt.run.folder import OPTIONS_FILE, open_run
 
     options, _ = launch.with_predecessors(options)
     launch.check_before_launch(options)

@@ -19,14 +19,14 @@ import pytest
 from processes import Ended, Options, Server
 from tiny_jobs import job
 
-from osp_opt.jobs.memory import MEMORY_FILE
-from osp_opt.jobs.step_trials import schedule_key
+from osp_opt.generate.load import ModelFolders
+from osp_opt.generate.memory import MEMORY_FILE
 from osp_opt.options import SearchCacheOptions
-from osp_opt.runfolder import LOCK_FILE
-from osp_opt.sampling.load import ModelFolders
+from osp_opt.run.folder import LOCK_FILE
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.block_times import BlockTimes
-from osp_opt.search.cache_search import largest_ratio
+from osp_opt.search.cache.block_times import BlockTimes
+from osp_opt.search.cache.candidates import largest_ratio
+from osp_opt.search.steps.trials import schedule_key
 
 COMMANDS = ("calibrate", "search-steps", "search-cache", "sample", "evaluate")
 THIRDS = 3

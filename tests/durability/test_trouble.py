@@ -14,8 +14,8 @@ import numpy as np
 from processes import Server
 from tiny_jobs import job
 
+from osp_opt.base.video import write_video
 from osp_opt.options import CalibrateOptions
-from osp_opt.video import write_video
 
 TOO_SMALL = 3_000  # bytes: less than the statistics of a video, more than the video
 POLL_S = 0.005

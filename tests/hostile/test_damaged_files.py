@@ -17,21 +17,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from osp_opt.artifacts import read_meta
+from osp_opt.base.artifacts import read_meta
+from osp_opt.base.errors import OspOptError
+from osp_opt.base.ledger import TrialLedger
+from osp_opt.base.video import read_image, read_video, write_image, write_video
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
-from osp_opt.errors import OspOptError
-from osp_opt.evaluation.pairs import VideoSet
-from osp_opt.flags import resolve
-from osp_opt.jobs.provenance import Setting
-from osp_opt.jobs.step_paths import load_latents
-from osp_opt.models.weights import read_state_dict
+from osp_opt.cli.flags import resolve
+from osp_opt.evaluate.pairs import VideoSet
+from osp_opt.generate.load import ModelDefaults
+from osp_opt.generate.provenance import Setting
+from osp_opt.model.weights import read_state_dict
 from osp_opt.options import SampleOptions
-from osp_opt.runfolder import load_run, open_run
-from osp_opt.sampling.load import ModelDefaults
+from osp_opt.run.folder import load_run, open_run
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.trials import TrialLedger
-from osp_opt.video import read_image, read_video, write_image, write_video
+from osp_opt.search.steps.paths import load_latents
 
 SETTING = Setting("f" * 64, 3, (999.0, 500.0, 0.0), 5, 16, 16, "EulerDiscrete", 2.0, "float32")
 PLAN = CachePolicy.explicit({1: [(0, 2)], 2: [(0, 2), (3, 4)], 4: [(0, 2)]}, 6, order=1)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from osp_opt.artifacts import file_inside
-from osp_opt.errors import FileError, OptionError
-from osp_opt.evaluation.pairs import VideoSet
-from osp_opt.flags import resolve
-from osp_opt.models.text_encoder import load_tokenizer, preprocess_prompt, tokenize
+from osp_opt.base.artifacts import file_inside
+from osp_opt.base.errors import FileError, OptionError
+from osp_opt.base.ledger import TrialLedger
+from osp_opt.cli.flags import resolve
+from osp_opt.evaluate.pairs import VideoSet
+from osp_opt.generate.prompts import given_prompts
+from osp_opt.model.text.encoder import load_tokenizer, preprocess_prompt, tokenize
 from osp_opt.options import SampleOptions
-from osp_opt.prompts import given_prompts
-from osp_opt.search.trials import TrialLedger
 
 SIZE = 100_000  # characters
 LONG = {

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from osp_opt.device import Device, discover
-from osp_opt.errors import OspOptError
-from osp_opt.parallel import Parallel
+from osp_opt.base.errors import OspOptError
+from osp_opt.system.device import Device, discover
+from osp_opt.system.parallel import Parallel
 
 
 def failure(*args: Any, **options: Any) -> str:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 OPEN = """
 import sys
-from osp_opt.device import Device
-from osp_opt.errors import DeviceError
+from osp_opt.system.device import Device
+from osp_opt.base.errors import DeviceError
 print(Device.open("auto").name, Device.open("cpu").name)
 try:
     Device.open("npu")

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from osp_opt.device import Device
-from osp_opt.models.vae import CausalVAEModel
+from osp_opt.base.video import read_video
+from osp_opt.generate.load import load_pipeline
+from osp_opt.model.vae.autoencoder import CausalVAEModel
 from osp_opt.options import ModelOptions
 from osp_opt.quality.metrics import psnr
-from osp_opt.sampling.load import load_pipeline
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
-from osp_opt.video import read_video
+from osp_opt.system.device import Device
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILES = {f["path"]: f for f in json.loads((GOLDEN / "index.json").read_text())["files"]}

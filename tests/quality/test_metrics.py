@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from osp_opt.errors import ShapeError
+from osp_opt.base.errors import ShapeError
 from osp_opt.quality.metrics import (
     MAX_PSNR,
     compare,

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from osp_opt.cache.block_cache import BlockCache
+from osp_opt.base.shape import VideoShape
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.runtime import BlockCache
 from osp_opt.calibration.recorder import CalibrationRecorder
-from osp_opt.models.checkpoint import load_transformer
-from osp_opt.models.transformer import OpenSoraT2V, TextContext
+from osp_opt.model.checkpoint import load_transformer
+from osp_opt.model.transformer import OpenSoraT2V, TextContext
 from osp_opt.sampling.denoiser import Conditions, GuidedDenoiser
 from osp_opt.sampling.noise import CoupledNoise
 from osp_opt.sampling.samplers import (
@@ -25,7 +26,6 @@ from osp_opt.sampling.samplers import (
     set_schedule,
 )
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.sampling.shape import VideoShape
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "transformer" / "main"
 LATENT = VideoShape(5, 16, 32).latent_tensor()

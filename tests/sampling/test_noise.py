@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from osp_opt.errors import OptionError, ScheduleError
+from osp_opt.base.errors import OptionError, ScheduleError
 from osp_opt.sampling.noise import (
     BatchNoise,
     CoupledNoise,

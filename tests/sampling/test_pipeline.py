@@ -13,17 +13,17 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
 )
 from torch import Tensor
 
-from osp_opt.cache.block_cache import BlockCache
+from osp_opt.base.errors import OptionError, OspOptError, ScheduleError, ShapeError
+from osp_opt.base.shape import VideoShape
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.runtime import BlockCache
 from osp_opt.calibration.recorder import CalibrationRecorder
-from osp_opt.errors import OptionError, OspOptError, ScheduleError, ShapeError
-from osp_opt.models.checkpoint import load_transformer
-from osp_opt.models.text_encoder import load_text_encoder, load_tokenizer
+from osp_opt.model.checkpoint import load_transformer
+from osp_opt.model.text.encoder import load_text_encoder, load_tokenizer
 from osp_opt.sampling.noise import CoupledNoise, make_noise
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline, PromptEmbeddings
 from osp_opt.sampling.samplers import SAMPLERS, make_scheduler
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.sampling.shape import VideoShape
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPE = VideoShape(5, 16, 32)

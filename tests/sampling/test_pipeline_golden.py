@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from osp_opt.cache.block_cache import BlockCache
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.models.checkpoint import load_transformer, load_vae
-from osp_opt.models.text_encoder import load_text_encoder, load_tokenizer
+from osp_opt.cache.runtime import BlockCache
+from osp_opt.model.checkpoint import load_transformer, load_vae
+from osp_opt.model.text.encoder import load_text_encoder, load_tokenizer
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
 from osp_opt.sampling.schedule import TimestepSchedule
 

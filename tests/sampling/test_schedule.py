@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
 )
 from safetensors.torch import load_file
 
-from osp_opt.errors import FileError, ScheduleError
+from osp_opt.base.errors import FileError, ScheduleError
 from osp_opt.sampling.schedule import (
     TimestepSchedule,
     alphas_cumprod,

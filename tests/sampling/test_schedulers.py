@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from osp_opt.errors import OptionError, ScheduleError
+from osp_opt.base.errors import OptionError, ScheduleError
 from osp_opt.sampling.noise import CoupledNoise, GeneratorNoise
 from osp_opt.sampling.samplers import (
     SAMPLERS,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from osp_opt.errors import InputError, ShapeError
+from osp_opt.base.errors import InputError, ShapeError
 from osp_opt.tiny.captions import NUM_STYLES, caption
 from osp_opt.tiny.checker import check, read_clip
 from osp_opt.tiny.clips import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from osp_opt.errors import ShapeError
+from osp_opt.base.errors import ShapeError
 from osp_opt.tiny.clips import (
     BACKGROUNDS,
     COLORS,

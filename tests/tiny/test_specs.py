@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from osp_opt.errors import InputError
-from osp_opt.models.captions import clean_caption
+from osp_opt.base.errors import InputError
+from osp_opt.model.text.captions import clean_caption
 from osp_opt.tiny import prompts
 from osp_opt.tiny.captions import NUM_STYLES, all_captions, caption, parse
 from osp_opt.tiny.specs import BACKGROUNDS, COLORS, ClipSpec, all_specs, split_specs, spread

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.errors import PolicyError
 
 __all__ = ["cache_dit_arguments"]
 

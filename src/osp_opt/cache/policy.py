@@ -19,7 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from osp_opt.artifacts import read_json, write_json
+from osp_opt.base.artifacts import read_json, write_json
+from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy_file import (
     FOUR_KEYS,
     BlockRange,
@@ -27,7 +28,6 @@ from osp_opt.cache.policy_file import (
     parse_plan,
     plan_to_json,
 )
-from osp_opt.errors import PolicyError
 
 __all__ = ["MAX_ORDER", "BlockRange", "CachePolicy", "Coordinate", "FourField"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from osp_opt.errors import PolicyError
+from osp_opt.base.errors import PolicyError
 
 BlockRange = tuple[int, int]
 FOUR_KEYS = (

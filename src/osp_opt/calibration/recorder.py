@@ -13,9 +13,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration.statistics import VideoStatistics
 from osp_opt.calibration.subsample import spread_indices
-from osp_opt.errors import CalibrationError
 
 __all__ = ["CalibrationRecorder"]
 

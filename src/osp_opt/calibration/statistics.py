@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from osp_opt.artifacts import atomic_write_bytes, read_bytes
-from osp_opt.errors import CalibrationError
+from osp_opt.base.artifacts import atomic_write_bytes, read_bytes
+from osp_opt.base.errors import CalibrationError
 
 __all__ = ["FORMAT", "Calibration", "VideoStatistics", "step_changes"]
 

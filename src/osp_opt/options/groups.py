@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from osp_opt.base.shape import PIXEL_MULTIPLE, VAE_STRIDE
 from osp_opt.options.base import Options, Texts, option
-from osp_opt.sampling.shape import PIXEL_MULTIPLE, VAE_STRIDE
 
 Sampler = Literal[
     "EulerAncestralDiscrete",

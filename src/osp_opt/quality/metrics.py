@@ -15,7 +15,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from osp_opt.errors import ShapeError
+from osp_opt.base.errors import ShapeError
 
 MAX_PSNR = 120.0
 """dB; reported for equal videos, whose PSNR is infinite, so that means stay finite. One level off

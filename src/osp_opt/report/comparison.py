@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from osp_opt.base.errors import FileError, PolicyError
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.errors import FileError, PolicyError
-from osp_opt.evaluation.measures import measure_pair
-from osp_opt.evaluation.pairs import Pair, VideoSet
-from osp_opt.evaluation.summary import Summary, summarise
+from osp_opt.evaluate.measures import measure_pair
+from osp_opt.evaluate.pairs import Pair, VideoSet
+from osp_opt.evaluate.summary import Summary, summarise
 from osp_opt.quality.intervals import Interval, bootstrap_ci
 from osp_opt.report.runs import Material
 from osp_opt.sampling.schedule import TimestepSchedule

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from osp_opt.errors import OptionError
+from osp_opt.base.errors import OptionError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

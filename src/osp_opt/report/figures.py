@@ -14,7 +14,7 @@ from osp_opt.report.drawing import BASE, CACHE, MUTED, STEPS, draw, legend
 from osp_opt.report.runs import Material, PolicyFile, ScheduleFile
 from osp_opt.report.trials import Trial, pareto_front, speedup_checks, trials_of
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.step_candidates import StepTable, objectives_for
+from osp_opt.search.steps.candidates import StepTable, objectives_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

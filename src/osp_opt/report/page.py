@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from osp_opt import __version__
-from osp_opt.evaluation.command import shown
+from osp_opt.evaluate.job import shown
 from osp_opt.quality.intervals import Interval
 from osp_opt.report.comparison import Comparison, Row
 from osp_opt.report.figures import Plot

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osp_opt.artifacts import fingerprint_folder, read_json, read_meta
+from osp_opt.base.artifacts import fingerprint_folder, read_json, read_meta
+from osp_opt.base.errors import FileError
+from osp_opt.base.ledger import TrialLedger
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
-from osp_opt.checks import CALIBRATION_FILE
-from osp_opt.errors import FileError
-from osp_opt.evaluation.command import EVALUATION_FORMAT
-from osp_opt.evaluation.pairs import MANIFEST, VideoSet
-from osp_opt.runfolder import OPTIONS_FILE
+from osp_opt.evaluate.job import EVALUATION_FORMAT
+from osp_opt.evaluate.pairs import MANIFEST, VideoSet
+from osp_opt.run.checks import CALIBRATION_FILE
+from osp_opt.run.folder import OPTIONS_FILE
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.trials import TrialLedger
 
 __all__ = ["Material", "PolicyFile", "ScheduleFile", "read_runs"]
 

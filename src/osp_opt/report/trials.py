@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from osp_opt.jobs.step_trials import schedule_key
+from osp_opt.base.ledger import TrialLedger
 from osp_opt.report.runs import Material
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.trials import TrialLedger
+from osp_opt.search.steps.trials import schedule_key
 
 __all__ = ["SpeedupCheck", "Trial", "pareto_front", "speedup_checks", "trials_of"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from osp_opt.artifacts import read_bytes
-from osp_opt.evaluation.pairs import IMAGE_SUFFIXES, VideoFile, read_frames
+from osp_opt.base.artifacts import read_bytes
+from osp_opt.base.video import Frames, write_image, write_video
+from osp_opt.evaluate.pairs import IMAGE_SUFFIXES, VideoFile, read_frames
 from osp_opt.report.comparison import Comparison, describe
-from osp_opt.video import Frames, write_image, write_video
 
 __all__ = ["DIFFERENCE_GAIN", "Scene", "View", "scenes_of"]
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from osp_opt.errors import OptionError
-from osp_opt.models.transformer import BlockLoop, TextContext, run_blocks
+from osp_opt.base.errors import OptionError
+from osp_opt.model.transformer import BlockLoop, TextContext, run_blocks
 from osp_opt.sampling.schedule import sigma_of
 from osp_opt.sampling.steps import vp_scale
 

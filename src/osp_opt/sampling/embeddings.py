@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from osp_opt.errors import OptionError
+from osp_opt.base.errors import OptionError
 
 
 @dataclass(frozen=True)

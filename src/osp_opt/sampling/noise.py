@@ -25,7 +25,7 @@ from typing import Protocol
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from osp_opt.errors import OptionError, ScheduleError
+from osp_opt.base.errors import OptionError, ScheduleError
 from osp_opt.sampling.schedule import sigma_table
 
 LOG2_TAU_MAX = 16  # the path covers sigma in [2^-8, 2^8], i.e. log2(tau) in [-16, 16]

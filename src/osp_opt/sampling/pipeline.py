@@ -17,10 +17,11 @@ from diffusers.utils.outputs import BaseOutput
 from einops import rearrange
 from torch import Tensor
 
-from osp_opt.errors import OptionError, OspOptError, ShapeError
-from osp_opt.models.text_encoder import preprocess_prompt, tokenize
-from osp_opt.models.vae import VAE_SCALE
-from osp_opt.models.vae_tiling import MapTiles, run_tiles
+from osp_opt.base.errors import OptionError, OspOptError, ShapeError
+from osp_opt.base.shape import VAE_STRIDE, VideoShape
+from osp_opt.model.text.encoder import preprocess_prompt, tokenize
+from osp_opt.model.vae.autoencoder import VAE_SCALE
+from osp_opt.model.vae.tiling import MapTiles, run_tiles
 from osp_opt.sampling.denoiser import BlockLoops, Conditions, GuidedDenoiser, Recorder
 from osp_opt.sampling.embeddings import PromptEmbeddings
 from osp_opt.sampling.noise import GeneratorNoise, NoiseSource, make_noise
@@ -33,7 +34,6 @@ from osp_opt.sampling.samplers import (
 )
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.sampling.schedulers import SAMPLERS, adopt_scheduler, first_sigma, is_stock
-from osp_opt.sampling.shape import VAE_STRIDE, VideoShape
 
 __all__ = ["OpenSoraPlanOutput", "OpenSoraPlanPipeline", "PromptEmbeddings"]
 

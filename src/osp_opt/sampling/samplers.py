@@ -12,7 +12,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from osp_opt.device import upload
 from osp_opt.sampling.denoiser import Denoiser
 from osp_opt.sampling.noise import NoiseSource
 from osp_opt.sampling.schedule import TimestepSchedule
@@ -25,6 +24,7 @@ from osp_opt.sampling.schedulers import (
     set_schedule,
 )
 from osp_opt.sampling.steps import ancestral_step
+from osp_opt.system.device import upload
 
 __all__ = [
     "SAMPLERS",

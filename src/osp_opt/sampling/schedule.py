@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from osp_opt.artifacts import atomic_write_text, read_json
-from osp_opt.errors import ScheduleError
+from osp_opt.base.artifacts import atomic_write_text, read_json
+from osp_opt.base.errors import ScheduleError
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -33,7 +33,7 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from osp_opt.errors import OptionError, ScheduleError
+from osp_opt.base.errors import OptionError, ScheduleError
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 from osp_opt.sampling.steps import ancestral_step, ode_step, vp_scale
 

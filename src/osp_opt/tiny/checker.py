@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osp_opt.errors import InputError, ShapeError
+from osp_opt.base.errors import InputError, ShapeError
 from osp_opt.tiny.captions import parse
 from osp_opt.tiny.clips import TRAVEL
 from osp_opt.tiny.measure import MAX_EDGE, Frames, measure

@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from osp_opt.errors import ShapeError
+from osp_opt.base.errors import ShapeError
 from osp_opt.tiny.specs import (
     ATTRIBUTES,
     BACKGROUNDS,

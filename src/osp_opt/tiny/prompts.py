@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from osp_opt.artifacts import atomic_write_text
-from osp_opt.errors import FileError
+from osp_opt.base.artifacts import atomic_write_text
+from osp_opt.base.errors import FileError
 from osp_opt.tiny.captions import caption
 from osp_opt.tiny.specs import split_specs, spread
 

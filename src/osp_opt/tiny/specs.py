@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from osp_opt.errors import InputError
+from osp_opt.base.errors import InputError
 
 RGB = tuple[float, float, float]
 

@@ -1,0 +1,105 @@
+"""The ledger of finished measurements. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osp_opt.base.errors import FileError
+from osp_opt.quality.intervals import Interval, bootstrap_ci, mean_ci
+
+__all__ = ["Interval", "TrialLedger", "bootstrap_ci", "mean_ci", "search_rng"]
+
+_MAX_BYTES = 1 << 28
+_MODE = 0o640
+
+
+def search_rng(seed: int, *purpose: int | str) -> np.random.Generator:
+    """The generator for one purpose of a search: every random choice of the searches is drawn
+    from one of these, so it depends on the seed and the purpose, not on what ran before.
+    """
+    words = [seed & 0xFFFFFFFF]
+    for part in purpose:
+        words += [part & 0xFFFFFFFF] if isinstance(part, int) else list(part.encode())
+    return np.random.default_rng(np.random.SeedSequence(words))
+
+
+class TrialLedger:
+    """An append-only file of finished measurements, one JSON object a line: the resume ledger.
+
+    Each line is written and synced before `add` returns. A process killed while writing leaves a
+    torn last line, which is dropped when the ledger is opened again; any other bad line is an
+    error. Of several lines with one key the last counts. Only one process may write.
+
+    Args:
+        path: the file; made with its folder at the first `add`.
+
+    Raises FileError when the file cannot be read, or is damaged in the middle.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._trials: dict[str, dict[str, Any]] = {}
+        self._whole = self._read()
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+    def keys(self) -> list[str]:
+        """The keys of all finished measurements, oldest first."""
+        return list(self._trials)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The values recorded under `key`, or None."""
+        return self._trials.get(key)
+
+    def add(self, key: str, values: dict[str, Any]) -> None:
+        """Record `values` (JSON, finite numbers) under `key`, durably."""
+        line = json.dumps({"key": key, "values": values}, allow_nan=False) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+            descriptor = os.open(self.path, flags, _MODE)
+            with os.fdopen(descriptor, "wb") as stream:  # of a descriptor: nothing is truncated
+                stream.seek(self._whole)
+                stream.truncate()  # what a killed process left half-written
+                stream.write(line.encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise FileError(f"{self.path}: cannot be written ({error.strerror})") from error
+        self._whole += len(line.encode())
+        self._trials[key] = values
+
+    def _read(self) -> int:
+        """Load the whole lines; the offset behind the last of them."""
+        if not self.path.exists():
+            return 0
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise FileError(f"{self.path}: cannot be read ({error.strerror})") from error
+        if len(data) > _MAX_BYTES:
+            raise FileError(f"{self.path}: {len(data):,} bytes, more than any ledger of trials")
+        *lines, _torn = data.split(b"\n")
+        whole = 0
+        for number, line in enumerate(lines, start=1):
+            try:
+                trial = json.loads(line, parse_constant=_refuse)
+                self._trials[str(trial["key"])] = dict(trial["values"])
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                if number == len(lines) and not _torn:
+                    break  # a torn line that happened to end in a newline
+                raise FileError(
+                    f"{self.path}: line {number} is not a trial; delete that line to go on"
+                ) from error
+            whole += len(line) + 1
+        return whole
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is no measurement")

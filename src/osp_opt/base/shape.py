@@ -1,0 +1,83 @@
+"""The size of a video in frames and pixels, and what the model can make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from osp_opt.base.errors import ShapeError
+
+VAE_STRIDE = (4, 8, 8)  # frames, rows, columns of video per latent (CausalVAEModel 4x8x8)
+PIXEL_MULTIPLE = 16  # VAE stride 8 times the transformer's patch of 2
+LATENT_CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class VideoShape:
+    """Frames and pixels of one video. Raises ShapeError for sizes the VAE and patches cannot hold.
+
+    The causal VAE keeps the first frame and packs each further four into one latent frame, hence
+    1, 5, 9, ... 29 ... 93 frames; height and width are multiples of 16 pixels.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1 or (self.num_frames - 1) % VAE_STRIDE[0]:
+            below = max(1, self.num_frames - (self.num_frames - 1) % VAE_STRIDE[0])
+            near = "1" if self.num_frames < 1 else f"{below} or {below + VAE_STRIDE[0]}"
+            raise ShapeError(
+                f"num_frames is {self.num_frames}; it must be 4k + 1 (1 for an image), try {near}"
+            )
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size < PIXEL_MULTIPLE or size % PIXEL_MULTIPLE:
+                below = max(PIXEL_MULTIPLE, size - size % PIXEL_MULTIPLE)
+                raise ShapeError(
+                    f"{name} is {size}; it must be a multiple of 16, "
+                    f"try {below} or {below + PIXEL_MULTIPLE}"
+                )
+
+    def latent(self, vae_stride: tuple[int, int, int] = VAE_STRIDE) -> tuple[int, int, int]:
+        """Latent frames, rows and columns (t, h, w)."""
+        st, sh, sw = vae_stride
+        return (self.num_frames - 1) // st + 1, self.height // sh, self.width // sw
+
+    def latent_tensor(self, channels: int = LATENT_CHANNELS) -> tuple[int, int, int, int]:
+        """Shape (c, t, h, w) of one video's latents."""
+        return (channels, *self.latent())
+
+    def check_trained(
+        self, transformer_config: Mapping[str, Any], allow_untrained: bool = False
+    ) -> None:
+        """Raise ShapeError unless the transformer was trained for this shape.
+
+        Reads `sample_size_t` (latent frames) and `sample_size` (latent rows and columns) from the
+        transformer's config. A checkpoint makes noise, silently, at another frame count. Nothing is
+        refused when `allow_untrained`, and a key the config lacks is not checked.
+        """
+        if allow_untrained:
+            return
+        t, h, w = self.latent()
+        trained_t = transformer_config.get("sample_size_t")
+        size = transformer_config.get("sample_size")
+        trained_h, trained_w = size if isinstance(size, (list, tuple)) else (size, size)
+        if trained_t in (None, t) and trained_h in (None, h) and trained_w in (None, w):
+            return
+        raise ShapeError(
+            f"{self} was asked for, but this checkpoint was trained for "
+            f"{_describe(trained_t, trained_h, trained_w)}; "
+            "use that shape, or --allow-untrained-shape to try anyway"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.num_frames}x{self.height}x{self.width} (frames x height x width)"
+
+
+def _describe(t: int | None, h: int | None, w: int | None) -> str:
+    frames = "any" if t is None else str((t - 1) * VAE_STRIDE[0] + 1)
+    height = "any" if h is None else str(h * VAE_STRIDE[1])
+    width = "any" if w is None else str(w * VAE_STRIDE[2])
+    return f"{frames}x{height}x{width}"

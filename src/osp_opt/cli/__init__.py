@@ -1,0 +1,1 @@
+"""The command line: flags, configuration files, errors in one line (no torch)."""

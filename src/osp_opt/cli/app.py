@@ -1,0 +1,145 @@
+"""The command line: one small function per subcommand (no torch)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+import typer.main
+
+from osp_opt import __version__
+from osp_opt.cli.config_file import field_spellings, suggest
+from osp_opt.cli.flags import OptionsCommand, add_command, dashed, kebab, report_error
+from osp_opt.options import (
+    COMMANDS,
+    CalibrateOptions,
+    DoctorOptions,
+    EvaluateOptions,
+    JobOptions,
+    ReportOptions,
+    SampleOptions,
+    SearchCacheOptions,
+    SearchStepsOptions,
+)
+
+USAGE_EXIT_CODE = 2
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="osp-opt",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"token_normalize_func": dashed},
+    help="Make Open-Sora-Plan v1.2 sample faster: fewer steps, cached blocks, the same videos.",
+    epilog="A first tour, on the bundled model: calibrate, search-steps, search-cache, sample.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"osp-opt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version.")
+    ] = False,
+) -> None:
+    """Options before the subcommand."""
+
+
+@add_command(app, CalibrateOptions)
+def calibrate(options: CalibrateOptions) -> int:
+    """Sample videos with the original model and record what both searches need."""
+    return _launch(options)
+
+
+@add_command(app, SearchStepsOptions)
+def search_steps(options: SearchStepsOptions) -> int:
+    """Find the timesteps that make the same videos in fewer steps."""
+    return _launch(options)
+
+
+@add_command(app, SearchCacheOptions)
+def search_cache(options: SearchCacheOptions) -> int:
+    """Find which transformer blocks can be reused, and when, for a wanted speed-up."""
+    return _launch(options)
+
+
+@add_command(app, SampleOptions)
+def sample(options: SampleOptions) -> int:
+    """Make videos, with a searched schedule, a cache, both or neither."""
+    return _launch(options)
+
+
+@add_command(app, EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> int:
+    """Compare videos with their reference, pair by pair: what was lost, and how surely."""
+    from osp_opt.evaluate.job import run
+
+    return run(options)
+
+
+@add_command(app, ReportOptions)
+def report(options: ReportOptions) -> int:
+    """Make one HTML file of finished runs: videos side by side, figures, provenance."""
+    from osp_opt.report.job import run
+
+    return run(options)
+
+
+@add_command(app, DoctorOptions)
+def doctor(options: DoctorOptions) -> int:
+    """Show what this machine offers and, with paths, what a checkpoint is."""
+    from osp_opt.cli.doctor import run
+
+    return run(options)
+
+
+def _launch(options: JobOptions) -> int:
+    from osp_opt.run.launch import launch  # not needed for --help
+
+    return launch(options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``osp-opt`` with ``argv`` (default: the process's own) and return the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = typer.main.get_command(app).main(args, prog_name="osp-opt", standalone_mode=False)
+    except _UsageError as error:
+        report_error(_usage_line(error))
+        return USAGE_EXIT_CODE
+    except KeyboardInterrupt:
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _usage_line(error: Exception) -> str:
+    """One line for a flag or subcommand that does not exist, naming the nearest that does."""
+    context = getattr(error, "ctx", None)
+    unknown = str(getattr(error, "option_name", ""))
+    message = str(getattr(error, "message", error)).rstrip(".")
+    if context is None:
+        return message
+    if isinstance(context.command, OptionsCommand) and message.startswith("No such option"):
+        return _unknown_flag(
+            context.command, f"{context.command_path}: no option {unknown}", unknown
+        )
+    return f"{message} (see {context.command_path} --help)"
+
+
+def _unknown_flag(command: OptionsCommand, text: str, flag: str) -> str:
+    """``text`` with the nearest flag there is, or the subcommands that do have this one."""
+    name = dashed(flag).removeprefix("--").replace("-", "_")
+    owners = [other for other, model in COMMANDS.items() if name in field_spellings(model)]
+    if owners:
+        return f"{text}; it belongs to {' and '.join(owners)}"
+    flags = [kebab(spelling) for spelling in field_spellings(command.model)]
+    return text + suggest(kebab(name), [*flags, "--config", "--help"])

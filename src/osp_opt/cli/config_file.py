@@ -1,0 +1,85 @@
+"""Values for options from a YAML file (no torch)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from osp_opt.base.artifacts import read_bytes
+from osp_opt.base.errors import FileError, OptionError
+from osp_opt.options import COMMANDS, Options, option_extra
+
+CONFIG_MAX_BYTES = 2**20
+_CONSTRUCTION = (ValueError, RecursionError, LookupError, AttributeError, TypeError, OverflowError)
+"""What PyYAML raises besides its own, for values that are not what their tag (!!int) says."""
+
+
+def read_config(model: type[Options], path: Path) -> dict[str, Any]:
+    """Values for the fields of ``model`` from a YAML mapping.
+
+    Keys are option names, with dashes or underscores, or old names; one file may serve all
+    subcommands, so options of others are passed over. A key that is the name of a subcommand
+    holds values for that one only. Raises OptionError for unknown or doubled keys, FileError
+    when the file is no plain YAML mapping.
+    """
+    names = field_spellings(model)
+    shared = {name for other in COMMANDS.values() for name in field_spellings(other)}
+    values: dict[str, Any] = {}
+    content = _read_yaml(path)
+    sections = {key: value for key, value in content.items() if str(key) in COMMANDS}
+    own = sections.get(model.command) or {}
+    if not isinstance(own, dict):
+        raise FileError(f"config {path}: {model.command} must hold a mapping of options")
+    general = {key: value for key, value in content.items() if key not in sections}
+    for part in (general, own):
+        seen: set[str] = set()
+        for key, value in part.items():
+            name = str(key).replace("-", "_")
+            field = names.get(name)
+            if field is None and part is general and name in shared:
+                continue
+            if field is None:
+                hint = suggest(name, names)
+                raise OptionError(f"config {path}: unknown key {key!r}{hint}")
+            if field in seen:
+                raise OptionError(f"config {path}: {field} is given twice, as {key!r} too")
+            seen.add(field)
+            values[field] = value
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` when one of ``known`` is near ``word``, else nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.55)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def field_spellings(model: type[Options]) -> dict[str, str]:
+    """Every spelling (underscores) of every field, to the field's name."""
+    return {
+        spelling: name
+        for name, field in model.model_fields.items()
+        for spelling in (name, *option_extra(field).get("aliases", ()))
+    }
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    import yaml
+
+    data = read_bytes(path, "config", CONFIG_MAX_BYTES)
+    try:
+        # Aliases can make a small file expand without bound; presets need none.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, yaml.SafeLoader)):
+            raise FileError(f"config {path}: YAML aliases (*name) are not allowed")
+        content = yaml.safe_load(data)
+    except (yaml.YAMLError, *_CONSTRUCTION) as error:
+        raise FileError(
+            f"config {path}: not valid YAML ({' '.join(str(error).split())})"
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise FileError(f"config {path}: must be a mapping of option names to values")
+    return content

@@ -1,0 +1,237 @@
+"""`osp-opt evaluate`: pair, measure, judge; a table on the terminal and JSON beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from osp_opt import __version__
+from osp_opt.base.artifacts import write_json
+from osp_opt.base.errors import OptionError
+from osp_opt.base.progress import Progress
+from osp_opt.evaluate.finished import Finished
+from osp_opt.evaluate.lpips import Lpips
+from osp_opt.evaluate.measures import Measured, measure_pair
+from osp_opt.evaluate.pairs import Pair, VideoFile, VideoSet, pair_videos
+from osp_opt.evaluate.summary import (
+    AS_ASKED,
+    LOWER_IS_BETTER,
+    SHARES,
+    Metric,
+    Summary,
+    summarise,
+)
+from osp_opt.evaluate.vbench import vbench_scores
+from osp_opt.options import EvaluateOptions
+from osp_opt.quality.intervals import Interval, prompts_to_show
+
+__all__ = ["EVALUATION_FORMAT", "Evaluation", "evaluate", "run"]
+
+EVALUATION_FORMAT = "osp-opt/evaluation/1"
+NOT_KEPT_EXIT_CODE = 3
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome: what was compared, every pair, the summary, and what could not be measured."""
+
+    reference: VideoSet
+    candidate: VideoSet
+    measured: tuple[Measured, ...]
+    summary: Summary
+    max_loss: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str | None:
+        """kept, exceeded or undecided; None without a limit."""
+        return None if self.max_loss is None else self.summary.loss.verdict(self.max_loss)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for the file."""
+        loss = self.summary.loss
+        return {
+            "format": EVALUATION_FORMAT,
+            "version": __version__,
+            "reference": _about(self.reference),
+            "candidate": _about(self.candidate),
+            "pairs": self.summary.pairs,
+            "prompts": self.summary.prompts,
+            "speedup": None if self.summary.speedup is None else self.summary.speedup.as_json(),
+            "metrics": {metric.name: metric.as_json() for metric in self.summary.metrics},
+            "loss": {"share": loss.share.as_json(), "measure": loss.measure},
+            "max_loss": self.max_loss,
+            "verdict": self.verdict,
+            "not_measured": list(self.notes),
+            "videos": [measured.as_json() for measured in self.measured],
+        }
+
+
+def run(options: EvaluateOptions) -> int:
+    """Evaluate, print, write; 0, or 3 when a limit was given and not shown to be kept."""
+    if options.reference is None:
+        raise OptionError("--reference: missing; give the folder of the videos to compare with")
+    candidate = options.candidate or options.workdir / "samples"
+    done = Finished(options.json_path)
+    found = evaluate(
+        VideoSet.open(options.reference, "--reference"),
+        VideoSet.open(candidate, "--candidate"),
+        options,
+        Progress(),
+        done,
+    )
+    write_json(options.json_path, found.as_json())
+    done.clear()
+    _show(Console(), found, options.json_path)
+    return 0 if found.verdict in (None, "kept") else NOT_KEPT_EXIT_CODE
+
+
+def evaluate(
+    reference: VideoSet,
+    candidate: VideoSet,
+    options: EvaluateOptions,
+    progress: Progress,
+    done: Finished,
+) -> Evaluation:
+    """Measure every pair and judge; what `done` holds is not measured again.
+
+    Raises InputError for folders that cannot be compared.
+    """
+    pairs = pair_videos(reference, candidate)
+    notes: list[str] = []
+    lpips = Lpips.open() if options.lpips else None
+    if isinstance(lpips, str):
+        notes.append(lpips)
+        lpips = None
+    measured = []
+    with progress.task("comparing", len(pairs)) as task:
+        for pair in pairs:
+            found = done.pair(pair, lpips is not None)
+            if found is None:
+                found = measure_pair(pair, lpips)
+                done.add_pair(found, lpips is not None)
+            measured.append(found)
+            task.advance()
+    if options.vbench_python is None:
+        notes.append("VBench: no --vbench-python given")
+    else:
+        progress.say(f"VBench scores {2 * len(pairs)} videos, which takes a while")
+        measured = _with_vbench(measured, pairs, options, done)
+    if any(pair.through_codec for pair in pairs):
+        notes.append(
+            "differences finer than the videos' codec: sample both with --raw to compare frames "
+            "as they were made"
+        )
+    if not measured[0].frame_ssim:
+        notes.append("SSIM: frames are smaller than its window")
+    if "all" not in measured[0].reference:
+        notes.append("attributes as asked: the prompts are no captions of the bundled model")
+    return Evaluation(
+        reference,
+        candidate,
+        tuple(measured),
+        summarise(measured),
+        options.max_loss,
+        tuple(notes),
+    )
+
+
+def _with_vbench(
+    measured: list[Measured], pairs: list[Pair], options: EvaluateOptions, done: Finished
+) -> list[Measured]:
+    python = options.vbench_python
+    assert python is not None
+
+    def scored(videos: list[VideoFile]) -> list[dict[str, float]]:
+        """By dimension, so that a killed run keeps those that are finished."""
+        scores: list[dict[str, float]] = [{} for _ in videos]
+        for dimension in options.vbench_dimensions:
+            found = done.vbench(dimension, videos)
+            if found is None:
+                found = [values[dimension] for values in vbench_scores(python, videos, [dimension])]
+                done.add_vbench(dimension, videos, found)
+            for values, value in zip(scores, found, strict=True):
+                values[dimension] = value
+        return scores
+
+    before = scored([pair.reference for pair in pairs])
+    after = scored([pair.candidate for pair in pairs])
+    return [
+        replace(m, reference={**m.reference, **a}, candidate={**m.candidate, **b})
+        for m, a, b in zip(measured, before, after, strict=True)
+    ]
+
+
+def _about(videos: VideoSet) -> dict[str, Any]:
+    manifest = {k: v for k, v in (videos.manifest or {}).items() if k != "videos"}
+    return {"folder": str(videos.folder), "videos": len(videos.videos), "manifest": manifest}
+
+
+def _show(console: Console, found: Evaluation, path: Path) -> None:
+    summary = found.summary
+    table = Table(
+        title=f"{escape(str(found.candidate.folder))} against "
+        f"{escape(str(found.reference.folder))}, {summary.pairs} pairs",
+        title_justify="left",
+    )
+    for heading in ("measure", "reference", "candidate", "difference"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for metric in summary.metrics:
+        name, difference = metric.name, metric.difference
+        both = [
+            shown(part, name, bounds=difference is None)
+            for part in (metric.reference, metric.candidate)
+        ]
+        table.add_row(_title(metric), *both, shown(difference, name))
+    console.print(table)
+    if summary.speedup is not None:
+        console.print(f"denoising {shown(summary.speedup, 'speedup')} times faster")
+    loss = summary.loss
+    console.print(f"loss of {loss.measure}: {shown(loss.share, 'loss')}")
+    if found.verdict is not None:
+        limit = f"{100 * (found.max_loss or 0.0):g} %"
+        words = {
+            "kept": f"[green]kept:[/] the loss stays within {limit}",
+            "exceeded": f"[red]exceeded:[/] more than {limit} is lost",
+            "undecided": f"[yellow]undecided:[/] the interval holds {limit}; " + _wanted(found),
+        }
+        console.print(words[found.verdict])
+    for note in found.notes:
+        console.print(f"[dim]not measured: {escape(note)}[/]")
+    console.print(f"figures: {escape(str(path))}", soft_wrap=True)
+
+
+def _wanted(found: Evaluation) -> str:
+    """What would tell, in the words of an undecided verdict."""
+    loss = found.summary.loss
+    least = prompts_to_show(found.max_loss or 0.01)
+    if loss.measure != AS_ASKED or loss.share.count >= least:
+        return "more prompts would tell"
+    return (
+        f"{loss.share.count} compared, and even if none differed it would take {least} to show "
+        "so little"
+    )
+
+
+def _title(metric: Metric) -> str:
+    titles = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "all": "all attributes"}
+    arrow = "lower is better" if metric.name in LOWER_IS_BETTER else ""
+    title = titles.get(metric.name, metric.name.replace("_", " "))
+    return f"{title} ({arrow})" if arrow else title
+
+
+def shown(interval: Interval | None, name: str, bounds: bool = True) -> str:
+    """An interval as text: shares in per cent, dB with two digits, others with four."""
+    if interval is None:
+        return ""
+    share = name in (*SHARES, "loss")
+    factor, digits = (100, 1) if share else (1, 2 if name in ("psnr", "speedup") else 4)
+    parts = (interval.estimate, interval.low, interval.high)
+    estimate, low, high = (f"{factor * part:.{digits}f}" for part in parts)
+    estimate += " %" if share else ""
+    return f"{estimate} [{low}, {high}]" if bounds and interval.count > 1 else estimate

@@ -1,0 +1,1 @@
+"""Making videos: the loaded model, prompts, what a video was made with."""

@@ -1,0 +1,254 @@
+"""`osp-opt sample`: one video (or image) per prompt and seed, with a schedule and a cache."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from osp_opt.base.artifacts import read_meta, write_json, write_meta
+from osp_opt.base.errors import FileError, PolicyError
+from osp_opt.base.video import (
+    Frames,
+    read_image,
+    read_video,
+    write_grid,
+    write_image,
+    write_lossless,
+    write_video,
+)
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.generate.memory import report_memory
+from osp_opt.generate.prompt_sets import default_prompts
+from osp_opt.generate.prompts import given_prompts
+from osp_opt.generate.provenance import check_provenance
+from osp_opt.options import SampleOptions
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.tiny.prompts import load_prompts
+
+if TYPE_CHECKING:
+    from osp_opt.run.worker import WorkerContext
+
+__all__ = ["requests_of", "run"]
+
+MANIFEST = "manifest.json"
+FRAMES_SUFFIX = ".frames.mkv"
+GRID_LIMIT = 16  # more tiles than that are no overview
+SAMPLE_PROMPTS = 4  # used when none are given
+SCHEDULE_FATAL = ("model",)
+CACHE_FATAL = ("model", "steps")  # a policy names steps by number
+
+
+@dataclass(frozen=True)
+class _Video:
+    """A video to make: what, and in which file."""
+
+    request: Request
+    path: Path
+
+    @property
+    def frames_path(self) -> Path:
+        """Where its raw frames are kept, when they are."""
+        return self.path.with_suffix(FRAMES_SUFFIX)
+
+
+def run(options: SampleOptions, context: WorkerContext) -> None:
+    """Make the videos that are not there yet; write manifest and grid; print where they are."""
+    say = context.progress.say
+    maker = VideoMaker(options, context)
+    schedule = _schedule(options)
+    policy = _policy(options)
+    _check(options, maker, schedule, policy, context)
+    suffix = ".png" if maker.shape.num_frames == 1 else ".mp4"
+    videos = [
+        _Video(request, context.run_dir / f"{i:03d}-{request.slug}-s{request.seed}{suffix}")
+        for i, request in enumerate(requests_of(options), start=1)
+    ]
+    key = _key(options, maker, schedule, policy)
+    # Images are png, which loses nothing.
+    raw = suffix == ".mp4" and (maker.is_bundled if options.raw is None else options.raw)
+    todo = context.parallel.broadcast_object([v for v in videos if not _whole(v, key, raw)])
+    if len(todo) < len(videos):
+        say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
+    context = maker.arranged(context, len(todo))
+    _make(context.parallel.share(todo), maker, schedule, policy, key, raw, options, context)
+    context.parallel.barrier()
+    if context.parallel.is_main:
+        _summarise(videos, maker, key, context)
+    report_memory(maker, context)
+
+
+def requests_of(options: SampleOptions) -> list[Request]:
+    """Every (prompt, seed) asked for: prompts in order, each with its seeds."""
+    prompts = given_prompts(options) or _bundled(options)
+    prompts = prompts[: options.num_prompts]
+    return [
+        Request(prompt, options.seed + k)
+        for prompt in prompts
+        for k in range(options.seeds_per_prompt)
+    ]
+
+
+def _bundled(options: SampleOptions) -> list[str]:
+    if options.model_path is None:
+        return list(load_prompts("sample"))
+    return default_prompts(options, "verification")[:SAMPLE_PROMPTS]
+
+
+def _schedule(options: SampleOptions) -> TimestepSchedule:
+    if options.schedule is None:
+        return TimestepSchedule.uniform(options.steps)
+    return TimestepSchedule.from_file(options.schedule)
+
+
+def _policy(options: SampleOptions) -> CachePolicy | None:
+    return None if options.cache is None else CachePolicy.from_file(options.cache)
+
+
+def _check(
+    options: SampleOptions,
+    maker: VideoMaker,
+    schedule: TimestepSchedule,
+    policy: CachePolicy | None,
+    context: WorkerContext,
+) -> None:
+    """Refuse what does not fit before anything is sampled."""
+    calls = len(maker.call_timesteps(schedule))
+    setting = maker.setting(schedule)
+    say, allow = context.progress.say, options.allow_mismatch
+    if options.schedule is not None:
+        check_provenance(options.schedule, "schedule", setting, SCHEDULE_FATAL, allow, say)
+    if policy is not None and options.cache is not None:
+        check_provenance(options.cache, "cache policy", setting, CACHE_FATAL, allow, say)
+        try:
+            policy.validate(maker.num_blocks, calls)
+        except PolicyError as error:
+            raise PolicyError(f"{options.cache}: {error}") from error
+        say(
+            f"cache: {policy}; {policy.speedup(maker.num_blocks, calls):.2f}x fewer block "
+            f"evaluations"
+        )
+
+
+def _key(
+    options: SampleOptions,
+    maker: VideoMaker,
+    schedule: TimestepSchedule,
+    policy: CachePolicy | None,
+) -> dict[str, Any]:
+    """What, besides prompt and seed, decides a video; kept beside each."""
+    return {
+        "setting": maker.setting(schedule).as_json(),
+        "cache": None if policy is None else policy.to_json(),
+        "cache_dtype": options.cache_dtype,
+        "noise": options.noise,
+        "negative_prompt": maker.negative_prompt,
+        "max_sequence_length": maker.max_sequence_length,
+        "fps": maker.fps,
+        "tiling": [options.enable_tiling, options.tile_overlap_factor, options.save_memory],
+    }
+
+
+def _finished(video: _Video, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The sidecar of a finished video that was made in this very way, or None."""
+    if not video.path.is_file():
+        return None
+    meta = read_meta(video.path)
+    if meta is None or any(meta.get(name) != value for name, value in key.items()):
+        return None
+    if not isinstance(meta.get("denoising_seconds"), (int, float)):
+        return None
+    if (meta.get("prompt"), meta.get("seed")) != (video.request.prompt, video.request.seed):
+        return None
+    return meta
+
+
+def _whole(video: _Video, key: dict[str, Any], raw: bool) -> bool:
+    return _finished(video, key) is not None and (not raw or video.frames_path.is_file())
+
+
+def _make(
+    videos: list[_Video],
+    maker: VideoMaker,
+    schedule: TimestepSchedule,
+    policy: CachePolicy | None,
+    key: dict[str, Any],
+    raw: bool,
+    options: SampleOptions,
+    context: WorkerContext,
+) -> None:
+    timesteps = maker.call_timesteps(schedule)
+    cache = None if policy is None else maker.block_cache(policy, schedule, options)
+    maker.foresee(video.request.prompt for video in videos)
+    if not videos:
+        return
+    say = context.progress.say
+    with (
+        context.progress.task("sampling", len(videos) * len(timesteps)) as task,
+        # Encoding a file needs no device: the next video is denoised meanwhile.
+        ThreadPoolExecutor(1, "osp-opt-writer") as writer,
+    ):
+        written: Future[str] | None = None
+        for video in videos:
+            made = maker.denoise(video.request, schedule, cache, lambda *_: task.advance())
+            frames = maker.decode(made.latents)
+            if not context.parallel.is_leader:
+                continue
+            if written is not None:
+                say(written.result())  # or its error, before another video is begun
+            meta = {"prompt": video.request.prompt, "seed": video.request.seed, **key}
+            meta["denoising_seconds"] = made.seconds
+            written = writer.submit(_write, video, frames, maker.fps, raw, meta)
+        if written is not None:
+            say(written.result())
+
+
+def _write(video: _Video, frames: Frames, fps: float, raw: bool, meta: dict[str, Any]) -> str:
+    """All files of a video, the sidecar last: with it the video counts as finished."""
+    if len(frames) == 1:
+        write_image(video.path, frames[0])
+    else:
+        if raw:
+            write_lossless(video.frames_path, frames, fps)
+        write_video(video.path, frames, fps)
+    write_meta(video.path, meta)
+    return f"{video.path}: denoised in {meta['denoising_seconds']:.2f} s"
+
+
+def _summarise(
+    videos: list[_Video], maker: VideoMaker, key: dict[str, Any], context: WorkerContext
+) -> None:
+    entries: list[dict[str, Any]] = []
+    seconds: list[float] = []
+    for video in videos:
+        meta = _finished(video, key)
+        if meta is None:
+            raise FileError(f"{video.path}: gone or damaged; run sample again to make it")
+        seconds.append(float(meta["denoising_seconds"]))
+        entries.append(
+            {
+                "file": video.path.name,
+                "prompt": video.request.prompt,
+                "seed": video.request.seed,
+                "denoising_seconds": seconds[-1],
+                **({"frames": video.frames_path.name} if video.frames_path.is_file() else {}),
+            }
+        )
+    write_json(context.run_dir / MANIFEST, {"command": "sample", **key, "videos": entries})
+    place = context.run_dir
+    if 1 < len(videos) <= GRID_LIMIT:
+        place = context.run_dir / f"grid{videos[0].path.suffix}"
+        tiles = [
+            read_image(v.path)[None] if v.path.suffix == ".png" else read_video(v.path)
+            for v in videos
+        ]
+        write_grid(place, tiles, maker.fps)
+    elif len(videos) == 1:
+        place = videos[0].path
+    context.progress.say(
+        f"{len(videos)} video{'s' if len(videos) > 1 else ''}: {place} "
+        f"(denoising {median(seconds):.2f} s a video, median)"
+    )

@@ -1,0 +1,264 @@
+"""Making and timing single videos: what sample and search-cache share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from osp_opt.base.shape import VideoShape
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.runtime import BlockCache
+from osp_opt.generate.load import LoadedModel, load_pipeline, release_text_encoder
+from osp_opt.generate.provenance import Setting
+from osp_opt.model.parallelize import parallelize_transformer, spread_tiles
+from osp_opt.model.vae.autoencoder import VAE_SCALE
+from osp_opt.options import CacheMemoryOptions, SamplingOptions
+from osp_opt.sampling.noise import make_noise
+from osp_opt.sampling.pipeline import PromptEmbeddings
+from osp_opt.sampling.samplers import make_scheduler, set_schedule
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.system.device import DTYPES
+from osp_opt.system.parallel import Parallel
+from osp_opt.system.ranks import Workload, check_layout
+from osp_opt.system.timing import Timer
+
+if TYPE_CHECKING:
+    from osp_opt.run.worker import WorkerContext
+
+__all__ = ["Denoised", "Request", "VideoMaker"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video: the prompt as the user wrote it, and its seed."""
+
+    prompt: str
+    seed: int
+
+    @property
+    def slug(self) -> str:
+        """The prompt as part of a file name: at most 40 plain characters."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")
+        return words[:40].strip("-") or "video"
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Scaled latents [1 c t h w] and the seconds of denoising that made them."""
+
+    latents: Tensor
+    seconds: float
+
+
+class VideoMaker:
+    """A loaded model with everything that the options leave to its defaults decided.
+
+    Raises what loading raises: CheckpointError, and ShapeError for a shape it was not trained for.
+    """
+
+    def __init__(self, options: SamplingOptions, context: WorkerContext) -> None:
+        self.options = options
+        self.device = context.device
+        self.loaded: LoadedModel = load_pipeline(options, context.device)
+        defaults = self.loaded.defaults
+        self.pipeline = self.loaded.pipeline
+        self.shape = VideoShape(
+            options.num_frames or defaults.num_frames,
+            options.height or defaults.height,
+            options.width or defaults.width,
+        )
+        self.shape.check_trained(self.loaded.transformer_config, options.allow_untrained_shape)
+        self.guidance_scale: float = _given(options.guidance_scale, defaults.guidance_scale)
+        self.negative_prompt: str = _given(options.negative_prompt, defaults.negative_prompt)
+        self.fps: float = _given(options.fps, defaults.fps)
+        self.max_sequence_length: int = _given(
+            options.max_sequence_length, defaults.max_sequence_length
+        )
+        self._embeddings: dict[str, PromptEmbeddings] = {}
+        self.stages = Timer(
+            self.device.synchronize,
+            lambda: self.device.memory().peak,
+            self.device.reset_peak_memory,
+        )
+        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
+        check_layout(context.parallel.layout, self.workload())
+        self._spread_over(context.parallel)
+
+    def arranged(self, context: WorkerContext, videos: int) -> WorkerContext:
+        """`context` with the layout for making that many videos (collective).
+
+        Raises OptionError when the layout asked for cannot make them, naming those that can.
+        """
+        context = replace(context, parallel=context.parallel.for_workload(self.workload(videos)))
+        self._spread_over(context.parallel)
+        return context
+
+    def workload(self, videos: int | None = None) -> Workload:
+        """What a layout has to divide; `videos` is how many are to be made, if that is known."""
+        config = self.loaded.transformer_config
+        t, h, w = self.shape.latent()
+        patch = int(config["patch_size"])
+        tokens = t * (h // patch) * (w // patch)
+        return Workload(int(config["num_attention_heads"]), tokens, self.guided, videos)
+
+    def _spread_over(self, parallel: Parallel) -> None:
+        self._transformer = parallelize_transformer(self.pipeline.transformer, parallel)
+        self._map_tiles = spread_tiles(parallel.replica)
+        # One branch after the other needs half the memory; ranks that hold one each do already.
+        self.sequential_guidance = self.options.save_memory and parallel.layout.cfg == 1
+
+    @property
+    def guided(self) -> bool:
+        """Whether a step evaluates two branches (classifier-free guidance)."""
+        return self.guidance_scale > 1.0
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether this is the package's own model, whose videos the checker can read."""
+        return self.options.model_path is None
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the transformer."""
+        return int(self.loaded.transformer_config["num_layers"])
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(c, t, h, w) of one video's latents."""
+        return self.shape.latent_tensor(int(self.loaded.transformer_config["in_channels"]))
+
+    def call_timesteps(self, schedule: TimestepSchedule) -> tuple[float, ...]:
+        """Timestep of every network evaluation: the steps as a cache counts them.
+
+        Some samplers evaluate the network twice per timestep of the schedule.
+        """
+        scheduler = make_scheduler(self.options.sampler)
+        set_schedule(scheduler, schedule)
+        return tuple(float(t) for t in scheduler.timesteps)
+
+    def block_cache(
+        self, policy: CachePolicy, schedule: TimestepSchedule, memory: CacheMemoryOptions
+    ) -> BlockCache:
+        """The runtime of `policy` for this schedule."""
+        dtype = None if memory.cache_dtype == "auto" else DTYPES[memory.cache_dtype]
+        timesteps = self.call_timesteps(schedule)
+        return BlockCache(policy, timesteps=timesteps, dtype=dtype, offload=memory.cache_offload)
+
+    def setting(self, schedule: TimestepSchedule) -> Setting:
+        """What a searched artifact has to fit."""
+        return Setting(
+            model=self.loaded.fingerprint,
+            steps=len(schedule),
+            timesteps=schedule.timesteps,
+            num_frames=self.shape.num_frames,
+            height=self.shape.height,
+            width=self.shape.width,
+            sampler=self.options.sampler,
+            guidance_scale=self.guidance_scale,
+            dtype=str(self.device.dtype).removeprefix("torch."),
+        )
+
+    def embed(self, prompt: str) -> PromptEmbeddings:
+        """The prompt's embeddings, encoded once; so is the negative prompt that all share."""
+        if prompt not in self._embeddings:
+            text = self.loaded.defaults.prompt_template.replace("{}", prompt)
+            with self._in_use("encode text", self.pipeline.text_encoder):
+                self._embeddings[prompt] = PromptEmbeddings(
+                    *self._encoded(text), *self._encoded(self.negative_prompt)
+                )
+        return self._embeddings[prompt]
+
+    def foresee(self, prompts: Iterable[str]) -> None:
+        """Say which prompts will be asked for, and that no others will be.
+
+        `offload` then moves the text encoder for all of them at once, `save_memory` drops it.
+        """
+        if not (self.options.offload or self.options.save_memory):
+            return
+        with self._in_use("encode text", self.pipeline.text_encoder):
+            for prompt in prompts:
+                self.embed(prompt)
+        if self.options.save_memory:
+            release_text_encoder(self.pipeline)
+            self.device.empty_cache()
+
+    @contextmanager
+    def _in_use(self, stage: str, part: Any) -> Iterator[None]:
+        """A measured stage, with `part` on the device for its time where it is kept off it."""
+        moves = self.options.offload and part is not None and part.device.type == "cpu"
+        with self.stages.stage(stage):
+            if moves:
+                part.to(self.device.torch_device)
+            try:
+                yield
+            finally:
+                if moves:
+                    part.to("cpu")
+                    self.device.empty_cache()
+
+    def _encoded(self, text: str) -> tuple[Tensor, Tensor]:
+        if text not in self._texts:
+            self._texts[text] = self.pipeline.encode_texts([text], self.max_sequence_length)
+        return self._texts[text]
+
+    def denoise(
+        self,
+        request: Request,
+        schedule: TimestepSchedule,
+        cache: Any = None,
+        callback: Any = None,
+        recorder: Any = None,
+        transformer: Any = None,
+    ) -> Denoised:
+        """Latents of one video, and how long the denoising took (text encoding not counted).
+
+        Another `transformer` may stand in for the loaded one.
+        """
+        embeddings = self.embed(request.prompt)
+        noise = make_noise(self.options.noise, [request.seed], [request.prompt], self.latent_shape)
+        if cache is not None:
+            cache.reset()
+        with self.stages.stage("denoise"):
+            latents = self.pipeline.generate_latents(
+                embeddings,
+                self.shape,
+                schedule,
+                noise,
+                guidance_scale=self.guidance_scale,
+                sampler=self.options.sampler,
+                cache=cache,
+                recorder=recorder,
+                callback=callback,
+                sequential_guidance=self.sequential_guidance,
+                transformer=self._transformer if transformer is None else transformer,
+            )
+        return Denoised(latents, self.stages["denoise"].seconds[-1])
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Frames uint8 [t h w c] of one video's latents [1 c t h w]."""
+        with self._in_use("decode", self.pipeline.vae):
+            frames: np.ndarray = self.pipeline.decode_latents(latents, self._map_tiles)[0].numpy()
+        return frames
+
+    @torch.no_grad()
+    def encode(self, frames: np.ndarray) -> Tensor:
+        """Scaled latents [1 c t h w], float32, of uint8 frames [t h w c]: the posterior's mean."""
+        vae = self.pipeline.vae
+        video = rearrange(torch.from_numpy(frames), "t h w c -> 1 c t h w").float() / 127.5 - 1.0
+        with self._in_use("encode video", vae):
+            video = video.to(device=self.device.torch_device, dtype=vae.dtype)
+            latents: Tensor = vae.encode(video, self._map_tiles).mode().float() * VAE_SCALE
+        return latents
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value

@@ -1,0 +1,81 @@
+"""Measurements shared out over the ranks, each in the ledger as soon as it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osp_opt.base.ledger import TrialLedger
+
+if TYPE_CHECKING:
+    from osp_opt.run.worker import WorkerContext
+
+__all__ = ["Measurements"]
+
+Values = dict[str, Any]
+
+
+class Measurements:
+    """A ledger that every rank reads and rank 0 writes. All methods are collective.
+
+    Args:
+        path: of the ledger.
+        context: whose ranks share the work.
+    """
+
+    def __init__(self, path: Path, context: WorkerContext) -> None:
+        self._ledger = TrialLedger(path)
+        self._parallel = context.parallel
+        self._progress = context.progress
+
+    def of(
+        self,
+        keys: Sequence[str],
+        measure: Callable[[int], Values],
+        what: str,
+        prepare: Callable[[list[int]], None] | None = None,
+    ) -> list[Values]:
+        """The values of every key: from the ledger, or now by `measure(index of the key)`.
+
+        A key that is asked for twice is measured once. `what` names the work for the progress
+        bar ("" shows none); `prepare` is told, on every rank, what is about to be measured.
+        """
+        held = {key: found for key in keys if (found := self._ledger.get(key)) is not None}
+        known = self._parallel.broadcast_object(held)
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        todo = [i for i, key in enumerate(keys) if key not in known and first[key] == i]
+        if todo and prepare is not None:
+            prepare(todo)
+        if todo and what:
+            with self._progress.task(what, len(todo)) as task:
+                self._run(keys, todo, measure, known, task.advance)
+        else:
+            self._run(keys, todo, measure, known, lambda _: None)
+        return [known[key] for key in keys]
+
+    def recall(self, key: str) -> Values | None:
+        """What is known of `key`, from this run or one that was killed."""
+        return self._parallel.broadcast_object(self._ledger.get(key))
+
+    def record(self, key: str, values: Values) -> None:
+        """Keep what rank 0 found."""
+        if self._parallel.is_main:
+            self._ledger.add(key, values)
+
+    def _run(
+        self,
+        keys: Sequence[str],
+        todo: list[int],
+        measure: Callable[[int], Values],
+        known: dict[str, Values],
+        advance: Callable[[int], None],
+    ) -> None:
+        """One measurement per rank at a time, so that a killed run loses no finished one."""
+        size = self._parallel.layout.dp
+        for wave in (todo[k : k + size] for k in range(0, len(todo), size)):
+            results = [measure(i) for i in self._parallel.share(wave)]
+            for i, values in zip(wave, self._parallel.gather_shared(results), strict=True):
+                known[keys[i]] = values
+                self.record(keys[i], values)
+            advance(len(wave))

@@ -1,0 +1,106 @@
+"""Where a schedule or cache came from, and whether that is what is being sampled now. No torch.
+
+The sidecar `<name>.meta.json` beside each artifact says for which model, shape, sampler and steps
+it was made and what was measured. A mismatch that makes the artifact meaningless is an error,
+another one a warning; a missing sidecar (a file of the reference tool) is one warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from osp_opt.base.artifacts import read_meta
+from osp_opt.base.errors import OptionError
+
+__all__ = ["Setting", "check_provenance"]
+
+_WORDS = {
+    "model": "model",
+    "steps": "number of steps",
+    "timesteps": "timestep schedule",
+    "num_frames": "number of frames",
+    "height": "height",
+    "width": "width",
+    "sampler": "sampler",
+    "guidance_scale": "guidance scale",
+    "dtype": "number format",
+}
+_SAME = 1e-3  # of a timestep: what a schedule file's decimals may lose
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides whether a searched artifact applies; the keys of a sidecar's "setting"."""
+
+    model: str  # fingerprint
+    steps: int
+    timesteps: tuple[float, ...]
+    num_frames: int
+    height: int
+    width: int
+    sampler: str
+    guidance_scale: float
+    dtype: str
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; the timesteps as a list."""
+        return {**asdict(self), "timesteps": list(self.timesteps)}
+
+    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Names of the recorded fields that are otherwise now; fields not recorded agree."""
+        now = self.as_json()
+        return [
+            key
+            for key in _WORDS
+            if recorded.get(key) is not None and not _agree(recorded[key], now[key])
+        ]
+
+
+def check_provenance(
+    path: Path,
+    what: str,
+    setting: Setting,
+    fatal: tuple[str, ...],
+    allow_mismatch: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Compare the sidecar of `path` (a `what`: "schedule", "cache policy") with `setting`.
+
+    Differences named in `fatal` raise OptionError unless `allow_mismatch`; everything else is said
+    in one line.
+    """
+    meta = read_meta(path)
+    recorded = None if meta is None else meta.get("setting")
+    if not isinstance(recorded, dict):
+        say(f"warning: {what} {path} has no provenance file; nothing says what it was made for")
+        return
+    different = setting.differences(recorded)
+    now = setting.as_json()
+    told = ", ".join(
+        f"another {_WORDS[key]}{_values(key, recorded[key], now[key])}" for key in different
+    )
+    if any(key in fatal for key in different) and not allow_mismatch:
+        raise OptionError(
+            f"{what} {path} was made for {told}; search it for this setting, "
+            "or use it anyway with --allow-mismatch"
+        )
+    if different:
+        say(f"warning: {what} {path} was made for {told}")
+
+
+def _agree(recorded: Any, now: Any) -> bool:
+    if isinstance(now, list):
+        return (
+            isinstance(recorded, list)
+            and len(recorded) == len(now)
+            and all(isinstance(t, (int, float)) for t in recorded)
+            and all(abs(a - b) <= _SAME for a, b in zip(recorded, now, strict=True))
+        )
+    return bool(recorded == now)
+
+
+def _values(key: str, recorded: Any, now: Any) -> str:
+    return "" if key in ("model", "timesteps") else f" ({recorded}, here {now})"

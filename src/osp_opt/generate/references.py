@@ -1,0 +1,98 @@
+"""Latents of reference videos, on disk too: a killed search does not sample them again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from osp_opt.base.artifacts import atomic_write_bytes
+from osp_opt.base.errors import FileError
+from osp_opt.generate.maker import Request
+
+if TYPE_CHECKING:
+    from osp_opt.run.worker import WorkerContext
+
+__all__ = ["LatentStore", "References"]
+
+
+class LatentStore:
+    """One safetensors file per request in `folder`; `prefix` names what they were made with."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self._folder = folder
+        self._prefix = prefix
+
+    def save(self, request: Request, latents: Tensor) -> None:
+        """Keep the latents of `request`."""
+        atomic_write_bytes(self._path(request), save_tensors({"latents": latents.contiguous()}))
+
+    def load(self, request: Request) -> Tensor | None:
+        """What `save` kept, or None. Raises FileError when the file is damaged."""
+        path = self._path(request)
+        if not path.is_file():
+            return None
+        try:
+            latents = load_tensors(path.read_bytes())["latents"]
+        except (SafetensorError, KeyError, OSError) as error:
+            raise FileError(f"{path}: damaged; delete it to sample that video again") from error
+        if not torch.isfinite(latents).all():
+            raise FileError(f"{path}: holds NaN or infinities; delete it to sample that one again")
+        return latents
+
+    def _path(self, request: Request) -> Path:
+        text = f"{self._prefix}\0{request.seed}\0{request.prompt}"
+        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+
+
+class References:
+    """The videos that others are compared with: latents [1 c t h w] on the host, by request.
+
+    Args:
+        store: where they are kept.
+        sample: makes the latents of one.
+        context: whose ranks share the work.
+        what: names the work for the progress bar.
+    """
+
+    def __init__(
+        self,
+        store: LatentStore,
+        sample: Callable[[Request], Tensor],
+        context: WorkerContext,
+        what: str,
+    ) -> None:
+        self._store = store
+        self._sample = sample
+        self._parallel = context.parallel
+        self._progress = context.progress
+        self._what = what
+        self._latents: dict[Request, Tensor] = {}
+
+    def __getitem__(self, request: Request) -> Tensor:
+        """The latents of a request that was prepared."""
+        return self._latents[request]
+
+    def prepare(self, requests: Sequence[Request]) -> None:
+        """Sample what is not there yet, or find it from an earlier, killed run (collective)."""
+        wanted = [r for r in dict.fromkeys(requests) if r not in self._latents]
+        if not wanted:
+            return
+        mine = self._parallel.share(wanted)
+        made = []
+        with self._progress.task(self._what, len(mine)) as task:
+            for request in mine:
+                found = self._store.load(request)
+                if found is None:
+                    found = self._sample(request).float().cpu()
+                    self._store.save(request, found)
+                made.append(found)
+                task.advance()
+        self._latents |= dict(zip(wanted, self._parallel.gather_shared(made), strict=True))

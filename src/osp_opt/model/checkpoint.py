@@ -1,0 +1,178 @@
+"""Models from released checkpoints: a local folder or a hub id, checked before they are used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+from osp_opt.base.artifacts import fingerprint_folder, read_json
+from osp_opt.base.errors import CheckpointError, FileError
+from osp_opt.model.transformer import OpenSoraT2V
+from osp_opt.model.vae.autoencoder import CausalVAEModel
+from osp_opt.model.weights import find_weights, names, read_state_dict, warn_if_writable
+
+__all__ = [
+    "find_weights",
+    "load_transformer",
+    "load_vae",
+    "model_fingerprint",
+    "open_checkpoint",
+    "read_config",
+    "read_state_dict",
+    "resolve_folder",
+]
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "owner/name"
+Model = TypeVar("Model", OpenSoraT2V, CausalVAEModel)
+
+
+def resolve_folder(
+    source: str | Path, subfolder: str | None = None, cache_dir: str | Path | None = None
+) -> Path:
+    """Return the local folder of a model, downloading it when ``source`` is a hub id.
+
+    ``source`` is a folder or ``owner/name``; an existing folder wins. ``subfolder`` (such as
+    ``29x480p`` or ``vae``) limits the download to that folder. ``cache_dir`` is where downloads
+    go (default: the hub's own cache). Raises CheckpointError.
+    """
+    root = Path(source).expanduser()
+    if not root.exists():
+        if not HUB_ID.fullmatch(str(source)):
+            raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name)")
+        root = _download(str(source), subfolder, cache_dir)
+    folder = root / subfolder if subfolder else root
+    if not folder.is_dir():
+        found = names((f.name for f in root.iterdir() if f.is_dir()), 8) if root.is_dir() else ""
+        raise CheckpointError(f"{folder}: no such folder; {root} has {found or 'no folders'}")
+    return folder
+
+
+def read_config(folder: str | Path, class_name: str) -> dict[str, Any]:
+    """Return ``config.json`` of a model folder, written for ``class_name`` (or for none named).
+
+    Raises CheckpointError when it is missing, damaged, or another model's.
+    """
+    file = Path(folder) / "config.json"
+    try:
+        config = read_json(file, "model config")
+    except FileError as error:
+        raise CheckpointError(str(error)) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: not a JSON object; is it a model's config?")
+    found = config.get("_class_name", class_name)
+    if found != class_name:
+        raise CheckpointError(f"{file}: is the config of a {found}, expected a {class_name}")
+    return config
+
+
+def load_transformer(
+    source: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    subfolder: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> OpenSoraT2V:
+    """Load the transformer in evaluation mode on the CPU; see :func:`resolve_folder`.
+
+    Raises CheckpointError when anything about the checkpoint is wrong.
+    """
+    model: OpenSoraT2V = _load(OpenSoraT2V, resolve_folder(source, subfolder, cache_dir), dtype)
+    return model
+
+
+def load_vae(
+    source: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    subfolder: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> CausalVAEModel:
+    """Load the video autoencoder in evaluation mode on the CPU; see :func:`resolve_folder`.
+
+    Raises CheckpointError when anything about the checkpoint is wrong.
+    """
+    model: CausalVAEModel = _load(
+        CausalVAEModel, resolve_folder(source, subfolder, cache_dir), dtype
+    )
+    return model
+
+
+def model_fingerprint(folders: str | Path | Iterable[str | Path]) -> str:
+    """SHA-256 (hex) over the configs and weights of one or more local model folders.
+
+    Files over 64 MiB are sampled; the start of a safetensors file, with its header of names,
+    types and shapes, always counts. Computed anew at every call. Raises CheckpointError.
+    """
+    try:
+        return fingerprint_folder(folders)
+    except FileError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _download(repo: str, subfolder: str | None, cache_dir: str | Path | None) -> Path:
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo,
+            cache_dir=cache_dir,
+            allow_patterns=[f"{subfolder}/*"] if subfolder else None,
+            ignore_patterns=None if subfolder else ["*/*"],
+        )
+    except (OSError, ValueError, HTTPError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{repo}: not a folder here, and the hub did not deliver it ({reason})"
+        ) from error
+    return Path(folder)
+
+
+def open_checkpoint(model_class: type[Model], folder: Path) -> tuple[Model, dict[str, Tensor]]:
+    """The model without weights (on "meta") and the weights that fit it, of a local folder.
+
+    safetensors are mapped, not read, so this is cheap; raises CheckpointError as loading does.
+    """
+    config = read_config(folder, model_class.__name__)
+    warn_if_writable([folder / "config.json"])
+    state = read_state_dict(folder)
+    try:
+        # On "meta" nothing is allocated or initialised: the file's tensors become the weights.
+        with torch.device("meta"):
+            built: Any = model_class.from_config(config)
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: cannot build a {model_class.__name__} from it ({error})"
+        ) from error
+    model: Model = built
+    _check_keys(model, state, folder)
+    return model, state
+
+
+def _load(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+    model, state = open_checkpoint(model_class, folder)
+    # Copied, because safetensors maps the file: saving to it later would pull the weights away.
+    weights = {key: tensor.to(dtype, copy=True) for key, tensor in state.items()}
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def _check_keys(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
+    expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    shared = expected.keys() & state.keys()
+    problems = {
+        "missing": expected.keys() - state.keys(),
+        "unexpected": state.keys() - expected.keys(),
+        "of another shape": {key for key in shared if expected[key] != state[key].shape},
+        "of whole numbers": {key for key in shared if not state[key].is_floating_point()},
+    }
+    found = [f"{len(keys)} {what} ({names(keys)})" for what, keys in problems.items() if keys]
+    if found:
+        raise CheckpointError(
+            f"{folder}: weights do not fit config.json: {'; '.join(found)}; "
+            "take both from the same checkpoint"
+        )

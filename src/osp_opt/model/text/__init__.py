@@ -1,0 +1,1 @@
+"""Prompts: cleaning, tokens, the mT5 encoder."""

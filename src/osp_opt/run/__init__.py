@@ -1,0 +1,1 @@
+"""The processes of a job: launcher, worker, run folder, failures."""

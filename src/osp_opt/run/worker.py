@@ -1,0 +1,157 @@
+"""One worker process, started by torch.distributed.run: opens device and ranks, runs the job."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osp_opt.base.errors import OspOptError, WorkerError
+from osp_opt.base.progress import Progress
+from osp_opt.run.failures import Failure
+from osp_opt.run.folder import load_run, remove_leftovers
+from osp_opt.run.launch import LIFELINE_VARIABLE, LOG_FOLDER
+from osp_opt.system.device import Device, is_out_of_memory, settle_torch_npu
+from osp_opt.system.parallel import Parallel
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """What a job gets besides its options."""
+
+    device: Device
+    parallel: Parallel
+    run_dir: Path
+    progress: Progress
+
+
+def main(argv: list[str]) -> int:
+    """Run the job that the ``options.json`` in ``argv[0]`` describes; return the exit code."""
+    path = Path(argv[0])
+    rank = int(os.environ.get("RANK", "0"))
+    logs = path.parent / LOG_FOLDER
+    launcher = _redirect_output(logs, rank)
+    if os.environ.get(LIFELINE_VARIABLE) == "1":
+        threading.Thread(target=_end_with_launcher, daemon=True).start()
+    progress = Progress(rank)
+    _show_own_warnings(progress)
+    try:
+        _run_job(path, rank, progress)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except OspOptError as error:
+        with suppress(OSError):  # the log may be what cannot be written
+            traceback.print_exc()
+        follows = isinstance(error, WorkerError)
+        Failure(rank, time.time(), str(error), error.exit_code, follows).send(launcher)
+        return error.exit_code
+    except BaseException as error:
+        # Not handled, only noted: the launcher tells the user and the process still fails.
+        text = " ".join(str(error).split())[:300]
+        said = f"{type(error).__name__}: {text}"
+        if is_out_of_memory(error):
+            said = f"out of memory ({text}); use --save-memory, or a smaller shape"
+        message = f"rank {rank}: {said}; see {logs}/rank{rank}.log"
+        Failure(rank, time.time(), message, 1).send(launcher)
+        raise
+    return 0
+
+
+def _run_job(path: Path, rank: int, progress: Progress) -> None:
+    run = load_run(path)
+    options = run.options
+    settle_torch_npu()  # before the job imports diffusers
+    # What importing makes lives on; looking through it for garbage took a fifth of the import.
+    gc.disable()
+    job = jobs()[options.command]
+    gc.enable()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = Device.open(
+        options.device, local_rank, dtype=options.dtype, attention=options.attention
+    )
+    if options.nnodes > 1 and rank == 0:
+        # Launchers of several machines must not; here all have started and none has met rank 0.
+        remove_leftovers(run.folder)
+    opened = Parallel.open(device, layout=options.parallel, timeout_s=options.timeout)
+    with opened as parallel, device.exact_float32():
+        job(options, WorkerContext(device, parallel, run.folder, progress))
+
+
+def jobs() -> Mapping[str, Callable[[Any, WorkerContext], None]]:
+    """What runs each command. Imported here: torch_npu has to be settled before diffusers is."""
+    from osp_opt.calibration import job as calibrate
+    from osp_opt.generate import job as sample
+    from osp_opt.search.cache import job as search_cache
+    from osp_opt.search.steps import job as search_steps
+
+    return {
+        "calibrate": calibrate.run,
+        "search-steps": search_steps.run,
+        "search-cache": search_cache.run,
+        "sample": sample.run,
+    }
+
+
+def _redirect_output(logs: Path, rank: int) -> int:
+    """Stderr, and off rank 0 stdout too, go to this rank's log, native code's included.
+
+    Returns a descriptor of the stderr that was: the launcher listens there.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    launcher = os.dup(sys.stderr.fileno())
+    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
+    log = os.open(logs / f"rank{rank}.log", flags, 0o640)
+    os.dup2(log, sys.stderr.fileno())
+    if rank != 0:
+        os.dup2(log, sys.stdout.fileno())
+    os.close(log)
+    faulthandler.enable()
+    return launcher
+
+
+def _end_with_launcher() -> None:
+    """Wait until the launcher's end of the pipe on stdin closes, then end this process at once.
+
+    Files are written atomically and finished work is in the ledger, so nothing is lost.
+    """
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _show_own_warnings(progress: Progress) -> None:
+    """Warnings of this package reach the user as one line; those of libraries stay in the log."""
+    show_in_log = warnings.showwarning
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object
+    ) -> None:
+        if Path(filename).is_relative_to(_PACKAGE):
+            progress.say(f"warning: {message}")
+        else:
+            show_in_log(message, category, filename, lineno)
+
+    class ToUser(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            progress.say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    logging.getLogger("osp_opt").addHandler(ToUser(logging.WARNING))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The search for what to reuse; `job` tells it."""

@@ -1,0 +1,153 @@
+"""What each block costs here, and hence what a policy will save.
+
+Blocks are not assumed equal and the rest of a step (embeddings, guidance, the sampler, noise) is
+not assumed free: both are measured on this device with this model and video shape.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from osp_opt.base.errors import PolicyError
+from osp_opt.cache.policy import CachePolicy
+
+__all__ = ["BlockTimer", "BlockTimes"]
+
+
+@dataclass(frozen=True)
+class BlockTimes:
+    """Seconds per sampling step.
+
+    blocks: of each block, both guidance branches together; rest: of everything else in a step;
+    add: of storing one change, or adding it.
+    """
+
+    blocks: tuple[float, ...]
+    rest: float
+    add: float = 0.0
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step without cache."""
+        return sum(self.blocks) + self.rest
+
+    @property
+    def cumulative(self) -> np.ndarray:
+        """Seconds of the blocks before each boundary, [blocks + 1]."""
+        return np.concatenate([[0.0], np.cumsum(self.blocks)])
+
+    def seconds(self, policy: CachePolicy, num_steps: int) -> float:
+        """Predicted denoising seconds of one video under `policy`."""
+        before = self.cumulative
+        total = num_steps * self.step
+        for step in range(num_steps):
+            reused, stored = policy.reuse_ranges(step), policy.store_ranges(step)
+            total -= sum(before[end] - before[start] for start, end in reused)
+            total += self.add * (len(reused) + len(stored))
+        return float(total)
+
+    def speedup(self, policy: CachePolicy, num_steps: int) -> float:
+        """Predicted denoising time without cache over that with it."""
+        return num_steps * self.step / self.seconds(policy, num_steps)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"blocks": list(self.blocks), "rest": self.rest, "add": self.add}
+
+
+class BlockTimer:
+    """Supplies block loops that run every block and time it; pass it where a cache goes.
+
+    On every second step the blocks are timed one by one, waiting for the device after each; on
+    the others only the whole loop is, because waiting keeps a fast device from running ahead. The
+    single times are scaled to the whole loop's.
+
+    Args:
+        synchronize: waits until the device has finished.
+        clock: seconds; replaceable so that tests need no real time.
+    """
+
+    def __init__(
+        self, synchronize: Callable[[], None], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._synchronize = synchronize
+        self._clock = clock
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every measurement."""
+        self._single: dict[int, np.ndarray] = {}  # step -> seconds [blocks], summed over branches
+        self._whole: dict[int, float] = {}
+        self._adds: list[float] = []
+        self._began: dict[int, float] = {}
+
+    def at(
+        self, step: int, branch: str = "both"
+    ) -> Callable[[Sequence[Callable[[Any], Any]], Any], Any]:
+        """The block loop of `step`."""
+
+        def one_by_one(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
+            before, seconds = x, []
+            start = self._begin(step)
+            for layer in layers:
+                x = layer(x)
+                end = self._now()
+                seconds.append(end - start)
+                start = end
+            x - before  # what storing a change costs, and adding one
+            self._adds.append(self._now() - start)
+            self._single[step] = self._single.get(step, np.zeros(len(layers))) + seconds
+            return x
+
+        def together(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
+            start = self._begin(step)
+            for layer in layers:
+                x = layer(x)
+            self._whole[step] = self._whole.get(step, 0.0) + self._now() - start
+            return x
+
+        return together if step % 2 else one_by_one
+
+    def result(self) -> BlockTimes:
+        """Block times over the steps that ran since the last reset; medians.
+
+        What lies between the block loops of two consecutive steps is the rest of a step. Blocks
+        and rest are taken as shares of their own step's loop, so that a machine whose speed
+        changes from step to step does not distort them. The first two steps warm the device up
+        and do not count. Raises PolicyError for fewer than five.
+        """
+        if len(self._began) < 5:
+            raise PolicyError(f"block times need at least 5 timed steps, got {len(self._began)}")
+        singles = [self._single[step] for step in sorted(self._single)[1:]]
+        blocks = np.median([seconds / seconds.sum() for seconds in singles], axis=0)
+        loop = median([self._whole[step] for step in sorted(self._whole)[1:]])
+        rest = [
+            (self._began[step + 1] - began) / self._loop_seconds(step) - 1.0
+            for step, began in self._began.items()
+            if step > 1 and step + 1 in self._began
+        ]
+        calls = len(self._adds) / len(self._single)  # 2 when the guidance branches run one by one
+        return BlockTimes(
+            tuple(float(seconds) for seconds in blocks * (loop / blocks.sum())),
+            max(median(rest), 0.0) * loop,
+            median(self._adds) * calls,
+        )
+
+    def _begin(self, step: int) -> float:
+        now = self._now()
+        self._began.setdefault(step, now)
+        return now
+
+    def _loop_seconds(self, step: int) -> float:
+        if step in self._whole:
+            return self._whole[step]
+        return float(self._single[step].sum()) + self._adds[-1]
+
+    def _now(self) -> float:
+        self._synchronize()
+        return self._clock()

@@ -1,0 +1,359 @@
+"""`osp-opt search-cache`: score policies from the calibration, race the best, deliver the ratio.
+
+Nothing is sampled to prune; what is sampled uses prompts that the calibration did not see, some to
+choose and others to measure the winner (speed and error), so that the figures reported are not
+those it was chosen by.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from osp_opt import __version__
+from osp_opt.base.artifacts import write_meta
+from osp_opt.base.errors import CalibrationError, PolicyError
+from osp_opt.base.ledger import search_rng
+from osp_opt.calibration import Calibration
+from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.generate.memory import report_memory
+from osp_opt.generate.prompt_sets import default_prompts
+from osp_opt.generate.prompts import given_prompts
+from osp_opt.options import SearchCacheOptions
+from osp_opt.quality.intervals import Interval, bootstrap_ci
+from osp_opt.run.checks import calibration_file
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.cache.block_times import BlockTimes
+from osp_opt.search.cache.candidates import (
+    MAX_INTERVAL,
+    Candidate,
+    Race,
+    RaceResult,
+    four_field_candidates,
+    largest_ratio,
+    spread_candidates,
+)
+from osp_opt.search.cache.check import PredictorCheck, check_predictor
+from osp_opt.search.cache.plans import free_candidates
+from osp_opt.search.cache.probes import importance_probes, measured_importance
+from osp_opt.search.cache.quality import Quality, interval_from, measure_quality
+from osp_opt.search.cache.scores import (
+    ReuseErrors,
+    four_field_scores,
+    gaussian_importance,
+)
+from osp_opt.search.cache.trials import CacheTrials, Pair, policy_key
+from osp_opt.system.timing import speedup as paired_speedup
+
+if TYPE_CHECKING:
+    from osp_opt.run.worker import WorkerContext
+
+__all__ = ["run"]
+
+CANDIDATES = 12
+TOLERANCE = 0.03  # a measured ratio may fall short of the wanted one by so much
+ATTEMPTS = 3  # policies that are timed before the ratio counts as not delivered
+TIMED_VIDEOS = 2  # on which speed is measured, step by step
+CHECKED = 6  # policies of all costs, sampled to see whether the score ranks them
+NOTABLE_LOSS = 0.01  # of quality: a policy that loses more is not written without a word
+ANCESTRAL = ("EulerAncestralDiscrete", "DDPM", "KDPM2AncestralDiscrete")
+
+
+@dataclass(frozen=True)
+class _Winner:
+    """A policy that was chosen, and what was measured of it (None: not verified).
+
+    speedup: of denoising, from steps timed in pairs, which is what counts; whole_videos: the same
+    from videos timed one after the other, which a busy machine disturbs.
+    """
+
+    candidate: Candidate
+    speedup: Interval | None = None
+    whole_videos: Interval | None = None
+    quality: Quality | None = None
+    predictor: PredictorCheck | None = None
+
+
+def run(options: SearchCacheOptions, context: WorkerContext) -> None:
+    """Search, verify, and write the policy with its provenance; print what it gives."""
+    search = _Search(options, context)
+    if options.max_loss is not None:
+        winner = search.fastest_within(options.max_loss)
+    elif search.verifies:
+        winner = search.deliver(options.ratio)
+    else:
+        winner = _Winner(search.candidates(options.ratio, 1)[0])
+    if context.parallel.is_main:
+        search.write(winner)
+    context.parallel.barrier()
+    report_memory(search.maker, context)
+
+
+class _Search:
+    """The state of one search: model, schedule, statistics, block times."""
+
+    def __init__(self, options: SearchCacheOptions, context: WorkerContext) -> None:
+        self.options = options
+        self.context = context
+        self.say = context.progress.say
+        self.maker = VideoMaker(options, context)
+        self.schedule = (
+            TimestepSchedule.uniform(options.steps)
+            if options.schedule is None
+            else TimestepSchedule.from_file(options.schedule)
+        )
+        timesteps = self.maker.call_timesteps(self.schedule)
+        self.num_steps = len(timesteps)
+        self.verifies = options.model_path is None if options.verify is None else options.verify
+        calibration = _calibration(options, self.maker)
+        self.errors = ReuseErrors.of(calibration, timesteps, min(MAX_INTERVAL, self.num_steps) - 1)
+        if self.errors.num_blocks != self.maker.num_blocks:
+            raise CalibrationError(
+                f"{options.calibration_dir}: was recorded on {self.errors.num_blocks} blocks and "
+                f"the model has {self.maker.num_blocks}; run osp-opt calibrate with this model"
+            )
+        self._gaussian_importance = gaussian_importance(
+            calibration, timesteps, ancestral=options.sampler in ANCESTRAL
+        )
+        count = options.verify_prompts
+        held_out = _held_out(options, calibration, 2 * count)
+        self.race_requests, self.fresh_requests = held_out[:count], held_out[count:]
+        self.maker.foresee(request.prompt for request in held_out)
+        self.trials = CacheTrials(self.maker, self.schedule, options, context)
+        self.times: BlockTimes = self.trials.block_times(self.race_requests[0])
+        self.say(
+            f"a step takes {self.times.step * 1e3:.1f} ms here, "
+            f"{100 * sum(self.times.blocks) / self.times.step:.0f} % of it in "
+            f"{self.maker.num_blocks} blocks"
+        )
+
+    @cached_property
+    def importance(self) -> np.ndarray:
+        """What an error at each step does to the result, [S]; measured if sampling is allowed."""
+        if not self.verifies and self.options.max_loss is None:
+            return self._gaussian_importance
+        request = self.race_requests[0]
+        probes = importance_probes(self.num_steps, self.maker.num_blocks)
+        policies = [probe.policy for probe in probes]
+        self.trials.baseline([request])
+        measured = self.trials.errors(policies, [request] * len(probes))
+        return measured_importance(self.errors, probes, measured)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Of every four-field policy."""
+        intervals = range(2, min(MAX_INTERVAL, self.num_steps) + 1)
+        return four_field_scores(self.errors, self.importance, intervals)
+
+    def candidates(self, ratio: float, limit: int = CANDIDATES) -> list[Candidate]:
+        """The best-scored policies predicted to reach `ratio`. Raises PolicyError when none is."""
+        found = four_field_candidates(self.scores, self.times, self.num_steps, ratio, limit)
+        if self.options.policy == "free":
+            free = free_candidates(self.errors, self.importance, self.times, ratio, limit)
+            found = [*free, *found][: limit + 2]  # the best four-field ones stay in the race
+        return found
+
+    def race(self, candidates: list[Candidate], budget: float) -> RaceResult:
+        """Sample the candidates against each other on the race's prompts."""
+        requests = self.race_requests
+        self.trials.baseline(requests)
+
+        def measure(pairs: list[tuple[int, int]]) -> list[float]:
+            policies = [candidates[c].policy for c, _ in pairs]
+            return self.trials.errors(policies, [requests[p] for _, p in pairs])
+
+        costs = [1.0 / candidate.speedup for candidate in candidates]
+        return Race(costs, len(requests), budget, measure).run()
+
+    def deliver(self, ratio: float) -> _Winner:
+        """The best measured policy whose measured speed-up is `ratio` (within the tolerance)."""
+        size = len(self.race_requests)
+        # One generation is the whole prompt set. Uncached videos, what is sampled of the winner,
+        # the probes and the check of the score come off the budget first.
+        budget = (self.options.budget - 1.0) * size - 2.0 * (size + TIMED_VIDEOS)
+        budget -= len(importance_probes(self.num_steps, self.maker.num_blocks))
+        checks = CHECKED if budget > 3.0 * CHECKED else 0
+        budget -= checks
+        wanted, measured = ratio, 0.0
+        for attempt in range(ATTEMPTS):
+            candidates = self.candidates(wanted)
+            race = self.race(candidates, max(budget if attempt == 0 else size, 1.0))
+            chosen = candidates[race.winner]
+            self.say(f"raced {len(race.errors)} candidates; the best: {chosen.policy}")
+            winner = self.verified(chosen, ratio * (1.0 - TOLERANCE))
+            assert winner.speedup is not None
+            measured = winner.speedup.estimate
+            forced = self.options.force and attempt == ATTEMPTS - 1
+            if measured >= ratio * (1.0 - TOLERANCE) or forced:
+                return replace(winner, predictor=self.check(candidates, race, checks))
+            self.say(
+                f"measured {measured:.3f}x where {chosen.speedup:.3f}x was predicted; "
+                "taking a larger one"
+            )
+            wanted = min(
+                wanted * ratio / measured * 1.005, largest_ratio(self.times, self.num_steps)[0]
+            )
+        raise PolicyError(
+            f"--ratio {ratio:g}: measured {measured:.3f}x after {ATTEMPTS} attempts; the machine "
+            "may be busy: try again, or write it all the same with --force"
+        )
+
+    def check(self, candidates: list[Candidate], race: RaceResult, count: int) -> PredictorCheck:
+        """Whether the score ranked the race's candidates, and `count` policies of all costs."""
+        rng = search_rng(self.options.seed, "predictor")
+        spread: list[Candidate] = []
+        if count:
+            spread = spread_candidates(self.scores, self.times, self.num_steps, count, rng)
+        policies = [candidate.policy for candidate in spread]
+        errors = self.trials.errors(policies, [self.race_requests[0]] * len(spread))
+        found = check_predictor(candidates, race.errors, spread, errors, self.num_steps)
+        for line in found.lines():
+            self.say(line)
+        return found
+
+    def verified(self, chosen: Candidate, least: float = 0.0) -> _Winner:
+        """Time `chosen` against no cache on fresh videos, and measure its error there.
+
+        A speed-up below `least` is not believed before it was timed twice.
+        """
+        key = f"verified in pairs {policy_key(chosen.policy)} on {len(self.fresh_requests)}"
+        values = self.trials.recall(key)
+        if values is None:
+            timed = self.fresh_requests[:TIMED_VIDEOS]
+            speedups = self.trials.step_speedups(chosen.policy, timed)
+            if bootstrap_ci(speedups).estimate < least:
+                speedups += self.trials.step_speedups(chosen.policy, timed)
+            pairs = self.trials.timed_pairs(chosen.policy, self.fresh_requests)
+            values = {
+                "pairs": len(pairs) + len(speedups),
+                "speedup": bootstrap_ci(speedups).as_json(),
+                "speedup_of_whole_videos": _speedup(pairs).as_json(),
+                **measure_quality(pairs, self.maker).as_json(),
+            }
+            self.trials.record(key, values)
+        self.trials.count_pairs(chosen.policy, int(values["pairs"]))
+        return _Winner(
+            chosen,
+            interval_from(values["speedup"]),
+            interval_from(values["speedup_of_whole_videos"]),
+            Quality.from_json(values),
+        )
+
+    def fastest_within(self, max_loss: float) -> _Winner:
+        """The fastest policy whose verified loss is at most `max_loss` (bisection of ratios)."""
+        largest = largest_ratio(self.times, self.num_steps)[0]
+        low, high = 1.05, largest
+        best: _Winner | None = None
+        while high / low > 1.08:
+            ratio = min((low * high) ** 0.5, 0.999 * largest)
+            candidates = self.candidates(ratio, 4)
+            race = self.race(candidates, 6.0)
+            winner = self.verified(candidates[race.winner])
+            assert winner.quality is not None
+            assert winner.speedup is not None
+            loss = winner.quality.loss.estimate
+            self.say(
+                f"{winner.speedup.estimate:.2f}x measured: loses {loss:.2%} of "
+                f"{winner.quality.measure}{_left_open(winner.quality.loss)}"
+            )
+            if loss <= max_loss:
+                best, low = winner, ratio
+            else:
+                high = ratio
+        if best is None:
+            raise PolicyError(
+                f"--max-loss {100 * max_loss:g}%: no policy tried stays below it; "
+                "allow more, or use more steps"
+            )
+        return best
+
+    def write(self, winner: _Winner) -> None:
+        """Write the policy and its provenance; print the summary."""
+        path = self.options.policy_path
+        policy = winner.candidate.policy
+        policy.save(path)
+        write_meta(path, self._meta(winner))
+        self.say(f"cache policy: {policy} -> {path}")
+        if not policy.is_four_field:
+            self.say(
+                "only osp-opt reads this form of policy (the reference tool reads four fields)"
+            )
+        self.say(f"predicted speed-up of denoising: {winner.candidate.speedup:.3f}x")
+        if winner.speedup is None or winner.quality is None:
+            self.say("not verified by sampling (--verify does)")
+            return
+        self.say(f"measured speed-up of denoising: {winner.speedup}x, from steps timed in pairs")
+        self.say(f"  whole videos one after the other, by the clock: {winner.whole_videos}x")
+        for line in winner.quality.lines():
+            self.say(line)
+        loss = winner.quality.loss.estimate
+        if loss > (self.options.max_loss or NOTABLE_LOSS):
+            self.say(
+                f"warning: loses {loss:.1%} of {winner.quality.measure}; --max-loss 1% finds the "
+                "fastest policy that loses less"
+            )
+        self.say(f"work spent on sampling: {self._generations():.1f} generations of the prompt set")
+
+    def _generations(self) -> float:
+        return self.trials.spent / len(self.race_requests)
+
+    def _meta(self, winner: _Winner) -> dict[str, Any]:
+        meta: dict[str, Any] = {
+            "made_by": f"osp-opt {__version__} search-cache",
+            "setting": self.maker.setting(self.schedule).as_json(),
+            "schedule_file": None if self.options.schedule is None else str(self.options.schedule),
+            "policy": str(winner.candidate.policy),
+            "device": self.context.device.name,
+            "block_times_seconds": self.times.as_json(),
+            "predicted_speedup": winner.candidate.speedup,
+            "step_importance": [float(value) for value in self.importance],
+            "generations_spent": self._generations(),
+        }
+        if winner.speedup is not None and winner.quality is not None:
+            meta["measured"] = {"speedup": winner.speedup.as_json(), **winner.quality.as_json()}
+            if winner.whole_videos is not None:
+                meta["measured"]["speedup_of_whole_videos"] = winner.whole_videos.as_json()
+            meta["predictor"] = None if winner.predictor is None else winner.predictor.as_json()
+            meta["verified_on"] = [
+                {"prompt": r.prompt, "seed": r.seed} for r in self.fresh_requests
+            ]
+        return meta
+
+
+def _left_open(loss: Interval) -> str:
+    """What so few prompts cannot exclude."""
+    return f" (up to {loss.high:.1%} is left open)" if np.isfinite(loss.high) else ""
+
+
+def _speedup(pairs: Sequence[Pair]) -> Interval:
+    return paired_speedup(
+        [pair.plain_seconds for pair in pairs], [pair.cached_seconds for pair in pairs]
+    )
+
+
+def _calibration(options: SearchCacheOptions, maker: VideoMaker) -> Calibration:
+    place = options.calibration_dir
+    calibration = Calibration.load(calibration_file(place))
+    setting = calibration.metadata.get("setting", {})
+    if setting.get("model", maker.loaded.fingerprint) != maker.loaded.fingerprint:
+        raise CalibrationError(f"{place}: was recorded with another model; run osp-opt calibrate")
+    return calibration
+
+
+def _held_out(options: SearchCacheOptions, calibration: Calibration, count: int) -> list[Request]:
+    """`count` videos that the calibration did not see; further seeds when prompts run out.
+
+    Prompts that were calibrated on serve, with other seeds, only where there are no others.
+    """
+    prompts = dict.fromkeys(given_prompts(options) or default_prompts(options, "verification"))
+    unseen = [prompt for prompt in prompts if prompt not in calibration.prompts]
+    first = options.seed if unseen else max((options.seed, *calibration.seeds)) + 1
+    requests = (
+        Request(prompt, seed) for seed in itertools.count(first) for prompt in unseen or prompts
+    )
+    return list(itertools.islice(requests, count))

@@ -1,0 +1,155 @@
+r"""Plans that reuse one range of blocks in runs, best under the score, by dynamic programming.
+
+Between two steps r and r' that compute everything lie the r' - r - 1 steps of a run, all of which
+reuse the range with the change stored at r, or (order 1) with the forecast from r and the computed
+step before it, m steps earlier. A run costs
+
+    c(r, r', m) = (sum over its steps t of sqrt(w_t E_t))^2,
+
+E_t the recorded error of reuse or of the forecast, and
+
+    V[r, m] = min over r' of  c(r, r', m) - price * seconds saved + V[r', r' - r]
+
+is the exact optimum for a price; bisection over the price meets the ratio.
+
+Suffixes: S steps, G gaps r' - r, M spacings m of the two computed steps (index m - 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.search.cache.block_times import BlockTimes
+from osp_opt.search.cache.scores import FloatArray, ReuseErrors
+
+__all__ = ["best_runs", "cheapest_plan", "run_plans", "run_ranges"]
+
+MAX_GAP = 4  # a forecast over more than three steps lost to reuse in all that was measured
+_BISECTIONS = 20
+_TINY = 1e-30
+
+Range = tuple[int, int]
+
+
+def run_ranges(num_blocks: int) -> list[Range]:
+    """Ranges worth planning with: nearly all blocks, and the first halves."""
+    ends = {num_blocks, num_blocks - 1, num_blocks - 2, (3 * num_blocks) // 4, num_blocks // 2}
+    found = [(a, b) for a, b in product((0, 1, 2), sorted(ends, reverse=True))]
+    return [(a, b) for a, b in found if b - a >= max(1, num_blocks // 3)]
+
+
+def run_plans(
+    errors: ReuseErrors, importance_S: np.ndarray, times: BlockTimes, ratio: float
+) -> list[CachePolicy]:
+    """The best plan of each range and order that is predicted to reach `ratio`."""
+    found = []
+    for order, blocks in product((1, 0), run_ranges(errors.num_blocks)):
+        plan = best_runs(errors, importance_S, times, ratio, blocks, order)
+        if plan is not None:
+            found.append(plan)
+    return found
+
+
+def best_runs(
+    errors: ReuseErrors,
+    importance_S: np.ndarray,
+    times: BlockTimes,
+    ratio: float,
+    blocks: Range,
+    order: int,
+) -> CachePolicy | None:
+    """The plan of least score for one range, at least `ratio` fast; None when there is none."""
+    steps = errors.num_steps
+    before = times.cumulative
+    saved = float(before[blocks[1]] - before[blocks[0]] - times.add)
+    if saved <= 0.0:
+        return None
+    # A forecast looks back over a run and the gap before it.
+    reach = (errors.max_lag + 1) // 2 if order else errors.max_lag + 1
+    gaps = min(MAX_GAP, reach, steps - 1)
+    cost = _run_costs(errors, importance_S, blocks, order, gaps)
+    average = float(np.median(cost[cost > 0])) / saved if np.any(cost > 0) else 1.0
+
+    def plan_at(price: float) -> CachePolicy:
+        return _plan(_refreshes(cost, price * saved), steps, blocks, order)
+
+    return cheapest_plan(plan_at, average, times, steps, ratio, _BISECTIONS)
+
+
+def cheapest_plan(
+    plan_at: Callable[[float], CachePolicy],
+    average: float,
+    times: BlockTimes,
+    num_steps: int,
+    ratio: float,
+    bisections: int,
+) -> CachePolicy | None:
+    """The plan at the lowest price of a second that is at least `ratio` fast; None if none is.
+
+    Geometric bisection around the `average` price, over twelve decades.
+    """
+    low, high = average * 1e-6, average * 1e6
+    best = plan_at(high)
+    if times.speedup(best, num_steps) < ratio:
+        return None
+    for _ in range(bisections):
+        middle = (low * high) ** 0.5
+        plan = plan_at(middle)
+        if times.speedup(plan, num_steps) >= ratio:
+            best, high = plan, middle
+        else:
+            low = middle
+    return best
+
+
+def _run_costs(
+    errors: ReuseErrors, importance_S: np.ndarray, blocks: Range, order: int, gaps: int
+) -> FloatArray:
+    """c[r, g - 1, m - 1] of a run from r to r + g, the computed step before r being r - m.
+
+    Of no earlier computed step (r = 0) the cost is that of plain reuse; so it is for order 0.
+    """
+    steps = errors.num_steps
+    spacings = gaps if order else 1
+    cost = np.zeros((steps, gaps, spacings))
+    for r, m in product(range(steps), range(1, spacings + 1)):
+        amplitude = 0.0
+        for gap in range(2, gaps + 1):
+            step = r + gap - 1
+            if step < steps:
+                spacing = m if order and r >= m else None
+                values = errors.of_reuse(step, gap - 1, blocks, spacing)
+                mean = float(np.exp(np.log(values + _TINY).mean()))
+                amplitude += float(np.sqrt(importance_S[step] * mean))
+            cost[r, gap - 1, m - 1] = amplitude**2
+    return np.broadcast_to(cost, (steps, gaps, gaps))
+
+
+def _refreshes(cost_SGM: FloatArray, price: float) -> list[int]:
+    """The steps that compute everything, at this price of a reused step."""
+    steps, gaps, spacings = cost_SGM.shape
+    value = np.zeros((steps + gaps + 1, spacings))
+    choice = np.ones((steps, spacings), dtype=int)
+    for r in range(steps - 1, -1, -1):
+        for m in range(spacings):
+            options = []
+            for gap in range(1, gaps + 1):
+                reused = min(r + gap, steps) - r - 1
+                options.append(cost_SGM[r, gap - 1, m] - price * reused + value[r + gap, gap - 1])
+            choice[r, m] = 1 + int(np.argmin(options))
+            value[r, m] = min(options)
+    found, r, m = [], 0, 0
+    while r < steps:
+        found.append(r)
+        gap = int(choice[r, m])
+        r, m = r + gap, gap - 1
+    return found
+
+
+def _plan(refreshes: list[int], steps: int, blocks: Range, order: int) -> CachePolicy:
+    reused = set(range(steps)) - set(refreshes)
+    return CachePolicy.explicit({step: [blocks] for step in sorted(reused)}, steps, order)

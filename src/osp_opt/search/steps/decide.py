@@ -1,0 +1,318 @@
+"""One length of a step search: candidates from the table, a race, polishing, verification."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from osp_opt.generate.maker import Request
+from osp_opt.options import SearchStepsOptions
+from osp_opt.quality.intervals import Interval, mean_ci
+from osp_opt.run.worker import WorkerContext
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.race import affordable_prompts, race_schedules
+from osp_opt.search.steps.candidates import StepCandidate, StepTable, objectives_for
+from osp_opt.search.steps.objectives import StepObjective
+from osp_opt.search.steps.polish import Measure, polish_schedule
+from osp_opt.search.steps.sensitivity import fit_sensitivity
+from osp_opt.search.steps.sources import Source
+from osp_opt.search.steps.trials import StepTrials
+from osp_opt.search.steps.verify import Verification, verify
+
+__all__ = ["Decision", "Search", "as_factor", "settle", "verifies"]
+
+FIRST_ROUND = 0.35  # of the race's budget: the rest compares the best few on more prompts
+POLISH_SHARE = 0.5  # of the budget, when polishing is wanted
+POLISH_PROMPTS = 3  # of the race's, on which a schedule is polished
+MIN_TO_FIT = 4  # schedules: fewer errors cannot tell the model's two parameters
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A schedule for one length: the best candidate, why, and what is known of it."""
+
+    candidate: StepCandidate
+    uniform: StepCandidate
+    shown: bool  # better than uniform, as far as was asked to be shown
+    reason: str
+    predicted: Interval
+    race: list[dict[str, Any]] = field(default_factory=list)
+    log_ratios: tuple[float, ...] = ()  # of the race's errors, candidate over uniform, per prompt
+    polish: dict[str, Any] | None = None
+    verification: Verification | None = None
+    written: StepCandidate | None = None  # in place of a candidate that was not shown to be better
+
+    @property
+    def chosen(self) -> StepCandidate:
+        """What goes into the file."""
+        return self.written or self.candidate
+
+    @property
+    def loss(self) -> Interval | None:
+        """The verified loss of quality of what goes into the file."""
+        found = self.verification
+        if found is None:
+            return None
+        return found.loss_uniform if self.chosen == self.uniform else found.loss
+
+
+@dataclass(frozen=True)
+class Search:
+    """What every length's search needs."""
+
+    options: SearchStepsOptions
+    context: WorkerContext
+    source: Source
+    table: StepTable
+    trials: StepTrials | None
+    race_requests: list[Request]
+    fresh_requests: list[Request]
+
+    @property
+    def reference(self) -> TimestepSchedule:
+        """The full-length schedule, of the calibration."""
+        return self.source.reference
+
+    @property
+    def objectives(self) -> tuple[StepObjective, ...]:
+        """The costs worth trying, the most trusted first."""
+        return objectives_for(self.options.sampler, self.options.objective)
+
+
+def verifies(options: SearchStepsOptions) -> bool:
+    """Whether winners are verified on fresh prompts: for the bundled model, or when asked for."""
+    if options.verify is not None:
+        return options.verify
+    return options.model_path is None or options.max_loss is not None
+
+
+def as_factor(log_ratio: Interval) -> str:
+    """A log ratio as a factor, with its interval where there is one."""
+    low, high = (math.exp(min(x, 50.0)) for x in (log_ratio.low, log_ratio.high))
+    interval = f" [{low:.2f}, {high:.2f}]" if math.isfinite(log_ratio.low) else ""
+    return f"{math.exp(log_ratio.estimate):.2f}{interval}"
+
+
+def settle(search: Search, length: int) -> Decision:
+    """Find, verify and settle what is written: uniform where nothing better was shown."""
+    say = search.context.progress.say
+    decision = _decide(search, length)
+    say(f"{length} steps: {decision.chosen.origin}; {decision.reason}")
+    if search.trials is not None and verifies(search.options):
+        decision = _verified(search, search.trials, decision)
+    if decision.shown or decision.candidate == decision.uniform:
+        return decision
+    if search.options.force:
+        say(f"{length} steps: written although not shown to be better (--force)")
+        return decision
+    say(f"{length} steps: not shown to be better than uniform; uniform is written")
+    return replace(decision, written=decision.uniform)
+
+
+def _decide(search: Search, length: int) -> Decision:
+    """The best schedule of `length` steps: searched, predicted, and raced where allowed."""
+    options, table = search.options, search.table
+    uniform = table.uniform(length)
+    if length >= len(search.reference):
+        none = Interval(0.0, 0.0, 0.0, len(search.source.calibration.prompts))
+        reason = f"the original has {len(search.reference)} steps, nothing to save"
+        return Decision(uniform, uniform, True, reason, none)
+    trials = None if options.objective == "distribution" else search.trials
+    if options.method == "ays":
+        found, evaluations = search.source.descend(length)
+        candidates = [uniform, StepCandidate(found, "ays")]
+        search.context.progress.say(f"{length} steps: {evaluations} network evaluations")
+    else:
+        limit = 2 if trials is None else _room(search, length)
+        tried = search.objectives[:1] if trials is None else search.objectives
+        candidates = table.shortlist(length, tried, limit)
+    if trials is None:
+        return _decide_by_table(table, candidates, search.objectives[0])
+    return _decide_by_race(search, trials, candidates)
+
+
+def _decide_by_table(
+    table: StepTable, candidates: list[StepCandidate], objective: StepObjective
+) -> Decision:
+    uniform, best = candidates[0], candidates[min(1, len(candidates) - 1)]
+    gain = table.advantage(best.schedule, uniform.schedule, objective)
+    reason = f"estimated error {as_factor(gain)} of uniform's by {objective.label}"
+    if gain.count == 1:
+        reason += ", from one calibration video, which has no interval: calibrate more"
+    return Decision(best, uniform, gain.high < 0, reason, gain)
+
+
+def _race_budget(options: SearchStepsOptions) -> float:
+    return options.budget * (1.0 - POLISH_SHARE if options.polish else 1.0)
+
+
+def _room(search: Search, length: int) -> int:
+    """Candidates that the first round of the race has room for; at least uniform and one more."""
+    share = length / len(search.reference)
+    budget = FIRST_ROUND * _race_budget(search.options)
+    return max(2, math.floor((budget - 1.0) / share))
+
+
+def _with_fitted(
+    search: Search, trials: StepTrials, candidates: list[StepCandidate]
+) -> tuple[list[StepCandidate], list[float] | None]:
+    """`candidates` and the best one by what their errors on the first prompt say of the model.
+
+    With what that predicts for each: the log of its error over uniform's.
+    """
+    if len(candidates) < MIN_TO_FIT:
+        return candidates, None
+    schedules = [candidate.schedule for candidate in candidates]
+    errors = trials.errors(schedules, [search.race_requests[0]] * len(schedules))
+    name = objectives_for(search.options.sampler, "video")[0].name
+    objective = fit_sensitivity(search.table, schedules, errors, name)
+    fitted = search.table.best(objective, len(schedules[0]))
+    if not search.table.has_twin(fitted, candidates):
+        candidates = [*candidates, fitted]
+    predicted = np.log(search.table.mean_costs([c.schedule for c in candidates], objective))
+    search.context.progress.say(
+        f"{len(schedules[0])} steps: the candidates' errors fit {objective.heaviest().label} best"
+    )
+    return candidates, [float(value - predicted[0]) for value in predicted]
+
+
+def _decide_by_race(
+    search: Search, trials: StepTrials, candidates: list[StepCandidate]
+) -> Decision:
+    """Candidate 0 is uniform. What is shown is shown by the race's prompts alone, at 95 %: the
+    prediction only guides which candidates go on.
+    """
+    requests, budget = search.race_requests, _race_budget(search.options)
+    prior = None
+    if search.options.method == "dp":
+        candidates, prior = _with_fitted(search, trials, candidates)
+    costs = [len(c.schedule) / len(search.reference) for c in candidates]
+    foreseen = min(affordable_prompts(costs, 1.0, budget), len(requests))
+    search.context.progress.say(
+        f"{len(candidates[0].schedule)} steps: {len(candidates)} candidates race on about "
+        f"{foreseen} prompts"
+    )
+    trials.baseline(requests[:foreseen])  # together: ranks share them
+
+    def measure(pairs: list[tuple[int, int]]) -> list[float]:
+        return trials.errors(
+            [candidates[c].schedule for c, _ in pairs], [requests[p] for _, p in pairs]
+        )
+
+    result = race_schedules(costs, 1.0, len(requests), budget, measure, prior=prior)
+    winner = candidates[result.winner]
+    challenger = result.winner or next((c for c in result.ranking if c != 0), 0)
+    gain = result.against(challenger, 0)
+    predicted = search.table.advantage(
+        winner.schedule, candidates[0].schedule, search.objectives[0]
+    )
+    reason = (
+        f"error against {len(search.reference)} steps {as_factor(gain)} of uniform's, "
+        f"from {gain.count} held-out prompts"
+    )
+    if result.winner == 0:
+        reason = f"no candidate was better (the best had {reason})"
+    race = [
+        {
+            "origin": candidate.origin,
+            "timesteps": list(candidate.schedule.timesteps),
+            "errors": {requests[p].prompt: e for p, e in result.errors[c].items()},
+        }
+        for c, candidate in enumerate(candidates)
+    ]
+    decision = Decision(
+        winner,
+        candidates[0],
+        result.winner == 0 or gain.high < 0,
+        reason,
+        predicted,
+        race,
+        tuple(result.log_ratios(result.winner, 0)),
+    )
+    if search.options.polish:
+        raced = sorted(result.errors[result.winner])
+        return _polished(search, trials, decision, raced)
+    return decision
+
+
+def _polished(
+    search: Search, trials: StepTrials, decision: Decision, raced: Sequence[int]
+) -> Decision:
+    """The winner after coordinate descent on its errors on the first prompts that it raced on.
+
+    Kept if it is better on as many other prompts, too: those of the race, or further ones. That was
+    chosen, so it shows nothing: a polished uniform schedule counts as better only once fresh
+    prompts say so.
+    """
+    say, length = search.context.progress.say, len(decision.candidate.schedule)
+    n = min(POLISH_PROMPTS, len(raced))
+    further = [p for p in range(len(search.race_requests)) if p not in raced]
+    further = further[: max(2 * n - len(raced), 0)]
+    judging = [*raced[n:], *further]
+    if not judging:
+        say(f"{length} steps: not polished: no other prompts to judge it by")
+        return decision
+    start = decision.candidate
+    share = length / len(search.reference)
+    budget = POLISH_SHARE * search.options.budget
+    budget -= share * len(judging) + (1.0 + share) * len(further)
+    limit = max(math.floor(budget / (share * n)), 0)
+
+    def on(prompts: Sequence[int]) -> Measure:
+        requests = [search.race_requests[p] for p in prompts]
+
+        def measure(schedules: Sequence[TimestepSchedule]) -> list[list[float]]:
+            each = [schedule for schedule in schedules for _ in requests]
+            flat = trials.errors(each, requests * len(schedules))
+            starts = range(0, len(flat), len(requests))
+            return [flat[start : start + len(requests)] for start in starts]
+
+        return measure
+
+    whole = search.table.takes_whole_timesteps
+    found = polish_schedule(start.schedule, on(raced[:n]), limit, on(judging), whole=whole)
+    told = f"error {math.exp(np.mean(found.log_ratios)):.2f} of the winner's there"
+    if found.others:
+        told += f", {math.exp(np.mean(found.others)):.2f} on {len(found.others)} others"
+    say(f"{length} steps: polished with {found.tried} more schedules on {n} prompts, {told}")
+    about = {
+        "tried": found.tried,
+        "prompts": n,
+        "log_ratios": list(found.log_ratios),
+        "log_ratios_on_others": list(found.others),
+    }
+    if found.schedule == start.schedule:
+        return replace(decision, polish=about)
+    return replace(
+        decision,
+        candidate=StepCandidate(found.schedule, f"{start.origin}, polished"),
+        shown=decision.shown and start != decision.uniform,
+        predicted=search.table.advantage(
+            found.schedule, decision.uniform.schedule, search.objectives[0]
+        ),
+        polish=about,
+    )
+
+
+def _verified(search: Search, trials: StepTrials, decision: Decision) -> Decision:
+    """Only the fresh prompts can show it: prediction and race chose the candidate."""
+    say = search.context.progress.say
+    candidate, uniform = decision.candidate.schedule, decision.uniform.schedule
+    others = {}
+    if search.options.method == "ays":  # side by side with what the table finds for nothing
+        others["dp"] = search.table.best(search.objectives[0], len(candidate)).schedule
+    found = verify(trials, candidate, uniform, search.reference, search.fresh_requests, others)
+    for line in found.lines():
+        say(line)
+    decision = replace(decision, verification=found)
+    if candidate == uniform:
+        return decision
+    gain = mean_ci(found.log_ratios)
+    say(f"  error {as_factor(gain)} of uniform's on the {gain.count} fresh prompts")
+    if search.options.objective == "distribution":  # chosen for something else than this error
+        return decision
+    return replace(decision, shown=gain.high < 0)

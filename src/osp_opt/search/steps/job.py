@@ -1,0 +1,128 @@
+"""`osp-opt search-steps`: find the timesteps that make the same video in fewer steps.
+
+The table of the calibration shortlists, a race on sampled videos decides, fresh prompts verify.
+A schedule that was not shown to be better than uniform is not written without --force.
+"""
+
+from __future__ import annotations
+
+import math
+
+from osp_opt.base.errors import OptionError
+from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.generate.memory import report_memory
+from osp_opt.generate.prompt_sets import default_prompts
+from osp_opt.generate.prompts import given_prompts
+from osp_opt.options import SearchStepsOptions
+from osp_opt.run.worker import WorkerContext
+from osp_opt.sampling.samplers import custom_timestep_samplers
+from osp_opt.search.steps.candidates import StepTable
+from osp_opt.search.steps.curve import write_curve
+from osp_opt.search.steps.decide import Decision, Search, settle, verifies
+from osp_opt.search.steps.report import print_table, write_schedules
+from osp_opt.search.steps.sources import Source, open_source
+from osp_opt.search.steps.trials import StepTrials
+from osp_opt.search.steps.verify import verify
+
+__all__ = ["run"]
+
+LADDER = (4, 6, 8, 10, 12, 16, 20, 25, 33, 40, 50, 67, 80)  # lengths tried for --max-loss
+
+
+def run(options: SearchStepsOptions, context: WorkerContext) -> None:
+    """Search every length asked for; write schedules, sidecars, the table and the curve."""
+    if options.sampler not in custom_timestep_samplers():
+        raise OptionError(
+            f"--sampler {options.sampler}: cannot follow a schedule; use one of "
+            f"{', '.join(custom_timestep_samplers())}"
+        )
+    search = _open(options, context)
+    print_table(search)
+    if options.max_loss is not None:
+        decisions = _fewest_within(search, options.max_loss)
+    else:
+        decisions = {length: settle(search, length) for length in _lengths(search)}
+    if context.parallel.is_main:
+        write_schedules(search, decisions)
+        write_curve(search, decisions)
+    report_memory(None if search.trials is None else search.source.maker(), context)
+
+
+def _open(options: SearchStepsOptions, context: WorkerContext) -> Search:
+    source = open_source(options, context)
+    table = StepTable(source.calibration, options.sampler)
+    trials = None
+    race, fresh = list[Request](), list[Request]()
+    if options.verify is not False and not options.all_steps:
+        maker = source.maker()
+        trials = StepTrials(maker, source.reference, context)
+        race, fresh = _held_out(options, source, maker)
+        maker.foresee([*(r.prompt for r in race + fresh), *source.calibration.prompts])
+    return Search(options, context, source, table, trials, race, fresh)
+
+
+def _held_out(
+    options: SearchStepsOptions, source: Source, maker: VideoMaker
+) -> tuple[list[Request], list[Request]]:
+    """Prompts that decide, and others that verify; none that was calibrated on."""
+    prompts = given_prompts(options) or default_prompts(options, "verification")
+    used = set(source.calibration.prompts)
+    unused = [prompt for prompt in dict.fromkeys(prompts) if prompt not in used]
+    if not unused:
+        raise OptionError(
+            "every prompt given was calibrated on already; give other ones to decide with, "
+            "or use --no-verify"
+        )
+    requests = [Request(prompt, options.seed) for prompt in unused]
+    verifying = min(options.verify_prompts, len(requests) // 2) if verifies(options) else 0
+    if verifies(options) and not verifying:
+        return requests, requests  # one prompt has to do both
+    split = len(requests) - verifying
+    return requests[:split], requests[split:]
+
+
+def _lengths(search: Search) -> list[int]:
+    if search.options.all_steps:
+        return list(range(2, len(search.reference)))
+    return list(dict.fromkeys(search.options.steps))
+
+
+def _fewest_within(search: Search, max_loss: float) -> dict[int, Decision]:
+    """The smallest number of steps whose verified loss of quality stays within `max_loss`.
+
+    Bisection over a ladder of lengths with the table's first choice tells where to begin; what
+    counts is the loss of the schedule that is written, so longer ones follow until it is within.
+    Raises OptionError without verification, or when no length is good enough.
+    """
+    if search.trials is None:
+        raise OptionError("--max-loss: needs videos to be sampled; leave out --no-verify")
+    say = search.context.progress.say
+    ladder = [n for n in LADDER if n < len(search.reference)]
+    for length in ladder[_first_promising(search, search.trials, ladder, max_loss) :]:
+        decision = settle(search, length)
+        if decision.loss is not None and decision.loss.estimate <= max_loss:
+            line = f"{length} steps: loss {decision.loss.estimate:.2%} is within {max_loss:.2%}"
+            if math.isfinite(decision.loss.high):
+                line += (
+                    f" ({decision.loss.count} prompts leave open up to {decision.loss.high:.1%})"
+                )
+            say(line)
+            return {length: decision}
+    raise OptionError(
+        f"--max-loss {max_loss:.2%}: {ladder[-1]} steps lose more than that; allow more loss"
+    )
+
+
+def _first_promising(search: Search, trials: StepTrials, ladder: list[int], max_loss: float) -> int:
+    """Index of the first length of `ladder` at which searched or uniform steps may be within."""
+    low, high = 0, len(ladder)
+    while low < high:
+        middle = (low + high) // 2
+        length = ladder[middle]
+        candidate = search.table.best(search.objectives[0], length).schedule
+        uniform = search.table.uniform(length).schedule
+        found = verify(trials, candidate, uniform, search.reference, search.fresh_requests)
+        loss = min(found.loss.estimate, found.loss_uniform.estimate)
+        search.context.progress.say(f"{length} steps: loss {loss:.2%} ({found.measure})")
+        low, high = (low, middle) if loss <= max_loss else (middle + 1, high)
+    return low

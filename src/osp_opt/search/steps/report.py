@@ -1,0 +1,77 @@
+"""What a step search leaves: the printed table, schedules with sidecars, table.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from osp_opt.base.artifacts import write_json, write_meta
+from osp_opt.quality.intervals import mean_ci
+from osp_opt.search.steps.decide import Decision, Search, as_factor
+
+__all__ = ["TABLE_STEPS", "print_table", "write_schedules"]
+
+TABLE_STEPS = (10, 20, 25, 33, 50)  # lengths of the printed table
+
+
+def print_table(search: Search) -> None:
+    """Predicted error against uniform, for a few lengths."""
+    say, table = search.context.progress.say, search.table
+    objective = search.objectives[0]
+    asked = () if search.options.all_steps else search.options.steps
+    say(f"predicted error, searched / uniform ({objective.label}):")
+    for length in sorted({*TABLE_STEPS, *asked}):
+        if 2 < length < len(search.reference):
+            best, uniform = table.best(objective, length), table.uniform(length)
+            gain = table.advantage(best.schedule, uniform.schedule, objective)
+            say(f"  {length:4d} steps: {as_factor(gain)}")
+
+
+def write_schedules(search: Search, decisions: Mapping[int, Decision]) -> None:
+    """The schedules with their sidecars, and the table of all of them."""
+    rows = []
+    for number, (length, decision) in enumerate(decisions.items()):
+        path = search.options.schedule_path
+        if len(decisions) > 1:
+            path = path.with_name(f"{path.stem}-{length}{path.suffix}")
+        report = _sidecar(search, decision)
+        targets = [path] if len(decisions) == 1 else [path, search.options.schedule_path]
+        for target in targets[: 2 if number == 0 else 1]:
+            decision.chosen.schedule.save(target)
+            write_meta(target, report)
+        rows.append({"steps": length, "file": path.name, **report["search"]})
+        search.context.progress.say(f"schedule of {length} steps: {path}")
+    write_json(search.context.run_dir / "table.json", rows)
+
+
+def _interval(ratios: Sequence[float]) -> dict[str, Any] | None:
+    return mean_ci(ratios).as_json() if ratios else None
+
+
+def _sidecar(search: Search, decision: Decision) -> dict[str, Any]:
+    calibration, verification = search.source.calibration, decision.verification
+    race = _interval(decision.log_ratios)
+    fresh = _interval(() if verification is None else verification.log_ratios)
+    return {
+        "setting": search.source.setting(decision.chosen.schedule),
+        "search": {
+            "method": search.options.method,
+            "origin": decision.chosen.origin,
+            # What the reasons, predictions and measurements below are about.
+            "candidate": decision.candidate.origin,
+            "shown_better_than_uniform": decision.shown and decision.chosen != decision.uniform,
+            "reason": decision.reason,
+            "log_predicted_error_over_uniform": decision.predicted.as_json(),
+            # The best evidence there is: fresh prompts, else those of the race.
+            "log_measured_error_over_uniform": fresh or race,
+            "log_race_error_over_uniform": race,
+            "log_fresh_error_over_uniform": fresh,
+            "calibration": {
+                "videos": len(calibration.prompts),
+                "levels": len(calibration.timesteps),
+            },
+            "race": decision.race,
+            "polish": decision.polish,
+            "verification": None if verification is None else verification.as_json(),
+        },
+    }

@@ -1,0 +1,165 @@
+"""A plain folder of mp4s as a calibration: encoded, noised along one path each, evaluated.
+
+Upstream's calibration videos are such a folder (5 to 20 files). Costs one full-length
+generation's worth of network evaluations per video, once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors.torch import save
+
+from osp_opt.base.artifacts import atomic_write_bytes, fingerprint_folder, write_json
+from osp_opt.base.errors import CalibrationError, FileError
+from osp_opt.base.video import read_video
+from osp_opt.calibration import Calibration
+from osp_opt.calibration.recorder import CalibrationRecorder
+from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.generate.prompts import given_prompts
+from osp_opt.options import SearchStepsOptions
+from osp_opt.run.worker import WorkerContext
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.steps.paths import LATENTS_FILE, NoisePath
+
+__all__ = ["MAX_VIDEOS", "MIN_VIDEOS", "record_videos"]
+
+MIN_VIDEOS, MAX_VIDEOS = 5, 20  # upstream's bounds
+LEVELS = 100  # of the table, as calibrate records by default
+
+
+def record_videos(options: SearchStepsOptions, context: WorkerContext, folder: Path) -> Calibration:
+    """The calibration of the mp4s in `folder`, in order of name; kept in the run folder.
+
+    Prompts given with the command describe the videos, in the same order; without any they are
+    evaluated on the empty prompt. Raises CalibrationError naming the file that does not serve.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".mp4")
+    if not MIN_VIDEOS <= len(files) <= MAX_VIDEOS:
+        raise CalibrationError(
+            f"--videos-path {folder}: {len(files)} mp4 files; give {MIN_VIDEOS} to {MAX_VIDEOS}, "
+            "or a folder made by osp-opt calibrate"
+        )
+    prompts = given_prompts(options) or [""] * len(files)
+    if len(prompts) != len(files):
+        raise CalibrationError(
+            f"--videos-path {folder}: {len(files)} videos but {len(prompts)} prompts; "
+            "give one per video in order of name, or none"
+        )
+    maker = VideoMaker(options, context)
+    frames = {path: _frames(path, maker, options.resize) for path in files}  # all, before any work
+    schedule = TimestepSchedule(TimestepSchedule.uniform(LEVELS).timesteps)
+    metadata = {
+        "setting": maker.setting(schedule).as_json(),
+        "source": "videos",
+        "num_blocks": maker.num_blocks,
+        # A video replaced by another one of the same name has to be evaluated again.
+        "videos": {path.name: fingerprint_folder(path) for path in files},
+    }
+    # A seed for each: videos on the same (empty) prompt must not share a noise path.
+    work = [
+        (path, Request(prompt, options.seed + number))
+        for number, (path, prompt) in enumerate(zip(files, prompts, strict=True))
+    ]
+    maker.foresee(request.prompt for _, request in context.parallel.share(work))
+    with context.progress.task("evaluating videos", len(context.parallel.share(work))) as task:
+        for path, request in context.parallel.share(work):
+            _record(frames[path], path, request, maker, schedule, metadata, context.run_dir)
+            task.advance()
+    context.parallel.barrier()
+    parts = [Calibration.load(_statistics(context.run_dir, path)) for path in files]
+    calibration = Calibration.merge(parts)
+    if context.parallel.is_main:
+        entries = [
+            {
+                "latents": f"latents/{path.stem}.safetensors",
+                "prompt": request.prompt,
+                "seed": request.seed,
+            }
+            for path, request in work
+        ]
+        write_json(context.run_dir / LATENTS_FILE, {"videos": entries})
+    context.parallel.barrier()
+    return calibration
+
+
+def _statistics(run_dir: Path, path: Path) -> Path:
+    return run_dir / "statistics" / f"{path.stem}.safetensors"
+
+
+def _frames(path: Path, maker: VideoMaker, resize: bool) -> np.ndarray:
+    """The first frames of `path` at the sampled size, uint8 [t h w c]."""
+    shape = maker.shape
+    try:
+        frames = read_video(path, max_frames=shape.num_frames)
+    except FileError as error:
+        raise CalibrationError(f"--videos-path: {error}") from error
+    if len(frames) < shape.num_frames:
+        raise CalibrationError(
+            f"{path}: {len(frames)} frames, {shape.num_frames} are sampled; "
+            "give longer videos, or another --num-frames"
+        )
+    if frames.shape[1:3] == (shape.height, shape.width):
+        return frames
+    if not resize:
+        raise CalibrationError(
+            f"{path}: {frames.shape[2]}x{frames.shape[1]} pixels, "
+            f"{shape.width}x{shape.height} are sampled; use --resize, or other videos"
+        )
+    video = rearrange(torch.from_numpy(frames).float(), "t h w c -> t c h w")
+    video = F.interpolate(video, (shape.height, shape.width), mode="bilinear", antialias=True)
+    resized: np.ndarray = rearrange(video.round().byte(), "t c h w -> t h w c").numpy()
+    return resized
+
+
+def _same(found: Calibration, request: Request, metadata: dict[str, Any]) -> bool:
+    about = (found.prompts, found.seeds, found.metadata)
+    return about == ((request.prompt,), (request.seed,), metadata)
+
+
+def _record(
+    frames: np.ndarray,
+    path: Path,
+    request: Request,
+    maker: VideoMaker,
+    schedule: TimestepSchedule,
+    metadata: dict[str, Any],
+    run_dir: Path,
+) -> None:
+    """Latents and statistics of one video, unless an earlier run left them."""
+    target = _statistics(run_dir, path)
+    if target.is_file():
+        try:
+            found = Calibration.load(target)
+        except CalibrationError:
+            found = None  # damaged: recorded again
+        if found is not None and _same(found, request, metadata):
+            return
+    latents = maker.encode(frames)
+    atomic_write_bytes(
+        run_dir / "latents" / f"{path.stem}.safetensors",
+        save({"latents": latents[0].float().cpu().contiguous()}),
+    )
+    recorder = CalibrationRecorder(
+        len(schedule),
+        maker.num_blocks,
+        guidance_scale=maker.guidance_scale if maker.guided else None,
+    )
+    video = NoisePath(maker, latents.cpu(), request, recorder=recorder)
+    for step, sigma in enumerate(schedule.sigmas[:-1]):
+        video(float(sigma), step)
+    statistics = Calibration.of_video(
+        recorder.result(),
+        timesteps=np.array(schedule.timesteps),
+        sigmas=schedule.sigmas[:-1],
+        lags=recorder.lags,
+        prompt=request.prompt,
+        seed=request.seed,
+        metadata=metadata,
+    )
+    statistics.save(target)

@@ -1,0 +1,126 @@
+"""The resume ledger and the intervals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from osp_opt.base.errors import FileError
+from osp_opt.base.ledger import TrialLedger, bootstrap_ci, mean_ci, search_rng
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "trials.jsonl"
+
+
+def test_what_was_added_is_there_after_reopening(path: Path) -> None:
+    ledger = TrialLedger(path)
+    assert ledger.get("a") is None
+    assert len(ledger) == 0
+    ledger.add("a", {"mse": 0.1})
+    ledger.add("b", {"mse": 0.2, "psnr": [1.0, 2.0]})
+    ledger.add("a", {"mse": 0.3})
+    again = TrialLedger(path)
+    assert again.get("a") == ledger.get("a") == {"mse": 0.3}
+    assert again.keys() == ["a", "b"]
+
+
+def test_any_torn_tail_is_dropped_and_overwritten(path: Path) -> None:
+    ledger = TrialLedger(path)
+    ledger.add("a", {"x": 1})
+    whole = path.stat().st_size
+    ledger.add("b", {"x": 2, "text": "ä"})
+    data = path.read_bytes()
+    for cut in range(whole, len(data)):
+        path.write_bytes(data[:cut])
+        torn = TrialLedger(path)
+        assert torn.keys() == ["a"]
+        torn.add("c", {"x": 3})
+        assert TrialLedger(path).keys() == ["a", "c"]
+
+
+def test_damage_in_the_middle_is_an_error_naming_the_line(path: Path) -> None:
+    ledger = TrialLedger(path)
+    for key in "abc":
+        ledger.add(key, {"x": 1})
+    lines = path.read_bytes().split(b"\n")
+    for bad in (b"{]", b"[1]", b'{"key": "b"}', b'{"key": "b", "values": 3}', b""):
+        path.write_bytes(b"\n".join([lines[0], bad, *lines[2:]]))
+        with pytest.raises(FileError, match="line 2"):
+            TrialLedger(path)
+
+
+def test_numbers_that_json_cannot_hold_are_refused(path: Path) -> None:
+    ledger = TrialLedger(path)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        ledger.add("a", {"x": float("nan")})
+    assert ledger.get("a") is None
+    assert not path.exists()
+
+
+def test_unwritable_place_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot be written"):
+        TrialLedger(tmp_path / "file" / "trials.jsonl").add("a", {"x": 1})
+
+
+def test_a_killed_process_loses_at_most_the_line_it_was_writing(path: Path) -> None:
+    script = (
+        "import itertools, sys\nfrom osp_opt.base.ledger import TrialLedger\n"
+        "ledger = TrialLedger(sys.argv[1])\n"
+        "for i in itertools.count(len(ledger)):\n"
+        "    ledger.add(str(i), {'i': i})\n    print(i, flush=True)\n"
+    )
+    for _ in range(2):
+        child = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None
+        reported = [int(child.stdout.readline()) for _ in range(20)]
+        os.kill(child.pid, signal.SIGKILL)
+        reported += [int(line) for line in child.stdout.read().splitlines()]
+        child.wait()
+        keys = TrialLedger(path).keys()
+        assert keys == [str(i) for i in range(len(keys))]
+        assert reported[-1] < len(keys) <= reported[-1] + 2
+
+
+def test_students_interval_matches_the_tables() -> None:
+    """Values with deviation sqrt(n) make the half width the quantile itself."""
+    for count, quantile in ((2, 12.7062), (3, 4.3027), (4, 3.1824), (6, 2.5706), (31, 2.0423)):
+        values = np.linspace(-1, 1, count)
+        values *= np.sqrt(count) / values.std(ddof=1)
+        interval = mean_ci(list(values))
+        assert interval.high == pytest.approx(quantile, rel=5e-3)
+        assert interval.low == pytest.approx(-interval.high, abs=1e-12)
+
+
+def test_intervals_cover_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(5)
+    samples = rng.standard_normal((300, 8))
+    mean = [mean_ci(list(row)) for row in samples]
+    median = [bootstrap_ci(list(row), draws=400) for row in samples]
+    for intervals, lowest in ((mean, 0.92), (median, 0.85)):
+        assert lowest < np.mean([i.low <= 0 <= i.high for i in intervals]) < 0.99
+
+
+def test_one_value_has_no_bounds_and_none_is_an_error() -> None:
+    assert mean_ci([2.0]).as_json() == {"estimate": 2.0, "low": None, "high": None, "count": 1}
+    for bad in ([], [1.0, float("inf")]):
+        with pytest.raises(ValueError, match="all finite"):
+            mean_ci(bad)
+
+
+def test_generators_depend_on_seed_and_purpose_alone() -> None:
+    first = search_rng(3, "ays", 1).random(4)
+    search_rng(3, "other").random(100)
+    np.testing.assert_array_equal(first, search_rng(3, "ays", 1).random(4))
+    assert not np.array_equal(first, search_rng(3, "ays", 2).random(4))
+    assert not np.array_equal(first, search_rng(4, "ays", 1).random(4))

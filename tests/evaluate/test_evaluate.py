@@ -1,0 +1,245 @@
+"""evaluate: figures against plain numpy, pairing, verdicts, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folders import PROMPTS, SPECS, clips, noisy, sampled
+
+from osp_opt.base.video import read_video, write_image, write_video
+from osp_opt.cli.app import main
+from osp_opt.evaluate.measures import Measured, measure_pair
+from osp_opt.evaluate.pairs import Pair, VideoFile
+from osp_opt.evaluate.summary import Loss, summarise
+from osp_opt.quality.intervals import Interval
+from osp_opt.tiny.specs import ATTRIBUTES, ClipSpec
+
+
+def evaluated(tmp_path: Path, *flags: str, code: int = 0) -> dict[str, Any]:
+    """What `osp-opt evaluate` of the folders a and b writes."""
+    folders = ("--reference", str(tmp_path / "a"), "--candidate", str(tmp_path / "b"))
+    assert main(["evaluate", *folders, "--workdir", str(tmp_path), *flags]) == code
+    return json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
+
+
+def unwrapped(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed, without the terminal's line breaks."""
+    return " ".join(capsys.readouterr().out.split())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert main(["evaluate", *args]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("osp-opt: error: ")
+    assert "\n" not in error
+    return error
+
+
+def test_figures_are_those_of_the_frames(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = clips()
+    sampled(tmp_path / "a", made, seconds=6.0)
+    # The second video shows another colour than was asked for: one attribute of one video wrong.
+    wrong = clips((SPECS[0], ClipSpec("square", "red", "black", "still"), SPECS[2]))
+    sampled(tmp_path / "b", [noisy(wrong[0], 5), wrong[1], wrong[2]], seconds=4.0)
+    found = evaluated(tmp_path)
+
+    ours, theirs = ([read_video(p) for p in sorted((tmp_path / x).glob("*.mp4"))] for x in "ab")
+    for video, a, b in zip(found["videos"], ours, theirs, strict=True):
+        squared = (a.astype(float) - b.astype(float)) ** 2
+        psnr = 10 * math.log10(255**2 / max(squared.mean(), 1e-9))
+        assert video["psnr"] == pytest.approx(min(psnr, 120), abs=1e-3)
+        assert len(video["frame_psnr"]) == len(video["frame_ssim"]) == len(a)
+        flicker = np.abs(np.diff(b.astype(float), axis=0)).mean() / 255
+        assert video["candidate"]["flicker"] == pytest.approx(flicker)
+    metrics = found["metrics"]
+    mean = np.mean([video["psnr"] for video in found["videos"]])
+    assert metrics["psnr"]["candidate"]["estimate"] == pytest.approx(mean)
+    for name in ATTRIBUTES:
+        assert metrics[name]["reference"]["estimate"] == 1.0
+        share = 2 / 3 if name == "color" else 1.0
+        assert metrics[name]["candidate"]["estimate"] == pytest.approx(share)
+    assert metrics["all"]["difference"]["estimate"] == pytest.approx(-1 / 3)
+    assert found["loss"]["measure"] == "attributes as asked"
+    assert found["loss"]["share"]["estimate"] == pytest.approx(1 / 12)
+    assert found["speedup"]["estimate"] == pytest.approx(1.5)
+    assert found["verdict"] is None
+    printed = capsys.readouterr().out
+    assert "color" in printed
+    assert "66.7 %" in printed
+    assert "VBench" in printed, "what was not measured is said"
+
+
+def test_raw_frames_are_compared_where_both_have_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One level on every other pixel of h264's input: it does not come out of it again."""
+    made = clips()
+    near = [clip.copy() for clip in made]
+    for clip in near:
+        clip[:, ::2, ::2] ^= 1
+    expected = 10 * math.log10(255**2 * 4)  # a quarter of the pixels is one level off
+    sampled(tmp_path / "a", made, raw=True)
+    sampled(tmp_path / "b", near, raw=True)
+    found = evaluated(tmp_path)
+    assert [video["psnr"] for video in found["videos"]] == pytest.approx([expected] * 3)
+    assert "codec" not in unwrapped(capsys)
+
+    sampled(tmp_path / "b", near)
+    found = evaluated(tmp_path)
+    assert any(abs(video["psnr"] - expected) > 1 for video in found["videos"])
+    assert "finer than the videos' codec" in unwrapped(capsys)
+
+
+def test_a_killed_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends at the second pair, whose file is damaged; once that is mended the first pair is
+    not measured again."""
+    sampled(tmp_path / "a", clips())
+    sampled(tmp_path / "b", [noisy(clip, 5) for clip in clips()])
+    damaged = tmp_path / "b" / "002.mp4"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    folders = ("--reference", str(tmp_path / "a"), "--candidate", str(tmp_path / "b"))
+    assert main(["evaluate", *folders, "--workdir", str(tmp_path)]) == 2
+    damaged.write_bytes(whole)
+
+    measured = []
+
+    def spy(pair: Pair, lpips: Any) -> Measured:
+        measured.append(pair.reference.path.name)
+        return measure_pair(pair, lpips)
+
+    monkeypatch.setattr("osp_opt.evaluate.job.measure_pair", spy)
+    found = evaluated(tmp_path)
+    assert measured == ["002.mp4", "003.mp4"]
+    assert [path.name for path in (tmp_path / "evaluate").iterdir()] == ["evaluation.json"]
+    assert evaluated(tmp_path) == found, "the whole of it at once"
+
+
+def test_verdict_and_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sampled(tmp_path / "a", clips())
+    sampled(tmp_path / "b", clips())
+    # Three pairs that are equal leave 3.84 / 6.84 = 56 % open.
+    found = evaluated(tmp_path, "--max-loss", "57%")
+    assert (found["verdict"], found["metrics"]["psnr"]["candidate"]["estimate"]) == ("kept", 120.0)
+    assert found["loss"]["share"]["high"] == pytest.approx(0.5615, abs=1e-4)
+    assert evaluated(tmp_path, "--max-loss", "1%", code=3)["verdict"] == "undecided"
+    assert "3 compared, and even if none differed it would take 381" in unwrapped(capsys)
+    swapped = clips(tuple(SPECS[i] for i in (1, 2, 0)))
+    sampled(tmp_path / "b", swapped)
+    assert evaluated(tmp_path, "--max-loss", "1%", code=3)["verdict"] == "exceeded"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.02, 0.005, "kept"),
+        (0.0, 0.01, "kept"),
+        (0.005, 0.02, "undecided"),
+        (0.011, 0.02, "exceeded"),
+        (-math.inf, math.inf, "undecided"),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval(low: float, high: float, verdict: str) -> None:
+    assert Loss(Interval(0.0, low, high, 9), "SSIM").verdict(0.01) == verdict
+
+
+def test_prompts_are_resampled_and_not_their_seeds() -> None:
+    """Seeds of one prompt that agree exactly add no certainty."""
+
+    def measured(prompt: str, seed: int, ssim: float) -> Measured:
+        file = VideoFile(Path(f"{prompt}{seed}.mp4"), prompt, seed)
+        return Measured(Pair(file, file), {"psnr": 30.0, "ssim": ssim}, {}, {}, (), ())
+
+    values = {"one": 0.9, "two": 0.8, "three": 0.95, "four": 0.7}
+    single = summarise([measured(p, 0, v) for p, v in values.items()])
+    many = summarise([measured(p, s, v) for p, v in values.items() for s in range(5)])
+    assert many.loss.share == single.loss.share
+    assert many.loss.share.count == len(values)
+    assert many.loss.share.estimate == pytest.approx(1 - np.mean(list(values.values())))
+    alone = summarise([measured("one", s, 0.9 + s / 100) for s in range(3)])
+    assert alone.loss.share.count == 3
+
+
+def test_equal_videos_without_attributes_leave_room_too() -> None:
+    """Of SSIM, PSNR and VBench: no spread in five videos is no proof for the sixth."""
+
+    def measured(between: dict[str, float], alone: dict[str, float]) -> list[Measured]:
+        files = [VideoFile(Path(f"{i}.mp4"), f"prompt {i}", 0) for i in range(5)]
+        return [Measured(Pair(f, f), between, alone, alone, (), ()) for f in files]
+
+    room = 3.841459 / 8.841459
+    for between, alone, name in (
+        ({"psnr": 120.0, "ssim": 1.0}, {}, "SSIM"),
+        ({"psnr": 120.0}, {}, "PSNR"),
+        ({"psnr": 120.0}, {"imaging_quality": 0.7}, "VBench mean"),
+    ):
+        loss = summarise(measured(between, alone)).loss
+        assert loss.measure == name
+        assert (loss.share.estimate, loss.share.high) == pytest.approx((0.0, room))
+        assert loss.verdict(0.01) == "undecided"
+
+
+def test_folders_without_manifest_are_paired_by_name(tmp_path: Path) -> None:
+    made = clips()
+    for folder in "ab":
+        for name, clip in zip(("x", "y"), made, strict=False):
+            write_video(tmp_path / folder / f"{name}.mp4", clip, 12)
+        write_video(tmp_path / folder / "grid.mp4", made[2], 12)
+    found = evaluated(tmp_path)
+    assert [v["candidate_file"] for v in found["videos"]] == ["x.mp4", "y.mp4"]
+    assert found["loss"]["measure"] == "SSIM"
+    assert any("captions" in note for note in found["not_measured"])
+
+
+def test_manifests_pair_by_prompt_and_seed_whatever_the_names(tmp_path: Path) -> None:
+    made = clips()
+    sampled(tmp_path / "a", made)
+    sampled(tmp_path / "b", made[::-1], prompts=PROMPTS[::-1])
+    found = evaluated(tmp_path)
+    assert [v["candidate_file"] for v in found["videos"]] == ["003.mp4", "002.mp4", "001.mp4"]
+    assert found["metrics"]["psnr"]["candidate"]["estimate"] == 120.0
+
+
+def test_images(tmp_path: Path) -> None:
+    for folder in "ab":
+        write_image(tmp_path / folder / "one.png", clips()[0][0])
+    found = evaluated(tmp_path)
+    assert found["metrics"]["ssim"]["candidate"]["estimate"] == pytest.approx(1.0)
+
+
+def test_what_cannot_be_compared_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = clips()
+    a, b = sampled(tmp_path / "a", made), sampled(tmp_path / "b", made[:2], PROMPTS[:2])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    common = ("--workdir", str(tmp_path), "--candidate")
+    assert "--reference" in refused(capsys, *common, str(b))
+    assert "no such folder" in refused(capsys, *common, str(b), "--reference", "nowhere")
+    assert "no videos" in refused(capsys, *common, str(empty), "--reference", str(a))
+    line = refused(capsys, *common, str(b), "--reference", str(a))
+    assert "1 of 3 videos lack a partner" in line
+    assert PROMPTS[2] in line
+    write_video(b / "001.mp4", made[0][:5], 12)
+    sampled(tmp_path / "two", made[:2], PROMPTS[:2])
+    line = refused(capsys, *common, str(b), "--reference", str(tmp_path / "two"))
+    assert "5 frames of 64x64" in line
+    assert "29 frames of 64x64" in line
+    (b / "002.mp4").unlink()
+    assert "002.mp4" in refused(capsys, *common, str(b), "--reference", str(a))
+    manifest = json.loads((a / "manifest.json").read_text())
+    manifest["videos"][0]["file"] = "../b/001.mp4"
+    (a / "manifest.json").write_text(json.dumps(manifest))
+    assert "outside" in refused(capsys, *common, str(b), "--reference", str(a))
+    manifest["videos"] = [{"file": 3}]
+    (a / "manifest.json").write_text(json.dumps(manifest))
+    assert "entry 0" in refused(capsys, *common, str(b), "--reference", str(a))
+    assert not (tmp_path / "evaluate").exists(), "a refused command left something behind"

@@ -1,0 +1,63 @@
+"""Gives every Python process of a launcher test a job that does what its prompt says.
+
+Only the job is a stand-in: launcher, torch.distributed.run, worker and process group are real.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import types
+from typing import Any
+
+
+def run(options: Any, context: Any) -> None:
+    """The job: ``sample`` with an order in place of a prompt."""
+    from osp_opt.base.errors import ScheduleError
+
+    order = options.text_prompt[0]
+    rank = context.parallel.rank
+    (context.run_dir / f"pid-{rank}").write_text(str(os.getpid()))
+    if order == "greet":
+        ranks = context.parallel.gather_objects(rank)
+        print(f"rank {rank} of {ranks} was here", flush=True)
+        with context.progress.task("greeting", total=2) as task:
+            task.advance()
+            task.advance()
+    elif order == "refuse":
+        raise ScheduleError("schedule s.txt: entry 3 is not a number")
+    elif order == "crash on rank 1":
+        if rank == 1:
+            raise ZeroDivisionError("divided by nothing")
+        context.parallel.gather_objects(rank)
+    elif order == "hang on rank 1":
+        if rank == 1:
+            time.sleep(600)
+        context.parallel.gather_objects(rank)
+    elif order == "die on rank 1":
+        context.parallel.barrier()
+        if rank == 1:
+            os.kill(os.getpid(), 9)
+        context.parallel.gather_objects(rank)
+    elif order == "use up the memory":
+        import torch
+
+        torch.empty(2**60, dtype=torch.uint8)
+    elif order == "fill the disk":
+        import resource
+
+        from osp_opt.base.artifacts import write_json
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # as far as a process can tell
+        write_json(context.run_dir / "manifest.json", {"videos": []})
+    elif order == "die":
+        os.kill(os.getpid(), 9)
+    elif order == "sleep":
+        print("asleep", flush=True)
+        time.sleep(600)
+
+
+job = types.ModuleType("osp_opt.generate.job")
+vars(job)["run"] = run
+sys.modules["osp_opt.generate.job"] = job

@@ -1,0 +1,172 @@
+"""A run folder belongs to one set of options and to one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from osp_opt.base.errors import CheckpointError, FileError, OptionError, ScheduleError
+from osp_opt.generate.prompts import given_prompts, read_prompt_file
+from osp_opt.options import SampleOptions, SearchCacheOptions
+from osp_opt.run.checks import check_before_launch, with_predecessors
+from osp_opt.run.folder import OPTIONS_FILE, load_run, open_run
+
+
+def options(workdir: Path, **values: object) -> SampleOptions:
+    return SampleOptions.model_validate({"workdir": workdir, **values})
+
+
+def test_same_options_resume_and_others_are_refused(tmp_path: Path) -> None:
+    with open_run(options(tmp_path, steps=20)) as run:
+        (run.folder / "video.mp4").write_text("precious")
+    with open_run(options(tmp_path, steps=20, nproc_per_node=4, debug=True)) as again:
+        assert (again.folder / "video.mp4").exists()
+    with (
+        pytest.raises(OptionError, match=r"made with steps 20, not 30.*--overwrite"),
+        open_run(options(tmp_path, steps=30)),
+    ):
+        pass
+    with open_run(options(tmp_path, steps=30, overwrite=True)) as fresh:
+        assert fresh.folder == tmp_path / "samples"
+        assert not (fresh.folder / "video.mp4").exists()
+    assert (tmp_path / "samples.old-1" / "video.mp4").read_text() == "precious"
+
+
+def test_an_input_file_counts_by_content(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ball")
+    given = options(tmp_path, prompt_file=prompts)
+    with open_run(given):
+        pass
+    prompts.write_text("a blue ball")
+    with pytest.raises(OptionError, match="other prompt_file contents"), open_run(given):
+        pass
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    given = options(tmp_path)
+    with (
+        open_run(given),
+        pytest.raises(FileError, match="another osp-opt"),
+        open_run(given),
+    ):
+        pass
+    with open_run(given):
+        pass
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    with open_run(options(tmp_path)) as run:
+        videos = run.folder / "videos"
+        videos.mkdir()
+        (videos / ".v.0123abcd.part.mp4").write_text("half")
+        (videos / ".hidden.mp4").write_text("the user's")
+    with open_run(options(tmp_path)):
+        assert os.listdir(videos) == [".hidden.mp4"]
+
+
+def test_machines_of_one_job_share_a_folder(tmp_path: Path) -> None:
+    """What one of them is writing is not another's leftover; --overwrite moves one folder once."""
+    with open_run(options(tmp_path, steps=20)) as run:
+        (run.folder / "old.mp4").write_text("old")
+    several = {"steps": 30, "nnodes": 2, "master_addr": "10.0.0.1", "overwrite": True}
+    with open_run(options(tmp_path, **several)) as first:
+        (first.folder / ".v.0123abcd.part.mp4").write_text("being written")
+        with open_run(options(tmp_path, **several, node_rank=1)) as second:
+            assert second.folder == first.folder
+            assert (second.folder / ".v.0123abcd.part.mp4").exists()
+    assert [path.name for path in tmp_path.glob("*.old-*")] == ["samples.old-1"]
+
+
+@pytest.mark.parametrize(("number", "refused"), [(errno.ENOLCK, False), (errno.EIO, True)])
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, refused: bool
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with (
+        pytest.raises(FileError, match="cannot be locked") if refused else nullcontext(),
+        open_run(options(tmp_path)) as run,
+    ):
+        assert load_run(run.folder / OPTIONS_FILE).folder == run.folder
+
+
+def test_the_worker_reads_what_was_written(tmp_path: Path) -> None:
+    given = options(tmp_path, text_prompt=["a", "b"], steps=12, seed=5)
+    with open_run(given) as run:
+        loaded = load_run(run.folder / OPTIONS_FILE)
+    assert loaded.options == given
+    assert loaded.folder == run.folder
+
+
+def test_a_damaged_options_file_is_not_resumed(tmp_path: Path) -> None:
+    with open_run(options(tmp_path)) as run:
+        pass
+    (run.folder / OPTIONS_FILE).write_text("{")
+    with pytest.raises(OptionError, match="cannot be read"), open_run(options(tmp_path)):
+        pass
+    with pytest.raises(FileError):
+        load_run(run.folder / OPTIONS_FILE)
+
+
+def test_prompts_from_files(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffone\r\n\n  two\x07three  \n".encode())
+    assert read_prompt_file(path) == ["one", "two three"]
+    path.write_text(" \n\n")
+    with pytest.raises(FileError, match="holds no prompt"):
+        read_prompt_file(path)
+    path.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(FileError, match="UTF-8"):
+        read_prompt_file(path)
+    assert given_prompts(options(tmp_path)) is None
+    assert given_prompts(options(tmp_path, text_prompt=[" a\tball "])) == ["a ball"]
+
+
+def test_files_of_the_reference_tool_pass_the_checks(golden: Path) -> None:
+    files = golden / "reference_tool_files"
+    schedule = files / "searched_schedule.txt"
+    given = options(Path("w"), schedule=schedule, cache=files / "dit_cache_config.json", steps=100)
+    notes = check_before_launch(given)
+    assert len(notes) == 1
+    assert "--steps 100 is not used" in notes[0]
+    assert check_before_launch(options(Path("w"), schedule=schedule)) == []
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '["a"]', "[true]"])
+def test_a_file_that_is_no_schedule_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.txt").write_text(text)
+    with pytest.raises(ScheduleError, match=r"s\.txt"):
+        check_before_launch(options(tmp_path, schedule=tmp_path / "s.txt"))
+
+
+def test_another_model_class_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "LatteT2V"}')
+    with pytest.raises(CheckpointError, match=r"LatteT2V, not OpenSoraT2V"):
+        check_before_launch(options(tmp_path / "w", model_path=str(tmp_path)))
+
+
+def test_calibration_may_lie_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "calibration.safetensors").write_bytes(b"")
+    given = SearchCacheOptions(workdir=tmp_path / "w", calibration=tmp_path)
+    assert check_before_launch(given) == []
+
+
+def test_search_cache_is_for_the_schedule_found_before(tmp_path: Path, golden: Path) -> None:
+    schedule = tmp_path / "search-steps" / "searched_schedule.txt"
+    assert with_predecessors(SearchCacheOptions(workdir=tmp_path))[1] == []
+    schedule.parent.mkdir()
+    schedule.write_bytes((golden / "reference_tool_files/searched_schedule.txt").read_bytes())
+    found, notes = with_predecessors(SearchCacheOptions(workdir=tmp_path))
+    assert isinstance(found, SearchCacheOptions)
+    assert found.schedule == schedule
+    assert str(schedule) in notes[0]
+    uniform, notes = with_predecessors(SearchCacheOptions(workdir=tmp_path, steps=100))
+    assert isinstance(uniform, SearchCacheOptions)
+    assert (uniform.schedule, notes) == (None, [])

@@ -1,0 +1,63 @@
+"""Run by torch.distributed.run: the bundled model's videos in every layout of these ranks.
+
+Argument: a folder for the results, one safetensors file per rank.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from osp_opt.base.progress import Progress
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.runtime import BlockCache
+from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.model.vae.tiling import Tiling
+from osp_opt.options import SampleOptions
+from osp_opt.run.worker import WorkerContext
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.system.device import Device
+from osp_opt.system.parallel import Parallel
+from osp_opt.system.ranks import layouts_for
+
+REQUESTS = [
+    Request("a red square moves left on a white background", 3),
+    Request("a blue circle stays still on a gray background", 4),
+]
+SCHEDULE = TimestepSchedule((999.0, 801.5, 640.25, 433.0, 201.0, 77.5, 12.0))
+POLICY = CachePolicy.four_field(1, 2, 2, 2)
+FRAMES = {"odd": 9, "image": 1}  # 3 latent frames, and one
+
+
+def videos(parallel: Parallel) -> dict[str, Tensor]:
+    """Latents and pixels of every request, made by the replicas that they were dealt to."""
+    made: dict[str, Tensor] = {}
+    for name, frames in FRAMES.items():
+        options = SampleOptions(num_frames=frames, allow_untrained_shape=True)
+        context = WorkerContext(Device.open("cpu"), parallel, Path(), Progress(parallel.rank))
+        maker = VideoMaker(options, context)
+        maker.pipeline.vae.enable_tiling(Tiling(48, 6, 5, 2, overlap=1 / 3))
+        for request in parallel.share(REQUESTS):
+            cache = BlockCache(POLICY)
+            latents = maker.denoise(request, SCHEDULE, cache).latents
+            made[f"{name} {request.seed} latents"] = latents
+            made[f"{name} {request.seed} pixels"] = torch.from_numpy(maker.decode(latents))
+    return made
+
+
+def main(out: Path) -> None:
+    opened = Parallel.open(Device.open("cpu"), timeout_s=120)
+    made: dict[str, Tensor] = {}
+    for layout in layouts_for(opened.world_size):
+        found = videos(opened.arranged(layout))
+        made |= {f"{layout}/{name}": tensor.contiguous() for name, tensor in found.items()}
+    save_file(made, out / f"{opened.rank}.safetensors")
+    opened.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Programmes of this repository that are not part of the package."""
