@@ -17,12 +17,11 @@ from osp_opt.base.progress import Progress
 from osp_opt.calibration import Calibration
 from osp_opt.generate.maker import Denoised, Request, VideoMaker
 from osp_opt.generate.references import LatentStore
-from osp_opt.options import CalibrateOptions, JobOptions, SampleOptions
+from osp_opt.options import CALIBRATION_FILE, CalibrateOptions, JobOptions, SampleOptions
 from osp_opt.quality.metrics import MAX_PSNR, mse, psnr, ssim
-from osp_opt.run.checks import CALIBRATION_FILE
 from osp_opt.run.folder import open_run
-from osp_opt.run.worker import WorkerContext
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel
 from osp_opt.tiny.checker import check

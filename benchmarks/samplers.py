@@ -12,9 +12,8 @@ from typing import Any
 from benchmarks.lab import Lab
 from osp_opt.calibration import Calibration
 from osp_opt.generate.maker import Request, VideoMaker
-from osp_opt.options import CalibrateOptions
+from osp_opt.options import CALIBRATION_FILE, CalibrateOptions
 from osp_opt.quality.intervals import mean_ci, paired_difference
-from osp_opt.run.checks import CALIBRATION_FILE
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps.candidates import StepTable, objectives_for
 from osp_opt.search.steps.trials import schedule_key

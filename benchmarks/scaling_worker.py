@@ -17,10 +17,10 @@ from osp_opt.base.progress import Progress
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import SearchCacheOptions
-from osp_opt.run.worker import WorkerContext
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.trials import CacheTrials
 from osp_opt.search.steps.trials import StepTrials
+from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel
 from osp_opt.tiny.prompts import load_prompts

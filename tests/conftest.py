@@ -114,7 +114,8 @@ def run_job(capsys: pytest.CaptureFixture[str]) -> Job:
     """Runs a job as its worker would, alone; returns what it printed."""
 
     from osp_opt.base.progress import Progress
-    from osp_opt.run.worker import WorkerContext, jobs
+    from osp_opt.run.worker import jobs
+    from osp_opt.system.context import WorkerContext
     from osp_opt.system.device import Device
     from osp_opt.system.parallel import Parallel
 

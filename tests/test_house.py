@@ -26,15 +26,15 @@ TEXT_FILES = sorted(
 
 # Top to bottom; a module imports from its own layer or from below.
 LAYERS = (
-    ("__main__", "run.worker"),  # the two entry points
+    ("__main__",),
     ("cli",),
+    ("run",),
     ("report",),
     ("evaluate",),
     ("search.steps", "search.cache"),
     ("search",),
     ("calibration",),
     ("generate",),
-    ("run",),
     ("sampling",),
     ("model",),
     ("cache",),

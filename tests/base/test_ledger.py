@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from osp_opt.base.errors import FileError
-from osp_opt.base.ledger import TrialLedger, bootstrap_ci, mean_ci, search_rng
+from osp_opt.base.ledger import TrialLedger
+from osp_opt.quality.intervals import bootstrap_ci, mean_ci
+from osp_opt.search.random import search_rng
 
 
 @pytest.fixture

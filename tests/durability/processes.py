@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from osp_opt.base.errors import OspOptError
-from osp_opt.cli.flags import report_error
+from osp_opt.base.progress import report_error
 from osp_opt.options import EvaluateOptions, JobOptions
 from osp_opt.run.failures import Listener, explain
 
@@ -151,8 +151,9 @@ def _run(options: Options) -> int:
         from osp_opt.evaluate import job as command
 
         return command.run(options)
+    from osp_opt.options import OPTIONS_FILE
     from osp_opt.run import launch, worker
-    from osp_opt.run.folder import OPTIONS_FILE, open_run
+    from osp_opt.run.folder import open_run
 
     options, _ = launch.with_predecessors(options)
     launch.check_before_launch(options)

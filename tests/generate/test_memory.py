@@ -14,8 +14,8 @@ from osp_opt.base.errors import OptionError
 from osp_opt.base.progress import Progress
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import CalibrateOptions, SampleOptions
-from osp_opt.run.worker import WorkerContext
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel
 

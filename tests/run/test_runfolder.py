@@ -11,9 +11,9 @@ import pytest
 
 from osp_opt.base.errors import CheckpointError, FileError, OptionError, ScheduleError
 from osp_opt.generate.prompts import given_prompts, read_prompt_file
-from osp_opt.options import SampleOptions, SearchCacheOptions
+from osp_opt.options import OPTIONS_FILE, SampleOptions, SearchCacheOptions
 from osp_opt.run.checks import check_before_launch, with_predecessors
-from osp_opt.run.folder import OPTIONS_FILE, load_run, open_run
+from osp_opt.run.folder import load_run, open_run
 
 
 def options(workdir: Path, **values: object) -> SampleOptions:

@@ -12,8 +12,8 @@ from typing import Any
 
 from osp_opt.base.progress import Progress
 from osp_opt.generate.measurements import Measurements
-from osp_opt.run.worker import WorkerContext
 from osp_opt.search.steps.ays import CoordinateDescent, Interval
+from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel
 

@@ -18,8 +18,8 @@ from osp_opt.cache.runtime import BlockCache
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.model.vae.tiling import Tiling
 from osp_opt.options import SampleOptions
-from osp_opt.run.worker import WorkerContext
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel
 from osp_opt.system.ranks import layouts_for

@@ -7,25 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from osp_opt.base.errors import FileError
-from osp_opt.quality.intervals import Interval, bootstrap_ci, mean_ci
 
-__all__ = ["Interval", "TrialLedger", "bootstrap_ci", "mean_ci", "search_rng"]
+__all__ = ["TrialLedger"]
 
 _MAX_BYTES = 1 << 28
 _MODE = 0o640
-
-
-def search_rng(seed: int, *purpose: int | str) -> np.random.Generator:
-    """The generator for one purpose of a search: every random choice of the searches is drawn
-    from one of these, so it depends on the seed and the purpose, not on what ran before.
-    """
-    words = [seed & 0xFFFFFFFF]
-    for part in purpose:
-        words += [part & 0xFFFFFFFF] if isinstance(part, int) else list(part.encode())
-    return np.random.default_rng(np.random.SeedSequence(words))
 
 
 class TrialLedger:

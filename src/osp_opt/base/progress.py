@@ -114,6 +114,11 @@ class Progress:
             self._display = None
 
 
+def report_error(text: str) -> None:
+    """The one line that a user sees when something went wrong."""
+    print(f"osp-opt: error: {' '.join(text.split())}", file=sys.stderr)
+
+
 def _make_display() -> RichProgress:
     from rich.progress import (
         BarColumn,

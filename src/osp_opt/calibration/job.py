@@ -24,11 +24,10 @@ from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
-from osp_opt.options import CalibrateOptions
-from osp_opt.run.checks import CALIBRATION_FILE
-from osp_opt.run.worker import WorkerContext
+from osp_opt.options import CALIBRATION_FILE, CalibrateOptions
 from osp_opt.sampling.samplers import custom_timestep_samplers, make_scheduler, set_schedule
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.system.context import WorkerContext
 
 __all__ = ["recorded_schedule", "run"]
 

@@ -10,8 +10,9 @@ import typer
 import typer.main
 
 from osp_opt import __version__
+from osp_opt.base.progress import report_error
 from osp_opt.cli.config_file import field_spellings, suggest
-from osp_opt.cli.flags import OptionsCommand, add_command, dashed, kebab, report_error
+from osp_opt.cli.flags import OptionsCommand, add_command, dashed, kebab
 from osp_opt.options import (
     COMMANDS,
     CalibrateOptions,

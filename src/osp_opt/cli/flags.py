@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from osp_opt.base.errors import OptionError, OspOptError
+from osp_opt.base.progress import report_error
 from osp_opt.cli.config_file import field_spellings, read_config, suggest
 from osp_opt.options.base import PANELS, Options, Texts, option_extra
 
@@ -108,11 +109,6 @@ def add_command(
         return run
 
     return register
-
-
-def report_error(text: str) -> None:
-    """The one line that a user sees when something went wrong."""
-    print(f"osp-opt: error: {' '.join(text.split())}", file=sys.stderr)
 
 
 def resolve(model: type[OptionsT], given: Mapping[str, Any], config: Path | None) -> OptionsT:

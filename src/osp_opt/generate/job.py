@@ -30,7 +30,7 @@ from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.tiny.prompts import load_prompts
 
 if TYPE_CHECKING:
-    from osp_opt.run.worker import WorkerContext
+    from osp_opt.system.context import WorkerContext
 
 __all__ = ["requests_of", "run"]
 

@@ -32,7 +32,7 @@ from osp_opt.system.ranks import Workload, check_layout
 from osp_opt.system.timing import Timer
 
 if TYPE_CHECKING:
-    from osp_opt.run.worker import WorkerContext
+    from osp_opt.system.context import WorkerContext
 
 __all__ = ["Denoised", "Request", "VideoMaker"]
 

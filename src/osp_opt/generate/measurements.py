@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from osp_opt.base.ledger import TrialLedger
 
 if TYPE_CHECKING:
-    from osp_opt.run.worker import WorkerContext
+    from osp_opt.system.context import WorkerContext
 
 __all__ = ["Measurements"]
 

@@ -8,7 +8,7 @@ from osp_opt.base.artifacts import write_json
 from osp_opt.generate.maker import VideoMaker
 
 if TYPE_CHECKING:
-    from osp_opt.run.worker import WorkerContext
+    from osp_opt.system.context import WorkerContext
 
 __all__ = ["MEMORY_FILE", "report_memory"]
 

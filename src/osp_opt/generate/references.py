@@ -18,7 +18,7 @@ from osp_opt.base.errors import FileError
 from osp_opt.generate.maker import Request
 
 if TYPE_CHECKING:
-    from osp_opt.run.worker import WorkerContext
+    from osp_opt.system.context import WorkerContext
 
 __all__ = ["LatentStore", "References"]
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from osp_opt.options.base import Options, option, option_extra
+from osp_opt.options.base import OPTIONS_FILE, Options, option, option_extra
 from osp_opt.options.commands import (
+    CALIBRATION_FILE,
     CacheMemoryOptions,
     CalibrateOptions,
     DoctorOptions,
@@ -17,6 +18,7 @@ from osp_opt.options.commands import (
     SearchCacheOptions,
     SearchOptions,
     SearchStepsOptions,
+    calibration_file,
 )
 from osp_opt.options.evidence import EvaluateOptions, ReportOptions
 from osp_opt.options.groups import (
@@ -47,7 +49,9 @@ COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
 """Every subcommand's options by its name, in the order of use."""
 
 __all__ = [
+    "CALIBRATION_FILE",
     "COMMANDS",
+    "OPTIONS_FILE",
     "CacheMemoryOptions",
     "CalibrateOptions",
     "DeviceOptions",
@@ -64,6 +68,7 @@ __all__ = [
     "SearchOptions",
     "SearchStepsOptions",
     "ShapeOptions",
+    "calibration_file",
     "option",
     "option_extra",
 ]

@@ -13,6 +13,9 @@ from pydantic.fields import FieldInfo
 PANELS = ("Job", "Model", "Video", "Prompts", "Sampling", "Verification", "Device", "Run", "Launch")
 """Help panels, in the order in which ``--help`` shows them."""
 
+OPTIONS_FILE = "options.json"
+"""Where a run folder keeps its options."""
+
 _NAME_MAX = 255  # bytes in one part of a path, on all file systems in use
 
 

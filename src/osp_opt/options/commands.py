@@ -19,6 +19,8 @@ from osp_opt.options.groups import (
 
 _STEPS_ALIASES = ("num_sampling_steps",)
 _SCHEDULE = "Searched schedule: JSON list of timesteps / 1000."
+CALIBRATION_FILE = "calibration.safetensors"
+"""The statistics of a calibration, inside its folder."""
 MAX_STEPS = 1000
 """The noise levels on which the released models were trained."""
 
@@ -345,3 +347,8 @@ class DoctorOptions(ModelOptions, ShapeOptions, DeviceOptions):
 def _file_at(place: Path, name: str, *suffixes: str) -> Path:
     """``place`` itself when it is named like a file, else ``name`` inside it."""
     return place if place.suffix in suffixes and not place.is_dir() else place / name
+
+
+def calibration_file(place: Path) -> Path:
+    """The statistics at `place`: the file itself, or the one in that folder."""
+    return place if place.is_file() else place / CALIBRATION_FILE

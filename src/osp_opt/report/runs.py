@@ -14,8 +14,7 @@ from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
 from osp_opt.evaluate.job import EVALUATION_FORMAT
 from osp_opt.evaluate.pairs import MANIFEST, VideoSet
-from osp_opt.run.checks import CALIBRATION_FILE
-from osp_opt.run.folder import OPTIONS_FILE
+from osp_opt.options import CALIBRATION_FILE, OPTIONS_FILE
 from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["Material", "PolicyFile", "ScheduleFile", "read_runs"]

@@ -9,6 +9,7 @@ from osp_opt.base.errors import CalibrationError, CheckpointError, FileError, Sc
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.prompts import given_prompts
 from osp_opt.options import (
+    CALIBRATION_FILE,
     CalibrateOptions,
     JobOptions,
     ModelOptions,
@@ -16,11 +17,11 @@ from osp_opt.options import (
     SearchCacheOptions,
     SearchOptions,
     SearchStepsOptions,
+    calibration_file,
 )
 from osp_opt.system.ranks import parse_layout
 
 TRANSFORMER_CLASS = "OpenSoraT2V"
-CALIBRATION_FILE = "calibration.safetensors"
 SCHEDULE_MAX_BYTES = 2**20
 
 
@@ -111,11 +112,6 @@ def _check_output(options: JobOptions) -> None:
     out = options.out
     if out is not None and out.exists() and not (out.is_dir() or out.is_file()):
         raise FileError(f"--out {out}: is neither a file nor a folder")
-
-
-def calibration_file(place: Path) -> Path:
-    """The statistics at `place`: the file itself, or the one in that folder."""
-    return place if place.is_file() else place / CALIBRATION_FILE
 
 
 def _check_calibration(options: SearchOptions) -> None:

@@ -17,10 +17,16 @@ from pydantic import ValidationError
 from osp_opt import __version__
 from osp_opt.base.artifacts import fingerprint_folder, read_json, write_json
 from osp_opt.base.errors import FileError, OptionError
-from osp_opt.options import COMMANDS, JobOptions, SearchOptions, SearchStepsOptions
-from osp_opt.run.checks import CALIBRATION_FILE, calibration_file
+from osp_opt.options import (
+    CALIBRATION_FILE,
+    COMMANDS,
+    OPTIONS_FILE,
+    JobOptions,
+    SearchOptions,
+    SearchStepsOptions,
+    calibration_file,
+)
 
-OPTIONS_FILE = "options.json"
 LOCK_FILE = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _LOCK_FLAGS = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW

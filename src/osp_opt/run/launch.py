@@ -23,11 +23,11 @@ from types import FrameType
 from typing import IO
 
 from osp_opt.base.errors import FileError, OptionError
-from osp_opt.cli.flags import report_error
-from osp_opt.options import JobOptions, LaunchOptions
+from osp_opt.base.progress import report_error
+from osp_opt.options import OPTIONS_FILE, JobOptions, LaunchOptions
 from osp_opt.run.checks import check_before_launch, with_predecessors
 from osp_opt.run.failures import Failure, Listener, explain
-from osp_opt.run.folder import OPTIONS_FILE, open_run
+from osp_opt.run.folder import open_run
 
 LOG_FOLDER = "logs"
 LAUNCHER_LOG = "launcher.log"

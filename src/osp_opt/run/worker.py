@@ -14,7 +14,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,11 @@ from osp_opt.base.progress import Progress
 from osp_opt.run.failures import Failure
 from osp_opt.run.folder import load_run, remove_leftovers
 from osp_opt.run.launch import LIFELINE_VARIABLE, LOG_FOLDER
+from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device, is_out_of_memory, settle_torch_npu
 from osp_opt.system.parallel import Parallel
 
 _PACKAGE = Path(__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class WorkerContext:
-    """What a job gets besides its options."""
-
-    device: Device
-    parallel: Parallel
-    run_dir: Path
-    progress: Progress
 
 
 def main(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from osp_opt.base.errors import ScheduleError
-from osp_opt.base.ledger import Interval, mean_ci
+from osp_opt.quality.intervals import Interval, mean_ci
 
 __all__ = ["Pair", "RaceResult", "affordable_prompts", "bounded", "race_schedules"]
 

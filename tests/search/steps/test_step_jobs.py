@@ -21,10 +21,10 @@ from osp_opt.calibration import Calibration
 from osp_opt.calibration import job as calibrate
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import CalibrateOptions, JobOptions, SearchStepsOptions
-from osp_opt.run.worker import WorkerContext
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps import job as search_steps
 from osp_opt.search.steps import videos as step_videos
+from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel
 

@@ -18,15 +18,13 @@ import numpy as np
 from osp_opt import __version__
 from osp_opt.base.artifacts import write_meta
 from osp_opt.base.errors import CalibrationError, PolicyError
-from osp_opt.base.ledger import search_rng
 from osp_opt.calibration import Calibration
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
-from osp_opt.options import SearchCacheOptions
+from osp_opt.options import SearchCacheOptions, calibration_file
 from osp_opt.quality.intervals import Interval, bootstrap_ci
-from osp_opt.run.checks import calibration_file
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.candidates import (
@@ -48,10 +46,11 @@ from osp_opt.search.cache.scores import (
     gaussian_importance,
 )
 from osp_opt.search.cache.trials import CacheTrials, Pair, policy_key
+from osp_opt.search.random import search_rng
 from osp_opt.system.timing import speedup as paired_speedup
 
 if TYPE_CHECKING:
-    from osp_opt.run.worker import WorkerContext
+    from osp_opt.system.context import WorkerContext
 
 __all__ = ["run"]
 

@@ -26,7 +26,7 @@ from osp_opt.search.cache.paired_steps import PairedTimer
 from osp_opt.search.steps.trials import schedule_key
 
 if TYPE_CHECKING:
-    from osp_opt.run.worker import WorkerContext
+    from osp_opt.system.context import WorkerContext
 
 __all__ = ["CacheTrials", "Pair", "policy_key"]
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from osp_opt.base.errors import ScheduleError
-from osp_opt.base.ledger import search_rng
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of, timestep_of
+from osp_opt.search.random import search_rng
 from osp_opt.search.steps.objectives import DEFAULT_C
 from osp_opt.search.steps.programme import MIN_GAP, spread_apart
 

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from osp_opt.base.errors import ScheduleError
-from osp_opt.base.ledger import Interval, mean_ci
 from osp_opt.calibration import Calibration, step_changes
+from osp_opt.quality.intervals import Interval, mean_ci
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 from osp_opt.search.steps.objectives import StepObjective, refine_changes
 from osp_opt.search.steps.programme import MIN_GAP, StepPlan, path_cost, plan_steps

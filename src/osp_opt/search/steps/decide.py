@@ -12,7 +12,6 @@ import numpy as np
 from osp_opt.generate.maker import Request
 from osp_opt.options import SearchStepsOptions
 from osp_opt.quality.intervals import Interval, mean_ci
-from osp_opt.run.worker import WorkerContext
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.race import affordable_prompts, race_schedules
 from osp_opt.search.steps.candidates import StepCandidate, StepTable, objectives_for
@@ -22,6 +21,7 @@ from osp_opt.search.steps.sensitivity import fit_sensitivity
 from osp_opt.search.steps.sources import Source
 from osp_opt.search.steps.trials import StepTrials
 from osp_opt.search.steps.verify import Verification, verify
+from osp_opt.system.context import WorkerContext
 
 __all__ = ["Decision", "Search", "as_factor", "settle", "verifies"]
 

@@ -14,7 +14,6 @@ from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
 from osp_opt.options import SearchStepsOptions
-from osp_opt.run.worker import WorkerContext
 from osp_opt.sampling.samplers import custom_timestep_samplers
 from osp_opt.search.steps.candidates import StepTable
 from osp_opt.search.steps.curve import write_curve
@@ -23,6 +22,7 @@ from osp_opt.search.steps.report import print_table, write_schedules
 from osp_opt.search.steps.sources import Source, open_source
 from osp_opt.search.steps.trials import StepTrials
 from osp_opt.search.steps.verify import verify
+from osp_opt.system.context import WorkerContext
 
 __all__ = ["run"]
 

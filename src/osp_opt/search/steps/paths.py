@@ -22,11 +22,11 @@ from osp_opt.calibration import Calibration
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.generate.measurements import Measurements
 from osp_opt.options import SearchStepsOptions
-from osp_opt.run.worker import WorkerContext
 from osp_opt.sampling.denoiser import Conditions, GuidedDenoiser, Recorder
 from osp_opt.sampling.noise import CoupledNoise
 from osp_opt.sampling.schedule import TimestepSchedule, timestep_of
 from osp_opt.search.steps.ays import CoordinateDescent, Interval, KlubSampler
+from osp_opt.system.context import WorkerContext
 
 __all__ = ["NoisePath", "PathSet", "calibrated_paths", "descend_on_paths"]
 

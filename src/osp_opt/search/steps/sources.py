@@ -9,12 +9,11 @@ from typing import Any
 from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration import Calibration
 from osp_opt.generate.maker import VideoMaker
-from osp_opt.options import SearchStepsOptions
-from osp_opt.run.checks import calibration_file
-from osp_opt.run.worker import WorkerContext
+from osp_opt.options import SearchStepsOptions, calibration_file
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps.paths import calibrated_paths, descend_on_paths
 from osp_opt.search.steps.videos import record_videos
+from osp_opt.system.context import WorkerContext
 
 __all__ = ["Source", "open_source"]
 

@@ -20,7 +20,7 @@ from osp_opt.tiny.checker import check
 from osp_opt.tiny.specs import ATTRIBUTES
 
 if TYPE_CHECKING:
-    from osp_opt.run.worker import WorkerContext
+    from osp_opt.system.context import WorkerContext
 
 __all__ = ["StepTrials", "schedule_key"]
 

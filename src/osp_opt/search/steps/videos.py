@@ -23,9 +23,9 @@ from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.generate.prompts import given_prompts
 from osp_opt.options import SearchStepsOptions
-from osp_opt.run.worker import WorkerContext
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps.paths import LATENTS_FILE, NoisePath
+from osp_opt.system.context import WorkerContext
 
 __all__ = ["MAX_VIDEOS", "MIN_VIDEOS", "record_videos"]
 
