@@ -114,7 +114,7 @@ def run_job(capsys: pytest.CaptureFixture[str]) -> Job:
     """Runs a job as its worker would, alone; returns what it printed."""
 
     from osp_opt.base.progress import Progress
-    from osp_opt.run.worker import jobs
+    from osp_opt.run.worker import JOBS
     from osp_opt.system.context import WorkerContext
     from osp_opt.system.device import Device
     from osp_opt.system.parallel import Parallel
@@ -124,7 +124,7 @@ def run_job(capsys: pytest.CaptureFixture[str]) -> Job:
         options.run_dir.mkdir(parents=True, exist_ok=True)
         context = WorkerContext(device, Parallel.open(device), options.run_dir, Progress(0))
         capsys.readouterr()
-        jobs()[options.command](options, context)
+        JOBS[options.command]()(options, context)
         return capsys.readouterr().out
 
     return run

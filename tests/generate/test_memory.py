@@ -67,7 +67,7 @@ def test_saving_memory_makes_the_same_video(model_flags: dict[str, Any]) -> None
     schedule, request = TimestepSchedule.uniform(5), Request("a red dog", 3)
     plain = maker_of(options(model_flags)).denoise(request, schedule).latents
     saving = maker_of(options(model_flags, save_memory=True, offload=True))
-    saving.foresee([request.prompt])
+    saving.prefetch_prompts([request.prompt])
     made = saving.denoise(request, schedule).latents
     assert saving.sequential_guidance
     assert float((made - plain).abs().max()) < 1e-4 * float(plain.abs().max())

@@ -167,6 +167,17 @@ def read_meta(path: str | Path) -> dict[str, Any] | None:
     return value
 
 
+def beside_others(path: Path, asked: dict[str, Any], tag: str) -> Path:
+    """Where a result that was `asked` for belongs: `path`, unless that holds another result.
+
+    What was asked for stands in the sidecar, under "asked". Another result, also one without a
+    sidecar, is left alone: the new one is written beside it, with ``-tag`` in its name.
+    """
+    if not path.exists() or (read_meta(path) or {}).get("asked") == asked:
+        return path
+    return path.with_name(f"{path.stem}-{tag}{path.suffix}")
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

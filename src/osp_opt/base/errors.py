@@ -10,9 +10,9 @@
     |   |-- ScheduleError       a timestep schedule
     |   |-- PolicyError         a cache policy
     |   |-- CalibrationError    calibration statistics or videos
-    |   `-- ShapeError          frames, height or width
-    |-- WorkerError             a worker process died, hung or could not be started
-    `-- DeviceError             the machine lacks a device, or the device failed
+    |   |-- ShapeError          frames, height or width
+    |   `-- DeviceError         the machine lacks a device, or has not so many
+    `-- WorkerError             a worker process died, hung or could not be started
 
 The text of an error is one line: which option or file, what was found, what to do about it.
 """
@@ -60,9 +60,9 @@ class ShapeError(InputError):
     """A number of frames, a height or a width that cannot be sampled."""
 
 
+class DeviceError(InputError):
+    """The machine lacks the device that was asked for, or not so many of them."""
+
+
 class WorkerError(OspOptError):
     """A worker process died, hung or could not be started."""
-
-
-class DeviceError(OspOptError):
-    """The machine lacks the device that was asked for, or the device failed."""

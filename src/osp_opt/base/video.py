@@ -27,6 +27,7 @@ Frames: TypeAlias = npt.NDArray[np.uint8]
 H264_CRF = 14
 """Constant rate factor of libx264: 0 is lossless, 23 its default, below 18 visually lossless."""
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_VIDEO_BYTES = 8 * 2**30  # decoded; a guard against files that unpack to more than memory holds
 _PPM = b"P6"
 _PPM_FIELDS = 4  # magic, width, height, largest value
@@ -113,6 +114,15 @@ def read_video(path: str | Path, max_frames: int | None = None) -> Frames:
             reason = _last_line(said) or "no frames in it"
             raise FileError(f"video {path}: cannot be read ({reason})")
     return np.stack(frames)
+
+
+def frame_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a video or an image. Raises FileError."""
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        height, width, _ = read_image(path).shape
+    else:
+        _, height, width, _ = read_video(path, max_frames=1).shape
+    return width, height
 
 
 def write_image(path: str | Path, image: npt.ArrayLike) -> None:

@@ -7,6 +7,8 @@ calibration file per video, written last: where it is, the video is finished), a
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +20,21 @@ from safetensors.torch import save
 from osp_opt.base.artifacts import atomic_write_bytes, write_json
 from osp_opt.base.errors import CalibrationError, FileError, OptionError
 from osp_opt.base.video import write_image, write_video
-from osp_opt.calibration import Calibration
 from osp_opt.calibration.recorder import CalibrationRecorder
+from osp_opt.calibration.statistics import Calibration
 from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.generate.manifest import add_take
 from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
-from osp_opt.options import CALIBRATION_FILE, CalibrateOptions
+from osp_opt.options import CALIBRATED_PROMPTS, CALIBRATION_FILE, CalibrateOptions
 from osp_opt.sampling.samplers import custom_timestep_samplers, make_scheduler, set_schedule
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.context import WorkerContext
 
-__all__ = ["recorded_schedule", "run"]
+__all__ = ["can_be_recorded", "record_calibration", "recorded_schedule", "run"]
 
-BUNDLED_PROMPTS = 8  # used when none are given and --num-prompts is not either
+MIN_RECORDED = 4  # steps that tell whether a sampler can be recorded
 # Steps; what the cache search asks about. Longer lags follow from the two nearest: beyond 2 the
 # power law errs half as much with lag 4 recorded.
 LAGS = (1, 2, 4)
@@ -43,12 +46,8 @@ class _Video:
 
     request: Request
     folder: Path
-    number: int
+    name: str
     suffix: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:03d}-{self.request.slug}"
 
     @property
     def video(self) -> Path:
@@ -60,33 +59,59 @@ class _Video:
 
     @property
     def statistics(self) -> Path:
-        return self.folder / "statistics" / f"{self.name}.safetensors"
+        return _statistics(self.folder, self.name)
 
 
 def run(options: CalibrateOptions, context: WorkerContext) -> None:
     """Record the videos that are not there yet, then join their statistics."""
+    maker = VideoMaker(options, context)
+    record_calibration(options, maker, context)
+    report_memory(maker, context)
+
+
+def record_calibration(
+    options: CalibrateOptions, maker: VideoMaker, context: WorkerContext, *, last: bool = True
+) -> Calibration:
+    """The calibration that `options` describe, made with `maker`, kept where they say.
+
+    `last` says that the maker will be asked for no other prompts.
+    Raises OptionError for a layout or a sampler that cannot be recorded.
+    """
     if context.parallel.layout.replica_size > 1:
         raise OptionError(
             f"--parallel {options.parallel}: calibrate records every video on one process; "
             f"use --parallel dp={context.parallel.world_size}"
         )
     schedule = recorded_schedule(options.sampler, options.steps)
-    maker = VideoMaker(options, context)
-    metadata = _metadata(options, maker, schedule)
+    metadata = {**maker.how(schedule), "num_blocks": maker.num_blocks}
     suffix = ".png" if maker.shape.num_frames == 1 else ".mp4"
-    videos = [
-        _Video(request, context.run_dir, number, suffix)
-        for number, request in enumerate(_requests(options), start=1)
-    ]
-    todo = [v for v in videos if _finished(v, metadata) is None]
-    todo = context.parallel.broadcast_object(todo)
+    folder = options.out_dir
+    videos = context.parallel.broadcast_object(
+        [
+            _Video(request, folder, _free_name(folder, number, request, metadata), suffix)
+            for number, request in enumerate(_requests(options), start=1)
+        ]
+    )
+    todo = context.parallel.broadcast_object([v for v in videos if not _is_whole(v, metadata)])
     if len(todo) < len(videos):
         context.progress.say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
-    _record(context.parallel.share(todo), maker, schedule, metadata, context)
+    mine = context.parallel.share(todo)
+    maker.prefetch_prompts((video.request.prompt for video in mine), last=last)
+    _record(mine, maker, schedule, metadata, context)
     context.parallel.barrier()
     if context.parallel.is_main:
-        _join(videos, metadata, maker, context)
-    report_memory(maker, context)
+        _join(videos, metadata, options, context)
+    context.parallel.barrier()
+    return Calibration.load(folder / CALIBRATION_FILE)
+
+
+def can_be_recorded(sampler: str) -> bool:
+    """Whether `sampler` evaluates the model once at each of its levels, and can be told them."""
+    try:
+        recorded_schedule(sampler, MIN_RECORDED)
+    except OptionError:
+        return False
+    return True
 
 
 def recorded_schedule(sampler: str, steps: int) -> TimestepSchedule:
@@ -111,35 +136,44 @@ def recorded_schedule(sampler: str, steps: int) -> TimestepSchedule:
 def _requests(options: CalibrateOptions) -> list[Request]:
     prompts = given_prompts(options)
     if prompts is None:
-        prompts = default_prompts(options, "calibration")[: options.num_prompts or BUNDLED_PROMPTS]
+        count = options.num_prompts or CALIBRATED_PROMPTS
+        prompts = default_prompts(options, "calibration")[:count]
     return [Request(prompt, options.seed) for prompt in prompts[: options.num_prompts]]
 
 
-def _metadata(
-    options: CalibrateOptions, maker: VideoMaker, schedule: TimestepSchedule
-) -> dict[str, Any]:
-    """What decides the statistics besides prompt and seed; the same for all videos."""
-    return {
-        "setting": maker.setting(schedule).as_json(),
-        "num_blocks": maker.num_blocks,
-        "noise": options.noise,
-        "negative_prompt": maker.negative_prompt,
-        "max_sequence_length": maker.max_sequence_length,
-        "fps": maker.fps,
-    }
+def _statistics(folder: Path, name: str) -> Path:
+    return folder / "statistics" / f"{name}.safetensors"
 
 
-def _finished(video: _Video, metadata: dict[str, Any]) -> Calibration | None:
-    """The statistics of a video that was recorded in this very way, or None."""
-    if not (video.statistics.is_file() and video.latents.is_file() and video.video.is_file()):
-        return None
+def _free_name(folder: Path, number: int, request: Request, metadata: dict[str, Any]) -> str:
+    """The name of a video's files in a folder that may hold those of other calibrations."""
+    name = f"{number:03d}-{request.slug}"
+    found = _recorded(_statistics(folder, name))
+    if found is None or _is_of(found, request, metadata):
+        return name
+    about = json.dumps([request.prompt, request.seed, metadata], sort_keys=True)
+    return f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
+
+
+def _recorded(statistics: Path) -> Calibration | None:
+    """What is in a file of one video's statistics; None when there is nothing to use."""
     try:
-        found = Calibration.load(video.statistics)
+        return Calibration.load(statistics) if statistics.is_file() else None
     except (CalibrationError, FileError):
         return None  # damaged: recorded again
-    same = (found.prompts, found.seeds) == ((video.request.prompt,), (video.request.seed,))
-    same = same and found.lags == LAGS
-    return found if same and found.metadata == metadata else None
+
+
+def _is_of(found: Calibration, request: Request, metadata: dict[str, Any]) -> bool:
+    same = (found.prompts, found.seeds) == ((request.prompt,), (request.seed,))
+    return same and found.lags == LAGS and found.metadata == metadata
+
+
+def _is_whole(video: _Video, metadata: dict[str, Any]) -> bool:
+    """Whether all files of a video are there, recorded in this very way."""
+    if not (video.latents.is_file() and video.video.is_file()):
+        return False
+    found = _recorded(video.statistics)
+    return found is not None and _is_of(found, video.request, metadata)
 
 
 def _record(
@@ -155,7 +189,6 @@ def _record(
         guidance_scale=maker.guidance_scale if maker.guided else None,
         lags=LAGS,
     )
-    maker.foresee(video.request.prompt for video in videos)
     with context.progress.task("calibrating", len(videos) * len(schedule)) as task:
         for video in videos:
             recorder.reset()
@@ -188,27 +221,34 @@ def _record(
 
 
 def _join(
-    videos: list[_Video], metadata: dict[str, Any], maker: VideoMaker, context: WorkerContext
+    videos: list[_Video],
+    metadata: dict[str, Any],
+    options: CalibrateOptions,
+    context: WorkerContext,
 ) -> None:
+    """Merge the statistics, list the videos, note for the searches where the calibration is."""
     parts = []
     for video in videos:
-        part = _finished(video, metadata)
-        if part is None:
+        part = _recorded(video.statistics)
+        if part is None or not _is_of(part, video.request, metadata):
             raise CalibrationError(f"{video.statistics}: gone or damaged; run calibrate again")
         parts.append(part)
-    place = context.run_dir / CALIBRATION_FILE
+    folder = options.out_dir
+    place = folder / CALIBRATION_FILE
     Calibration.merge(parts).save(place)
     entries = [
         {
-            "file": str(video.video.relative_to(context.run_dir)),
-            "latents": str(video.latents.relative_to(context.run_dir)),
+            "file": str(video.video.relative_to(folder)),
+            "latents": str(video.latents.relative_to(folder)),
             "prompt": video.request.prompt,
             "seed": video.request.seed,
         }
         for video in videos
     ]
-    write_json(
-        context.run_dir / "manifest.json", {"command": "calibrate", **metadata, "videos": entries}
-    )
+    add_take(folder, {"command": "calibrate", **metadata}, entries)
+    write_json(options.calibration_note, {"folder": str(folder.resolve())})
     size = place.stat().st_size / 1e6
-    context.progress.say(f"calibration of {len(videos)} videos: {place} ({size:.1f} MB)")
+    context.progress.say(
+        f"calibration of {len(videos)} videos: {place} ({size:.1f} MB); "
+        f"searches with --workdir {options.workdir} find it"
+    )

@@ -9,7 +9,8 @@ from pathlib import Path
 from osp_opt.base.errors import FileError
 from osp_opt.base.ledger import TrialLedger
 from osp_opt.evaluate.measures import Measured
-from osp_opt.evaluate.pairs import Pair, VideoFile
+from osp_opt.evaluate.pairs import Pair
+from osp_opt.generate.manifest import VideoFile
 
 __all__ = ["Finished"]
 

@@ -17,7 +17,7 @@ from osp_opt.base.progress import Progress
 from osp_opt.evaluate.finished import Finished
 from osp_opt.evaluate.lpips import Lpips
 from osp_opt.evaluate.measures import Measured, measure_pair
-from osp_opt.evaluate.pairs import Pair, VideoFile, VideoSet, pair_videos
+from osp_opt.evaluate.pairs import Pair, pair_videos
 from osp_opt.evaluate.summary import (
     AS_ASKED,
     LOWER_IS_BETTER,
@@ -27,6 +27,7 @@ from osp_opt.evaluate.summary import (
     summarise,
 )
 from osp_opt.evaluate.vbench import vbench_scores
+from osp_opt.generate.manifest import Take, VideoFile, open_take
 from osp_opt.options import EvaluateOptions
 from osp_opt.quality.intervals import Interval, prompts_to_show
 
@@ -40,8 +41,8 @@ NOT_KEPT_EXIT_CODE = 3
 class Evaluation:
     """The outcome: what was compared, every pair, the summary, and what could not be measured."""
 
-    reference: VideoSet
-    candidate: VideoSet
+    reference: Take
+    candidate: Take
     measured: tuple[Measured, ...]
     summary: Summary
     max_loss: float | None
@@ -77,10 +78,11 @@ def run(options: EvaluateOptions) -> int:
     if options.reference is None:
         raise OptionError("--reference: missing; give the folder of the videos to compare with")
     candidate = options.candidate or options.workdir / "samples"
+    reference = open_take(options.reference, "--reference")
     done = Finished(options.json_path)
     found = evaluate(
-        VideoSet.open(options.reference, "--reference"),
-        VideoSet.open(candidate, "--candidate"),
+        reference,
+        open_take(candidate, "--candidate", reference),
         options,
         Progress(),
         done,
@@ -92,8 +94,8 @@ def run(options: EvaluateOptions) -> int:
 
 
 def evaluate(
-    reference: VideoSet,
-    candidate: VideoSet,
+    reference: Take,
+    candidate: Take,
     options: EvaluateOptions,
     progress: Progress,
     done: Finished,
@@ -167,16 +169,20 @@ def _with_vbench(
     ]
 
 
-def _about(videos: VideoSet) -> dict[str, Any]:
-    manifest = {k: v for k, v in (videos.manifest or {}).items() if k != "videos"}
-    return {"folder": str(videos.folder), "videos": len(videos.videos), "manifest": manifest}
+def _about(videos: Take) -> dict[str, Any]:
+    return {
+        "folder": str(videos.folder),
+        "take": videos.label,
+        "videos": len(videos.videos),
+        "manifest": videos.settings or {},
+    }
 
 
 def _show(console: Console, found: Evaluation, path: Path) -> None:
     summary = found.summary
     table = Table(
-        title=f"{escape(str(found.candidate.folder))} against "
-        f"{escape(str(found.reference.folder))}, {summary.pairs} pairs",
+        title=f"{escape(str(found.candidate.address))} against "
+        f"{escape(str(found.reference.address))}, {summary.pairs} pairs",
         title_justify="left",
     )
     for heading in ("measure", "reference", "candidate", "difference"):

@@ -19,7 +19,7 @@ from typing import Any
 
 from osp_opt.base.artifacts import read_json
 from osp_opt.base.errors import FileError, OptionError
-from osp_opt.evaluate.pairs import VideoFile
+from osp_opt.generate.manifest import VideoFile
 
 __all__ = ["vbench_scores"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from osp_opt.base.artifacts import read_meta, write_json, write_meta
+from osp_opt.base.artifacts import read_meta, write_meta
 from osp_opt.base.errors import FileError, PolicyError
 from osp_opt.base.video import (
     Frames,
@@ -21,6 +21,7 @@ from osp_opt.base.video import (
 )
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.generate.manifest import OVERVIEW, RAW_FRAMES, add_take, free_path
 from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["requests_of", "run"]
 
-MANIFEST = "manifest.json"
-FRAMES_SUFFIX = ".frames.mkv"
 GRID_LIMIT = 16  # more tiles than that are no overview
 SAMPLE_PROMPTS = 4  # used when none are given
 SCHEDULE_FATAL = ("model",)
@@ -52,7 +51,7 @@ class _Video:
     @property
     def frames_path(self) -> Path:
         """Where its raw frames are kept, when they are."""
-        return self.path.with_suffix(FRAMES_SUFFIX)
+        return self.path.with_suffix(RAW_FRAMES)
 
 
 def run(options: SampleOptions, context: WorkerContext) -> None:
@@ -63,11 +62,13 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     policy = _policy(options)
     _check(options, maker, schedule, policy, context)
     suffix = ".png" if maker.shape.num_frames == 1 else ".mp4"
-    videos = [
-        _Video(request, context.run_dir / f"{i:03d}-{request.slug}-s{request.seed}{suffix}")
-        for i, request in enumerate(requests_of(options), start=1)
-    ]
     key = _key(options, maker, schedule, policy)
+    videos = context.parallel.broadcast_object(
+        [
+            _Video(request, _place(options.out_dir, number, request, suffix, key))
+            for number, request in enumerate(requests_of(options), start=1)
+        ]
+    )
     # Images are png, which loses nothing.
     raw = suffix == ".mp4" and (maker.is_bundled if options.raw is None else options.raw)
     todo = context.parallel.broadcast_object([v for v in videos if not _whole(v, key, raw)])
@@ -77,7 +78,7 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     _make(context.parallel.share(todo), maker, schedule, policy, key, raw, options, context)
     context.parallel.barrier()
     if context.parallel.is_main:
-        _summarise(videos, maker, key, context)
+        _summarise(videos, options.out_dir, maker, key, context)
     report_memory(maker, context)
 
 
@@ -90,6 +91,16 @@ def requests_of(options: SampleOptions) -> list[Request]:
         for prompt in prompts
         for k in range(options.seeds_per_prompt)
     ]
+
+
+def _place(folder: Path, number: int, request: Request, suffix: str, key: dict[str, Any]) -> Path:
+    """Its file, in a folder that it may share with videos made in other ways."""
+    stem = f"{number:03d}-{request.slug}-s{request.seed}"
+    return free_path(folder, stem, suffix, {**_about(request), **key})
+
+
+def _about(request: Request) -> dict[str, Any]:
+    return {"prompt": request.prompt, "seed": request.seed}
 
 
 def _bundled(options: SampleOptions) -> list[str]:
@@ -141,13 +152,9 @@ def _key(
 ) -> dict[str, Any]:
     """What, besides prompt and seed, decides a video; kept beside each."""
     return {
-        "setting": maker.setting(schedule).as_json(),
+        **maker.how(schedule),
         "cache": None if policy is None else policy.to_json(),
         "cache_dtype": options.cache_dtype,
-        "noise": options.noise,
-        "negative_prompt": maker.negative_prompt,
-        "max_sequence_length": maker.max_sequence_length,
-        "fps": maker.fps,
         "tiling": [options.enable_tiling, options.tile_overlap_factor, options.save_memory],
     }
 
@@ -157,13 +164,10 @@ def _finished(video: _Video, key: dict[str, Any]) -> dict[str, Any] | None:
     if not video.path.is_file():
         return None
     meta = read_meta(video.path)
-    if meta is None or any(meta.get(name) != value for name, value in key.items()):
+    wanted = {**_about(video.request), **key}
+    if meta is None or any(meta.get(name) != value for name, value in wanted.items()):
         return None
-    if not isinstance(meta.get("denoising_seconds"), (int, float)):
-        return None
-    if (meta.get("prompt"), meta.get("seed")) != (video.request.prompt, video.request.seed):
-        return None
-    return meta
+    return meta if isinstance(meta.get("denoising_seconds"), (int, float)) else None
 
 
 def _whole(video: _Video, key: dict[str, Any], raw: bool) -> bool:
@@ -182,7 +186,7 @@ def _make(
 ) -> None:
     timesteps = maker.call_timesteps(schedule)
     cache = None if policy is None else maker.block_cache(policy, schedule, options)
-    maker.foresee(video.request.prompt for video in videos)
+    maker.prefetch_prompts(video.request.prompt for video in videos)
     if not videos:
         return
     say = context.progress.say
@@ -199,8 +203,7 @@ def _make(
                 continue
             if written is not None:
                 say(written.result())  # or its error, before another video is begun
-            meta = {"prompt": video.request.prompt, "seed": video.request.seed, **key}
-            meta["denoising_seconds"] = made.seconds
+            meta = {**_about(video.request), **key, "denoising_seconds": made.seconds}
             written = writer.submit(_write, video, frames, maker.fps, raw, meta)
         if written is not None:
             say(written.result())
@@ -219,8 +222,13 @@ def _write(video: _Video, frames: Frames, fps: float, raw: bool, meta: dict[str,
 
 
 def _summarise(
-    videos: list[_Video], maker: VideoMaker, key: dict[str, Any], context: WorkerContext
+    videos: list[_Video],
+    folder: Path,
+    maker: VideoMaker,
+    key: dict[str, Any],
+    context: WorkerContext,
 ) -> None:
+    """List the videos in the folder's manifest, show them side by side, say where they are."""
     entries: list[dict[str, Any]] = []
     seconds: list[float] = []
     for video in videos:
@@ -231,21 +239,21 @@ def _summarise(
         entries.append(
             {
                 "file": video.path.name,
-                "prompt": video.request.prompt,
-                "seed": video.request.seed,
+                **_about(video.request),
                 "denoising_seconds": seconds[-1],
                 **({"frames": video.frames_path.name} if video.frames_path.is_file() else {}),
             }
         )
-    write_json(context.run_dir / MANIFEST, {"command": "sample", **key, "videos": entries})
-    place = context.run_dir
+    add_take(folder, {"command": "sample", **key}, entries)
+    place = folder
     if 1 < len(videos) <= GRID_LIMIT:
-        place = context.run_dir / f"grid{videos[0].path.suffix}"
+        place = free_path(folder, OVERVIEW, videos[0].path.suffix, key)
         tiles = [
             read_image(v.path)[None] if v.path.suffix == ".png" else read_video(v.path)
             for v in videos
         ]
         write_grid(place, tiles, maker.fps)
+        write_meta(place, {"shows": [entry["file"] for entry in entries], **key})
     elif len(videos) == 1:
         place = videos[0].path
     context.progress.say(

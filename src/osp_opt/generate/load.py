@@ -199,6 +199,10 @@ def _configure(options: Any, device: Device, transformer: Any, vae: Any) -> None
 def _transformer_folder(model_path: str, version: str | None, cache: Path | None) -> Path:
     """The folder with the transformer's config.json, at or under `model_path`."""
     root, inner = _split_hub_id(model_path)
+    local = Path(root).expanduser()
+    named = version is not None and not (local / version).is_dir()
+    if named and (local / "config.json").is_file():
+        return local  # the checkpoint itself, as the reference tool takes it
     if version is not None and inner != version:
         inner = version if inner is None else f"{inner}/{version}"
     folder = resolve_folder(root, inner, cache)

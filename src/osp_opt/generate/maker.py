@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -66,11 +67,24 @@ class VideoMaker:
     """
 
     def __init__(self, options: SamplingOptions, context: WorkerContext) -> None:
-        self.options = options
         self.device = context.device
         self.loaded: LoadedModel = load_pipeline(options, context.device)
-        defaults = self.loaded.defaults
         self.pipeline = self.loaded.pipeline
+        self._embeddings: dict[str, PromptEmbeddings] = {}
+        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
+        self.stages = Timer(
+            self.device.synchronize,
+            lambda: self.device.memory().peak,
+            self.device.reset_peak_memory,
+        )
+        self._decide(options)
+        check_layout(context.parallel.layout, self.workload())
+        self._spread_over(context.parallel)
+
+    def _decide(self, options: SamplingOptions) -> None:
+        """Everything that the options leave to the model's defaults."""
+        self.options = options
+        defaults = self.loaded.defaults
         self.shape = VideoShape(
             options.num_frames or defaults.num_frames,
             options.height or defaults.height,
@@ -83,15 +97,17 @@ class VideoMaker:
         self.max_sequence_length: int = _given(
             options.max_sequence_length, defaults.max_sequence_length
         )
-        self._embeddings: dict[str, PromptEmbeddings] = {}
-        self.stages = Timer(
-            self.device.synchronize,
-            lambda: self.device.memory().peak,
-            self.device.reset_peak_memory,
-        )
-        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
-        check_layout(context.parallel.layout, self.workload())
-        self._spread_over(context.parallel)
+
+    def for_options(self, options: SamplingOptions) -> VideoMaker:
+        """The same loaded model, sampling as other options say that differ in nothing it loads."""
+        other = copy.copy(self)
+        other._decide(options)
+        if other._text_settings() != self._text_settings():
+            other._embeddings, other._texts = {}, {}
+        return other
+
+    def _text_settings(self) -> tuple[str, int]:
+        return self.negative_prompt, self.max_sequence_length
 
     def arranged(self, context: WorkerContext, videos: int) -> WorkerContext:
         """`context` with the layout for making that many videos (collective).
@@ -167,6 +183,16 @@ class VideoMaker:
             dtype=str(self.device.dtype).removeprefix("torch."),
         )
 
+    def how(self, schedule: TimestepSchedule) -> dict[str, Any]:
+        """What decides a video besides its prompt and seed and a cache, as JSON values."""
+        return {
+            "setting": self.setting(schedule).as_json(),
+            "noise": self.options.noise,
+            "negative_prompt": self.negative_prompt,
+            "max_sequence_length": self.max_sequence_length,
+            "fps": self.fps,
+        }
+
     def embed(self, prompt: str) -> PromptEmbeddings:
         """The prompt's embeddings, encoded once; so is the negative prompt that all share."""
         if prompt not in self._embeddings:
@@ -177,8 +203,8 @@ class VideoMaker:
                 )
         return self._embeddings[prompt]
 
-    def foresee(self, prompts: Iterable[str]) -> None:
-        """Say which prompts will be asked for, and that no others will be.
+    def prefetch_prompts(self, prompts: Iterable[str], *, last: bool = True) -> None:
+        """Encode the prompts that will be asked for; `last` says that no others will be.
 
         `offload` then moves the text encoder for all of them at once, `save_memory` drops it.
         """
@@ -187,7 +213,7 @@ class VideoMaker:
         with self._in_use("encode text", self.pipeline.text_encoder):
             for prompt in prompts:
                 self.embed(prompt)
-        if self.options.save_memory:
+        if self.options.save_memory and last:
             release_text_encoder(self.pipeline)
             self.device.empty_cache()
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from osp_opt.options.base import OPTIONS_FILE, Options, option, option_extra
+from osp_opt.options.base import OPTIONS_FILE, STATE_FOLDER, Options, option, option_extra
 from osp_opt.options.commands import (
+    CALIBRATED_PROMPTS,
     CALIBRATION_FILE,
+    CALIBRATION_NOTE,
     CacheMemoryOptions,
     CalibrateOptions,
     DoctorOptions,
@@ -49,9 +51,12 @@ COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
 """Every subcommand's options by its name, in the order of use."""
 
 __all__ = [
+    "CALIBRATED_PROMPTS",
     "CALIBRATION_FILE",
+    "CALIBRATION_NOTE",
     "COMMANDS",
     "OPTIONS_FILE",
+    "STATE_FOLDER",
     "CacheMemoryOptions",
     "CalibrateOptions",
     "DeviceOptions",

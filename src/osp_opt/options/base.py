@@ -16,6 +16,10 @@ PANELS = ("Job", "Model", "Video", "Prompts", "Sampling", "Verification", "Devic
 OPTIONS_FILE = "options.json"
 """Where a run folder keeps its options."""
 
+STATE_FOLDER = ".osp-opt"
+"""Where commands keep their own state (options, logs) in a folder that the user named for results,
+which they share with others."""
+
 _NAME_MAX = 255  # bytes in one part of a path, on all file systems in use
 
 
@@ -125,7 +129,7 @@ class Options(BaseModel):
 
     @property
     def run_dir(self) -> Path:
-        """Where this command keeps its options, logs, ledger and results."""
+        """Where this command keeps its own state: options, logs, ledger."""
         return self.workdir / (self.folder or self.command)
 
     def identity(self) -> dict[str, Any]:

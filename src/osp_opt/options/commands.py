@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from osp_opt.options.base import Fraction, Numbers, Options, option
+from osp_opt.options.base import STATE_FOLDER, Fraction, Numbers, Options, option
 from osp_opt.options.groups import (
     DTYPE_ALIASES,
     DeviceOptions,
@@ -21,6 +21,10 @@ _STEPS_ALIASES = ("num_sampling_steps",)
 _SCHEDULE = "Searched schedule: JSON list of timesteps / 1000."
 CALIBRATION_FILE = "calibration.safetensors"
 """The statistics of a calibration, inside its folder."""
+CALIBRATED_PROMPTS = 8
+"""Used to calibrate when nobody says how many."""
+CALIBRATION_NOTE = "calibration.json"
+"""In the working folder: where the last calibration is."""
 MAX_STEPS = 1000
 """The noise levels on which the released models were trained."""
 
@@ -57,13 +61,29 @@ class CalibrateOptions(SamplingOptions, LaunchOptions):
     )
 
     @property
-    def run_dir(self) -> Path:
-        """``--out`` when given, else the usual place."""
+    def out_dir(self) -> Path:
+        """Where the videos are: ``--out`` when given, else the usual place."""
         return self.out or super().run_dir
+
+    @property
+    def run_dir(self) -> Path:
+        """Its own place inside the folder of results, which belongs to the user."""
+        return self.out_dir / STATE_FOLDER / self.command
+
+    @property
+    def calibration_note(self) -> Path:
+        """Where it is noted for the searches which folder holds the calibration."""
+        return self.workdir / CALIBRATION_NOTE
 
 
 class SearchOptions(SamplingOptions, LaunchOptions):
     """What both searches share."""
+
+    def calibrate_options(self, most_prompts: int) -> CalibrateOptions:
+        """Those of the calibration to make where there is none: with the first prompts given."""
+        shared = self.model_fields_set & set(CalibrateOptions.model_fields) - {"steps", "out"}
+        values = {name: getattr(self, name) for name in shared - {"workdir"}}
+        return CalibrateOptions(**values, workdir=self.workdir, num_prompts=most_prompts)
 
     calibration: Path | None = option(
         None,
@@ -100,7 +120,7 @@ class SearchOptions(SamplingOptions, LaunchOptions):
 
     @property
     def calibration_dir(self) -> Path:
-        """Where calibrate left its folder."""
+        """Where the calibration is: as `with_predecessors` found it, else the usual place."""
         return self.calibration or self.workdir / "calibration"
 
 
@@ -333,9 +353,14 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
     )
 
     @property
-    def run_dir(self) -> Path:
-        """``--out`` when given, else the usual place."""
+    def out_dir(self) -> Path:
+        """Where the videos are: ``--out`` when given, else the usual place."""
         return self.out or super().run_dir
+
+    @property
+    def run_dir(self) -> Path:
+        """Its own place inside the folder of results, which belongs to the user."""
+        return self.out_dir / STATE_FOLDER / self.command
 
 
 class DoctorOptions(ModelOptions, ShapeOptions, DeviceOptions):

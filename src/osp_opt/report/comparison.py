@@ -13,15 +13,13 @@ import numpy as np
 from osp_opt.base.errors import FileError, PolicyError
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.evaluate.measures import measure_pair
-from osp_opt.evaluate.pairs import Pair, VideoSet
+from osp_opt.evaluate.pairs import Pair
 from osp_opt.evaluate.summary import Summary, summarise
+from osp_opt.generate.manifest import Take, open_take, original_of, read_takes
 from osp_opt.quality.intervals import Interval, bootstrap_ci
 from osp_opt.report.runs import Material
-from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["Comparison", "Row", "compare_runs", "describe"]
-
-_SAME = 1e-3  # of a timestep: what a schedule file's decimals may lose
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class Row:
 class Comparison:
     """The baseline, the candidates with the pairs that they share with it, and the table."""
 
-    baseline: VideoSet
-    candidates: tuple[tuple[VideoSet, tuple[Pair, ...]], ...]
+    baseline: Take
+    candidates: tuple[tuple[Take, tuple[Pair, ...]], ...]
     rows: tuple[Row, ...]
 
 
@@ -51,7 +49,7 @@ def compare_runs(found: Material, reference: Path | None) -> Comparison | None:
     """
     sets = _all_sets(found)
     if reference is not None:
-        baseline = VideoSet.open(reference, "--reference")
+        baseline = open_take(reference, "--reference")
     elif sets:
         baseline = _baseline(found, sets)
     else:
@@ -59,7 +57,7 @@ def compare_runs(found: Material, reference: Path | None) -> Comparison | None:
     rows = [_baseline_row(baseline)]
     candidates = []
     for videos in sets:
-        if videos.folder.resolve() == baseline.folder.resolve():
+        if videos.is_same(baseline):
             continue
         pairs = _shared(baseline, videos)
         if not pairs:
@@ -69,16 +67,12 @@ def compare_runs(found: Material, reference: Path | None) -> Comparison | None:
     return Comparison(baseline, tuple(candidates), tuple(rows))
 
 
-def describe(manifest: Mapping[str, Any] | None) -> str:
-    """How the videos of a manifest were made, in a few words."""
-    setting = (manifest or {}).get("setting")
-    if not isinstance(setting, dict) or not isinstance(setting.get("timesteps"), list):
+def describe(take: Take) -> str:
+    """How the videos of a take were made, in a few words."""
+    if not take.timesteps:
         return ""
-    timesteps = [float(t) for t in setting["timesteps"]]
-    even = TimestepSchedule.uniform(len(timesteps)).timesteps
-    searched = max(abs(a - b) for a, b in zip(timesteps, even, strict=True)) > _SAME
-    words = f"{len(timesteps)} {'searched' if searched else 'uniform'} steps"
-    cache = (manifest or {}).get("cache")
+    words = f"{len(take.timesteps)} {'uniform' if take.is_uniform else 'searched'} steps"
+    cache = (take.settings or {}).get("cache")
     if cache is None:
         return f"{words}, no cache"
     try:
@@ -87,37 +81,34 @@ def describe(manifest: Mapping[str, Any] | None) -> str:
         return f"{words}, a cache"
 
 
-def _all_sets(found: Material) -> list[VideoSet]:
+def _all_sets(found: Material) -> list[Take]:
     """The runs' videos, and those that evaluations name and that are still there."""
     sets = list(found.videos)
     for evaluation in found.evaluations:
         for side in ("reference", "candidate"):
             folder = Path(str(evaluation[side]["folder"]))
-            known = [videos.folder.resolve() for videos in sets]
-            if folder.is_dir() and folder.resolve() not in known:
-                sets.append(VideoSet.open(folder, side))
+            if folder.is_dir():
+                takes = read_takes(folder)
+                sets += [t for t in takes if not any(t.is_same(known) for known in sets)]
     return sets
 
 
-def _baseline(found: Material, sets: list[VideoSet]) -> VideoSet:
+def _baseline(found: Material, sets: list[Take]) -> Take:
     for evaluation in found.evaluations:
-        folder = Path(str(evaluation["reference"]["folder"])).resolve()
         for videos in sets:
-            if videos.folder.resolve() == folder:
+            if _is_side(evaluation["reference"], videos):
                 return videos
-
-    def rank(videos: VideoSet) -> tuple[int, int, int]:
-        manifest = videos.manifest or {}
-        setting = manifest.get("setting")
-        steps = setting.get("steps", 0) if isinstance(setting, dict) else 0
-        # A run of sample before the calibration: it has times and is meant to be looked at.
-        return int(manifest.get("cache") is None), int(steps), int("cache" in manifest)
-
-    return max(sets, key=rank)
+    return original_of(sets)
 
 
-def _shared(baseline: VideoSet, videos: VideoSet) -> list[Pair]:
-    if baseline.manifest is None or videos.manifest is None:
+def _is_side(side: Mapping[str, Any], videos: Take) -> bool:
+    """Whether a side of an evaluation is this take."""
+    folder = Path(str(side["folder"])).resolve()
+    return folder == videos.folder.resolve() and side.get("take", "") == videos.label
+
+
+def _shared(baseline: Take, videos: Take) -> list[Pair]:
+    if baseline.settings is None or videos.settings is None:
         ours = {video.path.stem: video for video in baseline.videos}
         named = ((video.path.stem, video) for video in videos.videos)
         return [Pair(ours[stem], video) for stem, video in named if stem in ours]
@@ -129,12 +120,12 @@ def _shared(baseline: VideoSet, videos: VideoSet) -> list[Pair]:
     ]
 
 
-def _baseline_row(videos: VideoSet) -> Row:
+def _baseline_row(videos: Take) -> Row:
     figures: dict[str, Interval | None] = {"seconds": _seconds(videos)}
-    return Row(videos.folder.name, describe(videos.manifest), figures, "the baseline")
+    return Row(videos.name, describe(videos), figures, "the baseline")
 
 
-def _row(found: Material, baseline: VideoSet, videos: VideoSet, pairs: list[Pair]) -> Row:
+def _row(found: Material, baseline: Take, videos: Take, pairs: list[Pair]) -> Row:
     figures: dict[str, Interval | None] = {"seconds": _seconds(videos)}
     evaluation = _evaluation_of(found, baseline, videos)
     if evaluation is not None:
@@ -147,7 +138,7 @@ def _row(found: Material, baseline: VideoSet, videos: VideoSet, pairs: list[Pair
         summary = summarise([measure_pair(pair) for pair in pairs])
         figures |= _of_summary(summary)
         by = f"this report, {len(pairs)} pairs; loss of {summary.loss.measure}"
-    return Row(videos.folder.name, describe(videos.manifest), figures, by)
+    return Row(videos.name, describe(videos), figures, by)
 
 
 def _of_summary(summary: Summary) -> dict[str, Interval | None]:
@@ -155,16 +146,16 @@ def _of_summary(summary: Summary) -> dict[str, Interval | None]:
     return {"speedup": summary.speedup, "loss": summary.loss.share, **figures}
 
 
-def _evaluation_of(found: Material, baseline: VideoSet, videos: VideoSet) -> dict[str, Any] | None:
-    wanted = baseline.folder.resolve(), videos.folder.resolve()
+def _evaluation_of(found: Material, baseline: Take, videos: Take) -> dict[str, Any] | None:
     for evaluation in reversed(found.evaluations):
-        sides = (Path(str(evaluation[side]["folder"])) for side in ("reference", "candidate"))
-        if tuple(side.resolve() for side in sides) == wanted:
+        if _is_side(evaluation["reference"], baseline) and _is_side(
+            evaluation["candidate"], videos
+        ):
             return dict(evaluation)
     return None
 
 
-def _seconds(videos: VideoSet) -> Interval | None:
+def _seconds(videos: Take) -> Interval | None:
     seconds = [video.seconds for video in videos.videos if video.seconds is not None]
     return bootstrap_ci(seconds, np.median) if seconds else None
 

@@ -13,8 +13,8 @@ from osp_opt.base.ledger import TrialLedger
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
 from osp_opt.evaluate.job import EVALUATION_FORMAT
-from osp_opt.evaluate.pairs import MANIFEST, VideoSet
-from osp_opt.options import CALIBRATION_FILE, OPTIONS_FILE
+from osp_opt.generate.manifest import MANIFEST, Take, read_takes
+from osp_opt.options import CALIBRATION_FILE, OPTIONS_FILE, STATE_FOLDER
 from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["Material", "PolicyFile", "ScheduleFile", "read_runs"]
@@ -50,7 +50,7 @@ class Material:
 
     folders: list[Path] = field(default_factory=list)
     calibrations: list[Calibration] = field(default_factory=list)
-    videos: list[VideoSet] = field(default_factory=list)
+    videos: list[Take] = field(default_factory=list)
     schedules: list[ScheduleFile] = field(default_factory=list)
     policies: list[PolicyFile] = field(default_factory=list)
     ledgers: list[TrialLedger] = field(default_factory=list)
@@ -95,20 +95,21 @@ def _read(folder: Path, found: Material) -> None:
     found.folders.append(folder)
 
     def note(path: Path, content: Any = None) -> None:
-        name = f"{folder.name}/{path.name}"
+        name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
         found.digests[name] = fingerprint_folder(path)
         if content is not None:
             found.documents[name] = content
 
-    if (folder / OPTIONS_FILE).is_file():
-        note(folder / OPTIONS_FILE, read_json(folder / OPTIONS_FILE, "run file"))
+    for path in (folder / OPTIONS_FILE, *sorted(folder.glob(f"{STATE_FOLDER}/*/{OPTIONS_FILE}"))):
+        if path.is_file():
+            note(path, read_json(path, "run file"))
     if (folder / CALIBRATION_FILE).is_file():
         found.calibrations.append(Calibration.load(folder / CALIBRATION_FILE))
         note(folder / CALIBRATION_FILE)
     if (folder / MANIFEST).is_file():
-        videos = VideoSet.open(folder, "run")
-        found.videos.append(videos)
-        note(folder / MANIFEST, videos.manifest)
+        takes = read_takes(folder)
+        found.videos.extend(takes)
+        note(folder / MANIFEST, {take.label or "videos": take.settings for take in takes})
     for path in _results(folder):
         meta = read_meta(path) or {}
         if path.suffix == ".txt":

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from osp_opt.base.artifacts import read_bytes
-from osp_opt.base.video import Frames, write_image, write_video
-from osp_opt.evaluate.pairs import IMAGE_SUFFIXES, VideoFile, read_frames
+from osp_opt.base.video import IMAGE_SUFFIXES, Frames, write_image, write_video
+from osp_opt.evaluate.pairs import read_frames
+from osp_opt.generate.manifest import VideoFile
 from osp_opt.report.comparison import Comparison, describe
 
 __all__ = ["DIFFERENCE_GAIN", "Scene", "View", "scenes_of"]
@@ -53,7 +54,7 @@ def scenes_of(comparison: Comparison, limit: int) -> list[Scene]:
     partners: dict[Path, list[tuple[str, str, VideoFile]]] = {}
     for videos, pairs in comparison.candidates:
         for pair in pairs:
-            entry = (videos.folder.name, describe(videos.manifest), pair.candidate)
+            entry = (videos.name, describe(videos), pair.candidate)
             partners.setdefault(pair.reference.path, []).append(entry)
     chosen = [video for video in baseline.videos if video.path in partners or not partners]
     return [
@@ -70,8 +71,8 @@ def _scene(
 ) -> Scene:
     baseline = comparison.baseline
     frames = read_frames(reference.path)
-    how = describe(baseline.manifest)
-    views = [_view(f"{baseline.folder.name} (baseline)", how, reference.path)]
+    how = describe(baseline)
+    views = [_view(f"{baseline.name} (baseline)", how, reference.path)]
     for name, description, video in candidates:
         views.append(_view(name, description, video.path))
         other = read_frames(video.path)

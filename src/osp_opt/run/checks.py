@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from osp_opt.base.artifacts import read_json
-from osp_opt.base.errors import CalibrationError, CheckpointError, FileError, ScheduleError
+from osp_opt.base.errors import (
+    CalibrationError,
+    CheckpointError,
+    DeviceError,
+    FileError,
+    ScheduleError,
+)
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.prompts import given_prompts
 from osp_opt.options import (
+    CALIBRATED_PROMPTS,
     CALIBRATION_FILE,
+    CALIBRATION_NOTE,
     CalibrateOptions,
     JobOptions,
     ModelOptions,
@@ -19,6 +28,7 @@ from osp_opt.options import (
     SearchStepsOptions,
     calibration_file,
 )
+from osp_opt.system.host import impossible_device
 from osp_opt.system.ranks import parse_layout
 
 TRANSFORMER_CLASS = "OpenSoraT2V"
@@ -31,11 +41,13 @@ def check_before_launch(options: JobOptions) -> list[str]:
     Raises an InputError naming the option or file. What needs the model (does the policy fit its
     blocks, was the shape trained) is left to the worker.
     """
-    _check_model(options)
+    notes = _check_model(options)
+    problem = impossible_device(options.device)
+    if problem is not None:
+        raise DeviceError(f"--device {options.device}: {problem}; or use --device cpu")
     given_prompts(options)
     parse_layout(options.parallel, options.nproc_per_node * options.nnodes)
     _check_output(options)
-    notes: list[str] = []
     if isinstance(options, (SampleOptions, SearchCacheOptions)) and options.schedule is not None:
         length = schedule_length(options.schedule)
         if "steps" in options.model_fields_set and options.steps != length:
@@ -46,23 +58,59 @@ def check_before_launch(options: JobOptions) -> list[str]:
     if isinstance(options, SampleOptions) and options.cache is not None:
         CachePolicy.from_file(options.cache)
     if isinstance(options, SearchOptions):
-        _check_calibration(options)
+        notes += _check_calibration(options)
     return notes
 
 
 def with_predecessors(options: JobOptions) -> tuple[JobOptions, list[str]]:
     """The options with what earlier commands left in the working folder, and notes on it.
 
-    Steps and cache are made to be used together, so search-cache is for the schedule that
-    search-steps wrote, unless ``--schedule`` or ``--steps`` say what it is for.
+    Both searches use the calibration of the last `calibrate`, wherever ``--out`` put it. Steps and
+    cache are made to be used together, so search-cache is for the schedule that search-steps
+    wrote, unless ``--schedule`` or ``--steps`` say what it is for.
     """
-    if not isinstance(options, SearchCacheOptions):
+    if not isinstance(options, SearchOptions):
         return options, []
-    found = SearchStepsOptions(workdir=options.workdir).schedule_path
-    if options.model_fields_set & {"schedule", "steps"} or not found.is_file():
-        return options, []
-    note = f"searching a cache for the steps of {found}; --steps N for N uniform ones"
-    return options.model_copy(update={"schedule": found}), [note]
+    taken: dict[str, Any] = {}
+    notes = []
+    calibrated = _noted_calibration(options)
+    if calibrated is not None:
+        taken["calibration"] = calibrated
+        notes.append(f"using the calibration in {calibrated}")
+    if isinstance(options, SearchCacheOptions):
+        found = SearchStepsOptions(workdir=options.workdir).schedule_path
+        if not options.model_fields_set & {"schedule", "steps"} and found.is_file():
+            taken["schedule"] = found
+            notes.append(f"a cache for the steps of {found}; --steps N for N uniform ones")
+    return options.model_copy(update=taken), notes
+
+
+def _noted_calibration(options: SearchOptions) -> Path | None:
+    """The folder in which `calibrate --out` left the calibration; None: the usual place."""
+    videos = isinstance(options, SearchStepsOptions) and options.videos_path is not None
+    note = options.workdir / CALIBRATION_NOTE
+    if videos or options.calibration is not None or not note.is_file():
+        return None
+    content = read_json(note, "note on the calibration")
+    folder = content.get("folder") if isinstance(content, dict) else None
+    if not isinstance(folder, str):
+        raise FileError(f"{note}: names no folder; run osp-opt calibrate again")
+    place = Path(folder)
+    usual = options.calibration_dir
+    if place == usual.resolve() or not calibration_file(place).is_file():
+        return None
+    return place
+
+
+def calibration_to_make(options: JobOptions | SearchOptions) -> CalibrateOptions | None:
+    """What a search has to calibrate first, because nobody did."""
+    if not isinstance(options, SearchOptions) or options.calibration is not None:
+        return None
+    if isinstance(options, SearchStepsOptions) and options.videos_path is not None:
+        return None
+    if calibration_file(options.calibration_dir).is_file():
+        return None
+    return options.calibrate_options(CALIBRATED_PROMPTS)
 
 
 def schedule_length(path: Path) -> int:
@@ -76,20 +124,25 @@ def schedule_length(path: Path) -> int:
     return len(values)
 
 
-def _check_model(options: ModelOptions) -> None:
+def _check_model(options: ModelOptions) -> list[str]:
     for name in ("model_path", "ae_path", "text_encoder_name"):
         value = getattr(options, name)
         if value is not None and _is_local(value) and not Path(value).is_dir():
             flag = "--" + name.replace("_", "-")
             raise CheckpointError(f"{flag} {value}: no such folder; check the path")
     if options.model_path is None or not Path(options.model_path).is_dir():
-        return
+        return []
     folder = Path(options.model_path)
+    notes = []
     if options.version is not None and (folder / options.version).is_dir():
         folder = folder / options.version
+    elif options.version is not None and (folder / "config.json").is_file():
+        notes.append(
+            f"--version {options.version}: no such folder in {folder}, which is used itself"
+        )
     config_file = folder / "config.json"
     if not config_file.is_file():
-        return  # a folder of folders; the loader knows what to say
+        return notes  # a folder of folders; the loader knows what to say
     config = read_json(config_file, "model config")
     found = config.get("_class_name") if isinstance(config, dict) else None
     if found != TRANSFORMER_CLASS:
@@ -97,6 +150,7 @@ def _check_model(options: ModelOptions) -> None:
             f"--model-path {folder}: config.json describes {found or 'no model class'}, "
             f"not {TRANSFORMER_CLASS}; give the transformer's folder"
         )
+    return notes
 
 
 def _is_local(path: str) -> bool:
@@ -114,14 +168,28 @@ def _check_output(options: JobOptions) -> None:
         raise FileError(f"--out {out}: is neither a file nor a folder")
 
 
-def _check_calibration(options: SearchOptions) -> None:
+def _check_calibration(options: SearchOptions) -> list[str]:
+    """Notes on what will be done first. Raises CalibrationError."""
     if isinstance(options, SearchStepsOptions) and options.videos_path is not None:
-        if not options.videos_path.is_dir():
-            raise CalibrationError(f"--videos-path {options.videos_path}: no such folder")
-        return
-    place = options.calibration_dir
-    if not calibration_file(place).is_file():
-        hint = "" if options.calibration is not None else ", in the same --workdir"
+        folder = options.videos_path
+        if not folder.is_dir():
+            raise CalibrationError(f"--videos-path {folder}: no such folder")
+        if not calibration_file(folder).is_file():
+            from osp_opt.calibration.listing import described_videos  # imports numpy
+
+            described_videos(options, folder)
+        return []
+    if options.calibration is not None and not calibration_file(options.calibration).is_file():
         raise CalibrationError(
-            f"{place}: holds no {CALIBRATION_FILE}; run `osp-opt calibrate` first{hint}"
+            f"--calibration {options.calibration}: holds no {CALIBRATION_FILE}; "
+            "run `osp-opt calibrate` first, or leave it out"
         )
+    missing = calibration_to_make(options)
+    if missing is None:
+        return []
+    prompts = given_prompts(missing)
+    count = min(missing.num_prompts or 1, len(prompts) if prompts else CALIBRATED_PROMPTS)
+    return [
+        f"no calibration in {missing.out_dir}: sampling {count} videos of {missing.steps} steps "
+        "with the original model first, as `osp-opt calibrate` does; they are kept there"
+    ]

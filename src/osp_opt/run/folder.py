@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,48 +28,87 @@ from osp_opt.options import (
 )
 
 LOCK_FILE = ".lock"
+LOG_FOLDER = "logs"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _LOCK_FLAGS = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{8}\.part(\..*)?$")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """What ``options.json`` says: the folder, the command and its options."""
+    """A command at work in its folder, as ``options.json`` says.
+
+    `before` is what the folder said before this run, None when it was new.
+    """
 
     folder: Path
     options: JobOptions
+    before: dict[str, Any] | None = None
+    made: Path | None = None
+
+    def finish(self) -> None:
+        """Note that the run came to its end: others with other options may use the folder now."""
+        record = read_json(self.folder / OPTIONS_FILE, "run file")
+        write_json(self.folder / OPTIONS_FILE, {**record, "finished": True})
+
+    def forget(self) -> None:
+        """Leave the folder as it was: for a run that was refused before it did anything."""
+        if self.before is not None:
+            write_json(self.folder / OPTIONS_FILE, self.before)
+            return
+        (self.folder / OPTIONS_FILE).unlink(missing_ok=True)
+        if self.made is None:
+            return
+        # Only what is certainly ours and empty: rmdir refuses all else.
+        for path in (self.folder / LOG_FOLDER).glob("*.log"):
+            path.unlink(missing_ok=True)
+        (self.folder / LOCK_FILE).unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.folder / LOG_FOLDER).rmdir()
+            for folder in (self.folder, *self.folder.parents):
+                folder.rmdir()
+                if folder == self.made:
+                    break
 
 
 @contextmanager
 def open_run(options: JobOptions) -> Iterator[Run]:
-    """Take the run folder for these options, for as long as the context lasts.
+    """Take a command's folder for these options, for as long as the context lasts.
 
-    A folder of the same options is resumed; one of other options is refused, or with
-    ``--overwrite`` moved aside. Several machines of one job share a folder: each looks at it in its
-    turn. Raises OptionError or FileError.
+    What was finished there is used again, whatever options it was made with: files and ledgers say
+    themselves what they are of. Only a search that was stopped on its way is not gone on with by
+    other options: it is refused, or with ``--overwrite`` moved aside, as are then the results of
+    other options of any command. Several machines of one job share a folder: each looks at it in
+    its turn. Raises OptionError or FileError.
     """
     folder, shared = options.run_dir, options.nnodes > 1
+    results = results_folder(options)
+    made = _first_missing(folder)
     with ExitStack() as locks:
         locks.enter_context(_locked(folder, wait=shared))
         record = _record(options)
-        difference = _difference(folder, record)
-        if difference is None:
-            if not shared:
-                remove_leftovers(folder)
-        elif not options.overwrite:
-            other = "--workdir" if folder.parent == options.workdir else "--out"
-            raise OptionError(
-                f"{folder}: {difference}; resume with the same options, "
-                f"start afresh with --overwrite, or choose another {other}"
-            )
-        else:
-            _move_aside(folder)
+        earlier = _earlier(folder)
+        difference = None if earlier is None else _difference(earlier, record)
+        if difference is not None and options.overwrite:
+            _move_aside(results)
             locks.enter_context(_locked(folder, wait=shared))  # the other one went with the folder
+            earlier = None
+        elif difference is not None and _is_unfinished(folder, earlier):
+            raise OptionError(
+                f"{folder}: a search was stopped on its way there, and {difference}; finish it "
+                "with the options it was begun with, start afresh with --overwrite, or choose "
+                "another --workdir"
+            )
+        elif not shared:
+            remove_leftovers(results)
+        if difference is None and earlier is not None:
+            record["measured"] = earlier.get("measured", 0)
+        else:
+            record["measured"] = _measured(folder)
         write_json(folder / OPTIONS_FILE, record)
         if shared:
             locks.close()
-        yield Run(folder, options)
+        yield Run(folder, options, earlier, made)
 
 
 def load_run(path: str | Path) -> Run:
@@ -116,6 +155,30 @@ def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
+def results_folder(options: JobOptions) -> Path:
+    """The folder that holds everything that the command makes."""
+    return getattr(options, "out_dir", options.run_dir)
+
+
+def _first_missing(folder: Path) -> Path | None:
+    """The topmost folder that has to be made for `folder`."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    return missing[-1] if missing else None
+
+
+def _measured(folder: Path) -> int:
+    """Bytes of finished measurements in the folder's ledgers."""
+    return sum(path.stat().st_size for path in folder.glob("*.jsonl"))
+
+
+def _is_unfinished(folder: Path, earlier: dict[str, Any] | None) -> bool:
+    """Whether a search began there, measured something, and did not come to its end."""
+    if earlier is None or earlier.get("finished") is True:
+        return False
+    begun = earlier.get("measured", 0)
+    return _measured(folder) > (begun if isinstance(begun, int) else 0)
+
+
 def _record(options: JobOptions) -> dict[str, Any]:
     return {
         "command": options.command,
@@ -140,7 +203,9 @@ def _input_digests(options: JobOptions) -> dict[str, str]:
             del files["videos"]
             return {**_digests(files), "videos": "\n".join(names)}
     elif isinstance(options, SearchOptions):
-        files["calibration"] = calibration_file(options.calibration_dir)
+        calibration = calibration_file(options.calibration_dir)
+        if calibration.is_file():
+            files["calibration"] = calibration
     return _digests(files)
 
 
@@ -148,26 +213,28 @@ def _digests(files: dict[str, Path]) -> dict[str, str]:
     return {name: fingerprint_folder(path) for name, path in files.items()}
 
 
-def _difference(folder: Path, record: dict[str, Any]) -> str | None:
-    """How the run that lies in ``folder`` differs from ``record``; None when it does not."""
-    path = folder / OPTIONS_FILE
-    if not path.exists():
-        return None
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    """What the last run there wrote; None for none, and for what cannot be understood."""
     try:
-        earlier = read_json(path, "run file")
-    except FileError as error:
-        return f"its {OPTIONS_FILE} cannot be read ({error})"
-    if not isinstance(earlier, dict) or earlier.get("command") != record["command"]:
-        return "belongs to another command"
-    for part in ("identity", "inputs"):
-        old, new = earlier.get(part), record[part]
-        if not isinstance(old, dict):
-            return f"its {OPTIONS_FILE} is damaged"
-        for name in sorted({*old, *new}):
-            if old.get(name) != new.get(name):
-                if part == "inputs":
-                    return f"was made from other {name} contents"
-                return f"was made with {name} {_shown(old.get(name))}, not {_shown(new.get(name))}"
+        earlier = read_json(folder / OPTIONS_FILE, "run file")
+    except FileError:
+        return None
+    whole = isinstance(earlier, dict) and all(
+        isinstance(earlier.get(part), dict) for part in ("identity", "inputs")
+    )
+    return earlier if whole else None
+
+
+def _difference(earlier: dict[str, Any], record: dict[str, Any]) -> str | None:
+    """How an earlier run differs from ``record``; None when it does not."""
+    old, new = earlier["identity"], record["identity"]
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            return f"it had {name} {_shown(old.get(name))}, not {_shown(new.get(name))}"
+    old, new = earlier["inputs"], record["inputs"]
+    for name in sorted({*old} & {*new}):  # a calibration may have been made in between
+        if old[name] != new[name]:
+            return f"it was begun with other {name} contents"
     return None
 
 

@@ -17,19 +17,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from osp_opt.base.errors import FileError, OptionError
+from osp_opt.base.errors import FileError, InputError, OptionError
 from osp_opt.base.progress import report_error
 from osp_opt.options import OPTIONS_FILE, JobOptions, LaunchOptions
-from osp_opt.run.checks import check_before_launch, with_predecessors
+from osp_opt.run.checks import calibration_to_make, check_before_launch, with_predecessors
 from osp_opt.run.failures import Failure, Listener, explain
-from osp_opt.run.folder import open_run
+from osp_opt.run.folder import LOG_FOLDER, open_run
 
-LOG_FOLDER = "logs"
 LAUNCHER_LOG = "launcher.log"
 LIFELINE_VARIABLE = "OSP_OPT_LIFELINE"
 GRACE_S = 10.0
@@ -50,11 +49,16 @@ def launch(options: JobOptions) -> int:
     for note in [*notes, *check_before_launch(options)]:
         print(f"note: {note}", file=sys.stderr)
     _check_port(options)
-    with open_run(options) as run:
+    with ExitStack() as folders:
+        run = folders.enter_context(open_run(options))
+        missing = calibration_to_make(options)
+        first = None if missing is None else folders.enter_context(open_run(missing))
         logs = run.folder / LOG_FOLDER
         log = logs / _log_name(options)
         code, ended_by, failures = _run(_command(options, run.folder), _environment(options), log)
         if code == 0:
+            for each in filter(None, (first, run)):
+                each.finish()
             return 0
         _restore_terminal()
         if ended_by is not None:
@@ -69,6 +73,9 @@ def launch(options: JobOptions) -> int:
         message, code = explain(failures, said, world_size if options.nnodes == 1 else 0, log)
         if options.debug:
             _show_tracebacks(logs)
+        if code == InputError.exit_code:
+            for each in filter(None, (first, run)):
+                each.forget()
         report_error(message)
         return code
 

@@ -15,16 +15,19 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 from osp_opt.base.errors import OspOptError, WorkerError
 from osp_opt.base.progress import Progress
 from osp_opt.run.failures import Failure
-from osp_opt.run.folder import load_run, remove_leftovers
-from osp_opt.run.launch import LIFELINE_VARIABLE, LOG_FOLDER
+from osp_opt.run.folder import LOG_FOLDER, load_run, remove_leftovers, results_folder
+from osp_opt.run.launch import LIFELINE_VARIABLE
 from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device, is_out_of_memory, settle_torch_npu
 from osp_opt.system.parallel import Parallel
+
+Job: TypeAlias = Callable[[Any, WorkerContext], None]
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -67,7 +70,7 @@ def _run_job(path: Path, rank: int, progress: Progress) -> None:
     settle_torch_npu()  # before the job imports diffusers
     # What importing makes lives on; looking through it for garbage took a fifth of the import.
     gc.disable()
-    job = jobs()[options.command]
+    run_job = JOBS[options.command]()
     gc.enable()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = Device.open(
@@ -75,25 +78,46 @@ def _run_job(path: Path, rank: int, progress: Progress) -> None:
     )
     if options.nnodes > 1 and rank == 0:
         # Launchers of several machines must not; here all have started and none has met rank 0.
-        remove_leftovers(run.folder)
+        remove_leftovers(results_folder(options))
     opened = Parallel.open(device, layout=options.parallel, timeout_s=options.timeout)
     with opened as parallel, device.exact_float32():
-        job(options, WorkerContext(device, parallel, run.folder, progress))
+        run_job(options, WorkerContext(device, parallel, run.folder, progress))
 
 
-def jobs() -> Mapping[str, Callable[[Any, WorkerContext], None]]:
-    """What runs each command. Imported here: torch_npu has to be settled before diffusers is."""
-    from osp_opt.calibration import job as calibrate
-    from osp_opt.generate import job as sample
-    from osp_opt.search.cache import job as search_cache
-    from osp_opt.search.steps import job as search_steps
+def _calibrate() -> Job:
+    from osp_opt.calibration.job import run
 
-    return {
-        "calibrate": calibrate.run,
-        "search-steps": search_steps.run,
-        "search-cache": search_cache.run,
-        "sample": sample.run,
+    return run
+
+
+def _search_steps() -> Job:
+    from osp_opt.search.steps.job import run
+
+    return run
+
+
+def _search_cache() -> Job:
+    from osp_opt.search.cache.job import run
+
+    return run
+
+
+def _sample() -> Job:
+    from osp_opt.generate.job import run
+
+    return run
+
+
+JOBS: Mapping[str, Callable[[], Job]] = MappingProxyType(
+    {
+        "calibrate": _calibrate,
+        "search-steps": _search_steps,
+        "search-cache": _search_cache,
+        "sample": _sample,
     }
+)
+"""Loads what runs each command in its worker processes. Not at import: torch_npu has to be settled
+before diffusers is imported, and no job needs the others'."""
 
 
 def _redirect_output(logs: Path, rank: int) -> int:

@@ -317,8 +317,9 @@ def _claim(kind: str, local_rank: int) -> torch.device:
     count = _runtime(kind).device_count()
     if local_rank >= count:
         raise DeviceError(
-            f"--device {kind}: process {local_rank} has no device of its own, {count} visible"
-            f"{_visibility(kind)}; start at most {count} with --nproc-per-node"
+            f"--device {kind}: process {local_rank} has no device of its own; {count} visible"
+            f"{_visibility(kind)}: {', '.join(_discover(kind).models)}; "
+            f"use --nproc-per-node {count}, or --device cpu"
         )
     torch_device = torch.device(kind, local_rank)
     _runtime(kind).set_device(torch_device)

@@ -1,8 +1,10 @@
-"""Memory of this process and this machine, from the operating system (no torch)."""
+"""This process and this machine, as far as can be said without torch."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import resource
 import sys
 from contextlib import suppress
@@ -42,3 +44,19 @@ def _high_water_mark() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def impossible_device(name: str) -> str | None:
+    """Why the packages installed here can certainly not use a device; None: perhaps they can.
+
+    Loading torch to find out takes seconds; the workers do, and say it then.
+    """
+    if name == "npu" and importlib.util.find_spec("torch_npu") is None:
+        return "torch_npu is not installed (pip install 'osp-opt[npu]')"
+    if name == "cuda":
+        torch = importlib.util.find_spec("torch")
+        version = Path(torch.origin).with_name("version.py") if torch and torch.origin else None
+        text = version.read_text() if version is not None and version.is_file() else ""
+        if re.search(r"^cuda\b.*= None$", text, re.MULTILINE):
+            return "this torch was built without CUDA"
+    return None

@@ -7,7 +7,6 @@ those it was chosen by.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from osp_opt import __version__
-from osp_opt.base.artifacts import write_meta
+from osp_opt.base.artifacts import beside_others, write_meta
 from osp_opt.base.errors import CalibrationError, PolicyError
-from osp_opt.calibration import Calibration
-from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.calibration.deciding import deciding_requests
+from osp_opt.calibration.source import open_source
 from osp_opt.generate.memory import report_memory
-from osp_opt.generate.prompt_sets import default_prompts
-from osp_opt.generate.prompts import given_prompts
-from osp_opt.options import SearchCacheOptions, calibration_file
+from osp_opt.options import SearchCacheOptions
 from osp_opt.quality.intervals import Interval, bootstrap_ci
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import BlockTimes
@@ -97,10 +94,11 @@ class _Search:
     """The state of one search: model, schedule, statistics, block times."""
 
     def __init__(self, options: SearchCacheOptions, context: WorkerContext) -> None:
-        self.options = options
+        source = open_source(options, context)
+        self.options = options = source.options
         self.context = context
         self.say = context.progress.say
-        self.maker = VideoMaker(options, context)
+        self.maker = source.maker()
         self.schedule = (
             TimestepSchedule.uniform(options.steps)
             if options.schedule is None
@@ -109,7 +107,7 @@ class _Search:
         timesteps = self.maker.call_timesteps(self.schedule)
         self.num_steps = len(timesteps)
         self.verifies = options.model_path is None if options.verify is None else options.verify
-        calibration = _calibration(options, self.maker)
+        calibration = source.calibration
         self.errors = ReuseErrors.of(calibration, timesteps, min(MAX_INTERVAL, self.num_steps) - 1)
         if self.errors.num_blocks != self.maker.num_blocks:
             raise CalibrationError(
@@ -117,12 +115,16 @@ class _Search:
                 f"the model has {self.maker.num_blocks}; run osp-opt calibrate with this model"
             )
         self._gaussian_importance = gaussian_importance(
-            calibration, timesteps, ancestral=options.sampler in ANCESTRAL
+            calibration, timesteps, ancestral=self.maker.options.sampler in ANCESTRAL
         )
         count = options.verify_prompts
-        held_out = _held_out(options, calibration, 2 * count)
-        self.race_requests, self.fresh_requests = held_out[:count], held_out[count:]
-        self.maker.foresee(request.prompt for request in held_out)
+        judging = count if self.verifies or options.max_loss is not None else 0
+        found = deciding_requests(options, calibration, race=count, fresh=judging)
+        self.race_requests, self.fresh_requests = found.race[:count], found.fresh
+        if found.note:
+            self.say(found.note)
+        prompts = [request.prompt for request in (*self.race_requests, *self.fresh_requests)]
+        self.maker.prefetch_prompts(prompts)
         self.trials = CacheTrials(self.maker, self.schedule, options, context)
         self.times: BlockTimes = self.trials.block_times(self.race_requests[0])
         self.say(
@@ -273,10 +275,12 @@ class _Search:
 
     def write(self, winner: _Winner) -> None:
         """Write the policy and its provenance; print the summary."""
-        path = self.options.policy_path
+        path, meta = self.options.policy_path, self._meta(winner)
+        if self.options.out != path:  # a file that was named is that file
+            path = beside_others(path, meta["asked"], "-".join(map(str, meta["asked"].values())))
         policy = winner.candidate.policy
         policy.save(path)
-        write_meta(path, self._meta(winner))
+        write_meta(path, meta)
         self.say(f"cache policy: {policy} -> {path}")
         if not policy.is_four_field:
             self.say(
@@ -301,9 +305,16 @@ class _Search:
     def _generations(self) -> float:
         return self.trials.spent / len(self.race_requests)
 
+    def _asked(self) -> dict[str, Any]:
+        """What tells this search's result from others in the same folder."""
+        limit = self.options.max_loss
+        goal = f"{self.options.ratio:g}x" if limit is None else f"{100 * limit:g}%"
+        return {"policy": self.options.policy, "goal": goal, "steps": f"{self.num_steps}steps"}
+
     def _meta(self, winner: _Winner) -> dict[str, Any]:
         meta: dict[str, Any] = {
             "made_by": f"osp-opt {__version__} search-cache",
+            "asked": self._asked(),
             "setting": self.maker.setting(self.schedule).as_json(),
             "schedule_file": None if self.options.schedule is None else str(self.options.schedule),
             "policy": str(winner.candidate.policy),
@@ -333,26 +344,3 @@ def _speedup(pairs: Sequence[Pair]) -> Interval:
     return paired_speedup(
         [pair.plain_seconds for pair in pairs], [pair.cached_seconds for pair in pairs]
     )
-
-
-def _calibration(options: SearchCacheOptions, maker: VideoMaker) -> Calibration:
-    place = options.calibration_dir
-    calibration = Calibration.load(calibration_file(place))
-    setting = calibration.metadata.get("setting", {})
-    if setting.get("model", maker.loaded.fingerprint) != maker.loaded.fingerprint:
-        raise CalibrationError(f"{place}: was recorded with another model; run osp-opt calibrate")
-    return calibration
-
-
-def _held_out(options: SearchCacheOptions, calibration: Calibration, count: int) -> list[Request]:
-    """`count` videos that the calibration did not see; further seeds when prompts run out.
-
-    Prompts that were calibrated on serve, with other seeds, only where there are no others.
-    """
-    prompts = dict.fromkeys(given_prompts(options) or default_prompts(options, "verification"))
-    unseen = [prompt for prompt in prompts if prompt not in calibration.prompts]
-    first = options.seed if unseen else max((options.seed, *calibration.seeds)) + 1
-    requests = (
-        Request(prompt, seed) for seed in itertools.count(first) for prompt in unseen or prompts
-    )
-    return list(itertools.islice(requests, count))

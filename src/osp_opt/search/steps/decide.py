@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from osp_opt.calibration.source import Source
 from osp_opt.generate.maker import Request
 from osp_opt.options import SearchStepsOptions
 from osp_opt.quality.intervals import Interval, mean_ci
@@ -16,9 +17,9 @@ from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.race import affordable_prompts, race_schedules
 from osp_opt.search.steps.candidates import StepCandidate, StepTable, objectives_for
 from osp_opt.search.steps.objectives import StepObjective
+from osp_opt.search.steps.paths import descend_on_paths
 from osp_opt.search.steps.polish import Measure, polish_schedule
 from osp_opt.search.steps.sensitivity import fit_sensitivity
-from osp_opt.search.steps.sources import Source
 from osp_opt.search.steps.trials import StepTrials
 from osp_opt.search.steps.verify import Verification, verify
 from osp_opt.system.context import WorkerContext
@@ -66,7 +67,7 @@ class Search:
 
     options: SearchStepsOptions
     context: WorkerContext
-    source: Source
+    source: Source[SearchStepsOptions]
     table: StepTable
     trials: StepTrials | None
     race_requests: list[Request]
@@ -123,7 +124,7 @@ def _decide(search: Search, length: int) -> Decision:
         return Decision(uniform, uniform, True, reason, none)
     trials = None if options.objective == "distribution" else search.trials
     if options.method == "ays":
-        found, evaluations = search.source.descend(length)
+        found, evaluations = descend_on_paths(options, search.source, length, search.context)
         candidates = [uniform, StepCandidate(found, "ays")]
         search.context.progress.say(f"{length} steps: {evaluations} network evaluations")
     else:

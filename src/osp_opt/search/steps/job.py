@@ -9,23 +9,22 @@ from __future__ import annotations
 import math
 
 from osp_opt.base.errors import OptionError
-from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.calibration.deciding import deciding_requests
+from osp_opt.calibration.source import open_source
 from osp_opt.generate.memory import report_memory
-from osp_opt.generate.prompt_sets import default_prompts
-from osp_opt.generate.prompts import given_prompts
 from osp_opt.options import SearchStepsOptions
 from osp_opt.sampling.samplers import custom_timestep_samplers
 from osp_opt.search.steps.candidates import StepTable
 from osp_opt.search.steps.curve import write_curve
 from osp_opt.search.steps.decide import Decision, Search, settle, verifies
 from osp_opt.search.steps.report import print_table, write_schedules
-from osp_opt.search.steps.sources import Source, open_source
 from osp_opt.search.steps.trials import StepTrials
 from osp_opt.search.steps.verify import verify
 from osp_opt.system.context import WorkerContext
 
 __all__ = ["run"]
 
+RACE_VIDEOS = 16  # more than any budget lets a race use, where prompts have to be used twice
 LADDER = (4, 6, 8, 10, 12, 16, 20, 25, 33, 40, 50, 67, 80)  # lengths tried for --max-loss
 
 
@@ -50,35 +49,19 @@ def run(options: SearchStepsOptions, context: WorkerContext) -> None:
 
 def _open(options: SearchStepsOptions, context: WorkerContext) -> Search:
     source = open_source(options, context)
+    options = source.options
     table = StepTable(source.calibration, options.sampler)
-    trials = None
-    race, fresh = list[Request](), list[Request]()
-    if options.verify is not False and not options.all_steps:
-        maker = source.maker()
-        trials = StepTrials(maker, source.reference, context)
-        race, fresh = _held_out(options, source, maker)
-        maker.foresee([*(r.prompt for r in race + fresh), *source.calibration.prompts])
-    return Search(options, context, source, table, trials, race, fresh)
-
-
-def _held_out(
-    options: SearchStepsOptions, source: Source, maker: VideoMaker
-) -> tuple[list[Request], list[Request]]:
-    """Prompts that decide, and others that verify; none that was calibrated on."""
-    prompts = given_prompts(options) or default_prompts(options, "verification")
-    used = set(source.calibration.prompts)
-    unused = [prompt for prompt in dict.fromkeys(prompts) if prompt not in used]
-    if not unused:
-        raise OptionError(
-            "every prompt given was calibrated on already; give other ones to decide with, "
-            "or use --no-verify"
-        )
-    requests = [Request(prompt, options.seed) for prompt in unused]
-    verifying = min(options.verify_prompts, len(requests) // 2) if verifies(options) else 0
-    if verifies(options) and not verifying:
-        return requests, requests  # one prompt has to do both
-    split = len(requests) - verifying
-    return requests[:split], requests[split:]
+    if options.verify is False or options.all_steps:
+        return Search(options, context, source, table, None, [], [])
+    maker = source.maker()
+    trials = StepTrials(maker, source.reference, context)
+    fresh = options.verify_prompts if verifies(options) else 0
+    found = deciding_requests(options, source.calibration, race=RACE_VIDEOS, fresh=fresh)
+    if found.note:
+        context.progress.say(found.note)
+    prompts = [request.prompt for request in (*found.race, *found.fresh)]
+    maker.prefetch_prompts([*prompts, *source.calibration.prompts])
+    return Search(options, context, source, table, trials, [*found.race], [*found.fresh])
 
 
 def _lengths(search: Search) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from osp_opt.base.artifacts import write_json, write_meta
+from osp_opt.base.artifacts import beside_others, write_json, write_meta
 from osp_opt.quality.intervals import mean_ci
 from osp_opt.search.steps.decide import Decision, Search, as_factor
 
@@ -31,11 +31,13 @@ def write_schedules(search: Search, decisions: Mapping[int, Decision]) -> None:
     """The schedules with their sidecars, and the table of all of them."""
     rows = []
     for number, (length, decision) in enumerate(decisions.items()):
-        path = search.options.schedule_path
+        path, report = search.options.schedule_path, _sidecar(search, decision)
+        targets = [path]
         if len(decisions) > 1:
-            path = path.with_name(f"{path.stem}-{length}{path.suffix}")
-        report = _sidecar(search, decision)
-        targets = [path] if len(decisions) == 1 else [path, search.options.schedule_path]
+            targets.insert(0, path.with_name(f"{path.stem}-{length}{path.suffix}"))
+        elif search.options.out != path:  # a file that was named is that file
+            targets = [beside_others(path, report["asked"], f"{length}")]
+        path = targets[0]
         for target in targets[: 2 if number == 0 else 1]:
             decision.chosen.schedule.save(target)
             write_meta(target, report)
@@ -53,6 +55,7 @@ def _sidecar(search: Search, decision: Decision) -> dict[str, Any]:
     race = _interval(decision.log_ratios)
     fresh = _interval(() if verification is None else verification.log_ratios)
     return {
+        "asked": {"steps": len(decision.candidate.schedule)},
         "setting": search.source.setting(decision.chosen.schedule),
         "search": {
             "method": search.options.method,

@@ -1,6 +1,6 @@
-"""A plain folder of mp4s as a calibration: encoded, noised along one path each, evaluated.
+"""A folder of videos as a calibration: encoded, noised along one path each, evaluated.
 
-Upstream's calibration videos are such a folder (5 to 20 files). Costs one full-length
+The reference tool's calibration videos are such a folder (5 to 20 files). Costs one full-length
 generation's worth of network evaluations per video, once.
 """
 
@@ -19,60 +19,51 @@ from osp_opt.base.artifacts import atomic_write_bytes, fingerprint_folder, write
 from osp_opt.base.errors import CalibrationError, FileError
 from osp_opt.base.video import read_video
 from osp_opt.calibration import Calibration
+from osp_opt.calibration.listing import described_videos
+from osp_opt.calibration.paths import LATENTS_FILE, NoisePath
 from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.generate.maker import Request, VideoMaker
-from osp_opt.generate.prompts import given_prompts
+from osp_opt.generate.manifest import VideoFile
 from osp_opt.options import SearchStepsOptions
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.steps.paths import LATENTS_FILE, NoisePath
 from osp_opt.system.context import WorkerContext
 
-__all__ = ["MAX_VIDEOS", "MIN_VIDEOS", "record_videos"]
+__all__ = ["record_videos"]
 
-MIN_VIDEOS, MAX_VIDEOS = 5, 20  # upstream's bounds
 LEVELS = 100  # of the table, as calibrate records by default
 
 
 def record_videos(options: SearchStepsOptions, context: WorkerContext, folder: Path) -> Calibration:
-    """The calibration of the mp4s in `folder`, in order of name; kept in the run folder.
+    """The calibration of the videos in `folder`; kept in the run folder.
 
-    Prompts given with the command describe the videos, in the same order; without any they are
-    evaluated on the empty prompt. Raises CalibrationError naming the file that does not serve.
+    Raises CalibrationError naming the file that does not serve.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".mp4")
-    if not MIN_VIDEOS <= len(files) <= MAX_VIDEOS:
-        raise CalibrationError(
-            f"--videos-path {folder}: {len(files)} mp4 files; give {MIN_VIDEOS} to {MAX_VIDEOS}, "
-            "or a folder made by osp-opt calibrate"
-        )
-    prompts = given_prompts(options) or [""] * len(files)
-    if len(prompts) != len(files):
-        raise CalibrationError(
-            f"--videos-path {folder}: {len(files)} videos but {len(prompts)} prompts; "
-            "give one per video in order of name, or none"
-        )
+    described = described_videos(options, folder)
     maker = VideoMaker(options, context)
-    frames = {path: _frames(path, maker, options.resize) for path in files}  # all, before any work
+    videos = {video.path: _frames(video, maker, options.resize) for video, _ in described}
     schedule = TimestepSchedule(TimestepSchedule.uniform(LEVELS).timesteps)
     metadata = {
         "setting": maker.setting(schedule).as_json(),
         "source": "videos",
         "num_blocks": maker.num_blocks,
         # A video replaced by another one of the same name has to be evaluated again.
-        "videos": {path.name: fingerprint_folder(path) for path in files},
+        "videos": {path.name: fingerprint_folder(path) for path in videos},
     }
     # A seed for each: videos on the same (empty) prompt must not share a noise path.
     work = [
-        (path, Request(prompt, options.seed + number))
-        for number, (path, prompt) in enumerate(zip(files, prompts, strict=True))
+        (video.path, Request(prompt, options.seed + number))
+        for number, (video, prompt) in enumerate(described)
     ]
-    maker.foresee(request.prompt for _, request in context.parallel.share(work))
+    context.progress.say(
+        f"calibrating on {len(work)} videos of {folder}: as much work as sampling each once"
+    )
+    maker.prefetch_prompts(request.prompt for _, request in context.parallel.share(work))
     with context.progress.task("evaluating videos", len(context.parallel.share(work))) as task:
         for path, request in context.parallel.share(work):
-            _record(frames[path], path, request, maker, schedule, metadata, context.run_dir)
+            _record(videos[path], path, request, maker, schedule, metadata, context.run_dir)
             task.advance()
     context.parallel.barrier()
-    parts = [Calibration.load(_statistics(context.run_dir, path)) for path in files]
+    parts = [Calibration.load(_statistics(context.run_dir, path)) for path, _ in work]
     calibration = Calibration.merge(parts)
     if context.parallel.is_main:
         entries = [
@@ -92,11 +83,11 @@ def _statistics(run_dir: Path, path: Path) -> Path:
     return run_dir / "statistics" / f"{path.stem}.safetensors"
 
 
-def _frames(path: Path, maker: VideoMaker, resize: bool) -> np.ndarray:
-    """The first frames of `path` at the sampled size, uint8 [t h w c]."""
-    shape = maker.shape
+def _frames(file: VideoFile, maker: VideoMaker, resize: bool) -> np.ndarray:
+    """The first frames of a video at the sampled size, uint8 [t h w c]."""
+    shape, path = maker.shape, file.path
     try:
-        frames = read_video(path, max_frames=shape.num_frames)
+        frames = read_video(file.raw or path, max_frames=shape.num_frames)
     except FileError as error:
         raise CalibrationError(f"--videos-path: {error}") from error
     if len(frames) < shape.num_frames:

@@ -1,0 +1,152 @@
+"""What a search starts from: a calibration, its setting, and the model when it is needed.
+
+Both searches open it here: one that `calibrate` left, one recorded on a folder of videos, or, when
+there is none, one that is made now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from osp_opt.base.errors import CalibrationError
+from osp_opt.calibration.job import can_be_recorded, record_calibration
+from osp_opt.calibration.statistics import Calibration
+from osp_opt.calibration.videos import record_videos
+from osp_opt.generate.maker import VideoMaker
+from osp_opt.options import (
+    CALIBRATED_PROMPTS,
+    CalibrateOptions,
+    SearchOptions,
+    SearchStepsOptions,
+    calibration_file,
+)
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.system.context import WorkerContext
+
+__all__ = ["Source", "open_source"]
+
+OptionsT = TypeVar("OptionsT", bound=SearchOptions)
+
+_SHAPE = ("num_frames", "height", "width")
+# Statistics of another one of these say nothing about what is going to be sampled.
+_FATAL = ("model", *_SHAPE, "guidance_scale")
+_RECORDED = (*_FATAL, "sampler", "dtype")
+_ANY_SAMPLER = "EulerDiscrete"  # what calibrates for samplers that cannot be recorded themselves
+
+
+class Source(Generic[OptionsT]):
+    """A calibration and the model it was made with (loaded at the first need).
+
+    Options that the user left open are the calibration's: `options` says what was taken over.
+    """
+
+    def __init__(
+        self,
+        options: OptionsT,
+        context: WorkerContext,
+        calibration: Calibration,
+        folder: Path,
+        maker: VideoMaker | None = None,
+    ) -> None:
+        self.calibration = calibration
+        self.folder = folder
+        self._recorded = _recorded_setting(calibration, folder)
+        self._context = context
+        self._loaded = maker
+        self.options: OptionsT = options.model_copy(update=self._taken_over(options))
+
+    @property
+    def reference(self) -> TimestepSchedule:
+        """The full-length schedule that was calibrated."""
+        return TimestepSchedule(tuple(float(t) for t in self.calibration.timesteps))
+
+    def maker(self) -> VideoMaker:
+        """The model. Raises CalibrationError when it is not the one that was calibrated."""
+        return self._maker
+
+    @cached_property
+    def _maker(self) -> VideoMaker:
+        if self._loaded is not None:
+            maker = self._loaded.for_options(self.options)
+        else:
+            maker = VideoMaker(self.options, self._context)
+        now = maker.setting(self.reference).as_json()
+        fatal: tuple[str, ...] = _FATAL
+        if not isinstance(self.options, SearchStepsOptions) and can_be_recorded(now["sampler"]):
+            # What blocks change from step to step is another thing with fresh noise and without.
+            fatal = (*_FATAL, "sampler")
+        different = [key for key in fatal if now[key] != self._recorded[key]]
+        if different:
+            found = ", ".join(
+                "another model"
+                if key == "model"
+                else f"{key} {self._recorded[key]}, now {now[key]}"
+                for key in different
+            )
+            raise CalibrationError(
+                f"{self.folder}: calibrated with {found}; run osp-opt calibrate for this setting, "
+                "in another --workdir"
+            )
+        for key in ("sampler", "dtype"):
+            if now[key] != self._recorded[key]:
+                self._context.progress.say(
+                    f"note: calibrated with {key} {self._recorded[key]}, now {now[key]}"
+                )
+        return maker
+
+    def setting(self, schedule: TimestepSchedule) -> dict[str, Any]:
+        """What a schedule found here is for; needs no model."""
+        return {
+            **self._recorded,
+            "sampler": self.options.sampler,
+            "guidance_scale": self.options.guidance_scale,
+            "steps": len(schedule),
+            "timesteps": list(schedule.timesteps),
+        }
+
+    def _taken_over(self, options: SearchOptions) -> dict[str, Any]:
+        """What the calibration says of options that were left open."""
+        known: Mapping[str, Any] = {**self.calibration.metadata, **self._recorded}
+        taken = {
+            name: known[name]
+            for name in (*_SHAPE, "guidance_scale", "negative_prompt", "max_sequence_length")
+            if getattr(options, name) is None and known.get(name) is not None
+        }
+        for name in ("sampler", "noise"):
+            if name not in options.model_fields_set and known.get(name) is not None:
+                taken[name] = known[name]
+        return taken
+
+
+def open_source(options: OptionsT, context: WorkerContext) -> Source[OptionsT]:
+    """The calibration folder or file, or one made now, of a folder of videos or by sampling."""
+    videos = options.videos_path if isinstance(options, SearchStepsOptions) else None
+    place = videos or options.calibration_dir
+    file = calibration_file(place)
+    if context.parallel.broadcast_object(file.is_file()):
+        return Source(options, context, Calibration.load(file), file.parent)
+    if videos is not None and isinstance(options, SearchStepsOptions):
+        calibration = record_videos(options, context, videos)
+        return Source(options, context, calibration, context.run_dir)
+    return _made_now(options, context)
+
+
+def _made_now(options: OptionsT, context: WorkerContext) -> Source[OptionsT]:
+    """What `osp-opt calibrate` with the same options would leave, where it would leave it."""
+    wanted: CalibrateOptions = options.calibrate_options(CALIBRATED_PROMPTS)
+    if not can_be_recorded(wanted.sampler):
+        wanted = wanted.model_copy(update={"sampler": _ANY_SAMPLER})
+    maker = VideoMaker(options, context)
+    calibration = record_calibration(wanted, maker.for_options(wanted), context, last=False)
+    return Source(options, context, calibration, wanted.out_dir, maker)
+
+
+def _recorded_setting(calibration: Calibration, folder: Path) -> dict[str, Any]:
+    """The setting a calibration was made in. Raises CalibrationError when it lacks one."""
+    setting = calibration.metadata.get("setting")
+    if not isinstance(setting, dict) or any(name not in setting for name in _RECORDED):
+        raise CalibrationError(f"{folder}: does not say what it was made with; calibrate again")
+    return setting

@@ -1,0 +1,375 @@
+"""The videos of a folder: which files they are, and how each was made.
+
+A *take* is a set of videos made in one way: one model, shape, schedule, cache, guidance. Takes of
+many commands live in one folder; `manifest.json` lists them all. Folders of other tools have no
+manifest and hold one take, of which nothing is known but the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from osp_opt.base.artifacts import FILE_MODE, file_inside, read_json, read_meta, write_json
+from osp_opt.base.errors import FileError
+from osp_opt.base.video import IMAGE_SUFFIXES, frame_size
+from osp_opt.options import STATE_FOLDER
+from osp_opt.sampling.schedule import TimestepSchedule
+
+__all__ = [
+    "MANIFEST",
+    "Take",
+    "VideoFile",
+    "add_take",
+    "free_path",
+    "open_take",
+    "original_of",
+    "read_takes",
+    "take_label",
+]
+
+MANIFEST = "manifest.json"
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
+RAW_FRAMES = ".frames.mkv"  # lossless copies beside videos, found through the manifest
+OVERVIEW = "grid"  # of our own; other tools' overviews are known by their size
+OVERVIEW_TILES = 3  # at fewer videos an overview is hardly larger than they are
+SEAM = 16  # pixels at most between the tiles of an overview, and around it
+PROBED = 64  # files whose size is looked at; of more, the largest: an overview is one of them
+SAME_TIMESTEP = 1e-3  # what a schedule file's decimals may lose
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """One video or image; prompt, seed, seconds of denoising, files of its raw frames and of its
+    latents where a manifest says them.
+    """
+
+    path: Path
+    prompt: str | None = None
+    seed: int | None = None
+    seconds: float | None = None
+    raw: Path | None = None
+    latents: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """How a message names it."""
+        if self.prompt is None:
+            return self.path.name
+        prompt = self.prompt if len(self.prompt) <= 60 else self.prompt[:57] + "..."
+        return f"{prompt!r} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Take:
+    """Videos of a folder that were made in one way, in order.
+
+    `settings` is what decided them besides prompt and seed (the keys that `sample` and `calibrate`
+    keep); None where there is no manifest. `label` tells the takes of one folder apart.
+    """
+
+    folder: Path
+    videos: tuple[VideoFile, ...]
+    settings: dict[str, Any] | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """How a table or a message names it: the folder, and the label where there are others."""
+        return f"{self.folder.name}/{self.label}" if self.label else self.folder.name
+
+    @property
+    def address(self) -> Path:
+        """What :func:`open_take` takes for it."""
+        return self.folder / self.label if self.label else self.folder
+
+    @property
+    def timesteps(self) -> list[float]:
+        """Those that were sampled; empty where they are not known."""
+        return _timesteps(self.settings or {})
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether the timesteps are evenly spaced, as far as is known."""
+        return _is_uniform(self.timesteps)
+
+    def is_same(self, other: Take) -> bool:
+        """Whether both are one take of one folder."""
+        return (self.folder.resolve(), self.label) == (other.folder.resolve(), other.label)
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second as the manifest says."""
+        value = (self.settings or {}).get("fps")
+        return float(value) if isinstance(value, (int, float)) and value > 0 else None
+
+
+def read_takes(folder: Path) -> list[Take]:
+    """The takes of a folder, the oldest first; empty when it holds no videos.
+
+    Overviews, raw copies and hidden files are no videos. Raises FileError for a damaged manifest.
+    """
+    if (folder / MANIFEST).is_file():
+        takes = _listed(folder, read_json(folder / MANIFEST, "manifest"))
+        return _labelled(takes) if len(takes) > 1 else takes
+    for place in (folder, folder / "videos"):
+        if found := _found(place):
+            return [Take(folder, found)]
+    return []
+
+
+def open_take(place: Path, flag: str, other_than: Take | None = None) -> Take:
+    """The take at `place`: a folder, or FOLDER/LABEL for one of several.
+
+    Of a folder with several the original is meant; with `other_than`, the one besides it. Raises
+    FileError naming `flag`, what is wrong, and which takes there are.
+    """
+    if not place.is_dir():
+        takes = read_takes(place.parent) if place.parent.is_dir() else []
+        for take in takes:
+            if take.label == place.name:
+                return take
+        raise FileError(f"{flag} {place}: no such folder; give a folder of videos{_names(takes)}")
+    takes = read_takes(place)
+    if not takes:
+        raise FileError(f"{flag} {place}: no videos in it; give the folder that holds them")
+    if other_than is None:
+        return original_of(takes)
+    others = [take for take in takes if not take.is_same(other_than)]
+    if len(others) == 1:
+        return others[0]
+    if not others:
+        raise FileError(f"{flag} {place}: holds the reference alone; make the videos to compare")
+    raise FileError(f"{flag} {place}: holds videos made in {len(others)} ways{_names(others)}")
+
+
+def original_of(takes: Sequence[Take]) -> Take:
+    """The take that others are compared with: no cache, uniform steps, the most of them.
+
+    `sample`'s comes before `calibrate`'s: its videos have times and are meant to be looked at.
+    """
+
+    def rank(take: Take) -> tuple[bool, bool, int, bool]:
+        settings = take.settings or {}
+        steps = len(take.timesteps)
+        return settings.get("cache") is None, take.is_uniform, steps, "cache" in settings
+
+    return max(takes, key=rank)
+
+
+def take_label(settings: Mapping[str, Any]) -> str:
+    """A take in a few words, as part of a file name: ``50steps-searched-cached``."""
+    timesteps = _timesteps(settings)
+    words = [f"{len(timesteps)}steps"]
+    if settings.get("command") == "calibrate":
+        words.append("calibration")
+    if not _is_uniform(timesteps):
+        words.append("searched")
+    if settings.get("cache") is not None:
+        words.append("cached")
+    return "-".join(words)
+
+
+def free_path(folder: Path, stem: str, suffix: str, about: Mapping[str, Any]) -> Path:
+    """Where a file made of `about` (its sidecar's content) belongs in a folder that others share.
+
+    ``stem`` itself for uniform steps without a cache; else, or when a file made of something else
+    has that name, with the take's label behind it; if that is taken, too, with a digest. The answer
+    is the same when the file is there already.
+    """
+    label = take_label(about)
+    plain = about.get("cache") is None and _is_uniform(_timesteps(about))
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+    names = [stem] if plain else []
+    for name in (*names, f"{stem}-{label}", f"{stem}-{label}-{digest}"):
+        path = folder / f"{name}{suffix}"
+        known = read_meta(path)
+        if known is None or all(known.get(key) == value for key, value in about.items()):
+            return path
+    return path
+
+
+def add_take(
+    folder: Path, settings: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
+) -> None:
+    """Put videos into the folder's manifest, beside those of other takes.
+
+    Args:
+        folder: of the videos.
+        settings: what decided them besides prompt and seed.
+        entries: one per video, in order: "file" (relative to the folder), "prompt", "seed", and
+            "denoising_seconds", "frames", "latents" where there are such.
+    """
+    names = {entry["file"] for entry in entries}
+    lock = folder / STATE_FOLDER / "manifest.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock, mode=FILE_MODE):
+        takes: list[dict[str, Any]] = []
+        with suppress(FileError):  # a damaged list is made anew
+            takes = _raw_takes(read_json(folder / MANIFEST, "manifest"))
+        mine: dict[str, Any] = {**settings, "videos": [*entries]}
+        kept = []
+        for take in takes:
+            others = [
+                entry
+                for entry in take["videos"]
+                if isinstance(entry, dict)
+                and entry.get("file") not in names
+                and file_inside(folder, entry.get("file")) is not None
+            ]
+            if {k: v for k, v in take.items() if k != "videos"} == dict(settings):
+                mine["videos"] = [*others, *entries]
+                kept.append(mine)
+            elif others:
+                kept.append({**take, "videos": others})
+        if not any(take is mine for take in kept):
+            kept.append(mine)
+        write_json(folder / MANIFEST, {"takes": kept})
+
+
+def _raw_takes(manifest: Any) -> list[dict[str, Any]]:
+    """The takes of a manifest's JSON; one of an earlier version holds one."""
+    takes = manifest.get("takes", [manifest]) if isinstance(manifest, dict) else None
+    if not isinstance(takes, list) or not all(
+        isinstance(take, dict) and isinstance(take.get("videos"), list) for take in takes
+    ):
+        raise FileError("names no videos; was it written by osp-opt?")
+    return takes
+
+
+def _listed(folder: Path, manifest: Any) -> list[Take]:
+    """The takes of a manifest, whose files have to lie inside its folder."""
+    place = folder / MANIFEST
+    try:
+        takes = _raw_takes(manifest)
+    except FileError as error:
+        raise FileError(f"manifest {place}: {error}") from error
+    return [
+        Take(
+            folder,
+            tuple(_entry(folder, place, number, entry) for number, entry in enumerate(videos)),
+            {name: value for name, value in take.items() if name != "videos"},
+        )
+        for take in takes
+        if (videos := take["videos"])
+    ]
+
+
+def _entry(folder: Path, place: Path, number: int, entry: Any) -> VideoFile:
+    file, prompt, seed = (
+        (entry.get(name) for name in ("file", "prompt", "seed"))
+        if isinstance(entry, dict)
+        else (None, None, None)
+    )
+    if not (isinstance(file, str) and isinstance(prompt, str) and isinstance(seed, int)):
+        raise FileError(f"manifest {place}: entry {number} lacks file, prompt or seed")
+    path = file_inside(folder, file)
+    if path is None:
+        raise FileError(
+            f"manifest {place}: entry {number} is {file!r:.80}: missing or outside the folder; "
+            "sample it again"
+        )
+    seconds = entry.get("denoising_seconds")
+    timed = isinstance(seconds, (int, float)) and seconds > 0
+    return VideoFile(
+        path,
+        prompt,
+        seed,
+        float(seconds) if timed else None,
+        file_inside(folder, entry.get("frames")),
+        file_inside(folder, entry.get("latents")),
+    )
+
+
+def _labelled(takes: Sequence[Take]) -> list[Take]:
+    """The takes with labels of their own."""
+    labels = [take_label(take.settings or {}) for take in takes]
+    numbers: dict[str, int] = {}
+    result = []
+    for take, label in zip(takes, labels, strict=True):
+        number = numbers[label] = numbers.get(label, 0) + 1
+        own = label if number == 1 else f"{label}-{number}"
+        result.append(replace(take, label=own))
+    return result
+
+
+def _found(folder: Path) -> tuple[VideoFile, ...]:
+    """The videos of a folder without a manifest, in the order in which people number them."""
+    if not folder.is_dir():
+        return ()
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in VIDEO_SUFFIXES + IMAGE_SUFFIXES
+        and path.is_file()
+        and path.stem != OVERVIEW
+        and not path.name.endswith(RAW_FRAMES)
+        and not path.name.startswith(".")
+    ]
+    overview = _overview(files)
+    return tuple(VideoFile(path) for path in sorted(files, key=_natural) if path not in overview)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A sort key by which ``video_2`` comes before ``video_10``."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _overview(files: Sequence[Path]) -> set[Path]:
+    """Files that show all the others side by side, as the reference tool adds one: by their size.
+
+    All other files have one size, and tiles of that size, with seams, make the overview's.
+    """
+    if len(files) <= OVERVIEW_TILES:
+        return set()
+    likely = sorted(files, key=lambda path: path.stat().st_size)[-PROBED:]
+    sizes = {}
+    for path in likely:
+        with suppress(FileError):  # whoever reads it will say so
+            sizes[path] = frame_size(path)
+    found = list(sizes.values())
+    common = max(set(found), key=found.count, default=None)
+    odd = [path for path, size in sizes.items() if size != common]
+    if common is None or found.count(common) < max(len(found) - 2, 2):
+        return set()
+    return {path for path in odd if _made_of_tiles(sizes[path], common, len(files) - len(odd))}
+
+
+def _made_of_tiles(size: tuple[int, int], tile: tuple[int, int], count: int) -> bool:
+    """Whether a picture of `size` (width, height) is rows of `count` tiles with seams."""
+    columns, rows = (whole // part for whole, part in zip(size, tile, strict=True))
+    seams = [
+        whole - number * part
+        for whole, part, number in zip(size, tile, (columns, rows), strict=True)
+    ]
+    fits = all(0 <= seam <= SEAM * (n + 1) for seam, n in zip(seams, (columns, rows), strict=True))
+    return fits and columns * rows > 1 and columns * rows >= count
+
+
+def _timesteps(settings: Mapping[str, Any]) -> list[float]:
+    setting = settings.get("setting")
+    timesteps = setting.get("timesteps") if isinstance(setting, dict) else None
+    if not isinstance(timesteps, list):
+        return []
+    return [float(t) for t in timesteps if isinstance(t, (int, float))]
+
+
+def _is_uniform(timesteps: Sequence[float]) -> bool:
+    if not timesteps:
+        return True
+    even = TimestepSchedule.uniform(len(timesteps)).timesteps
+    return max(abs(a - b) for a, b in zip(timesteps, even, strict=True)) <= SAME_TIMESTEP
+
+
+def _names(takes: Sequence[Take]) -> str:
+    names = ", ".join(str(take.address) for take in takes[:8])
+    return f"; give one of {names}" if takes else ""
