@@ -161,9 +161,9 @@ class Lab:
             steps=self.size.steps,
             text_prompt=load_prompts("calibration")[: self.size.calibration],
         )
-        if not (options.run_dir / CALIBRATION_FILE).is_file():
+        if not (options.out_dir / CALIBRATION_FILE).is_file():
             self.run_job(options)
-        return options.run_dir
+        return options.out_dir
 
     @cached_property
     def calibration(self) -> Calibration:

@@ -57,9 +57,9 @@ def _schedules(lab: Lab, sampler: str) -> dict[tuple[int, str], TimestepSchedule
         sampler=sampler,
         text_prompt=load_prompts("calibration")[: lab.size.calibration],
     )
-    if not (options.run_dir / CALIBRATION_FILE).is_file():
+    if not (options.out_dir / CALIBRATION_FILE).is_file():
         lab.run_job(options)
-    table = StepTable(Calibration.load(options.run_dir / CALIBRATION_FILE), sampler)
+    table = StepTable(Calibration.load(options.out_dir / CALIBRATION_FILE), sampler)
     own = objectives_for(sampler, "video")[0]
     found: dict[tuple[int, str], TimestepSchedule] = {}
     for length in lab.size.lengths[-2:]:

@@ -15,14 +15,16 @@ from torch import Tensor
 from benchmarks.contest import Entrant, contest, summary
 from benchmarks.lab import Lab, column
 from benchmarks.reference_steps import StepSearch, network_evaluations
+from osp_opt.base.ledger import TrialLedger
+from osp_opt.calibration import Calibration
+from osp_opt.calibration.paths import latents_of, load_latents
 from osp_opt.model.vae.autoencoder import VAE_SCALE
-from osp_opt.options import SearchStepsOptions
+from osp_opt.options import CALIBRATION_FILE, SearchStepsOptions
 from osp_opt.quality.intervals import paired_difference
 from osp_opt.sampling.noise import keyed_normal
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 from osp_opt.sampling.steps import vp_scale
 from osp_opt.search.steps.candidates import StepTable, objectives_for
-from osp_opt.search.steps.paths import load_latents
 from osp_opt.tiny.prompts import load_prompts
 
 __all__ = ["AYS", "REFERENCE", "TOOL", "UNIFORM", "run", "searched"]
@@ -146,15 +148,13 @@ def _raced_evaluations(options: SearchStepsOptions, length: int) -> int:
     """
     made = 0
     prompts: set[str] = set()
-    for line in (options.run_dir / "trials.jsonl").read_text().splitlines():
-        kind, _, reference, schedule, _, *prompt = json.loads(line)["key"].split(" ")
-        steps = int(schedule.split("-")[0])
-        if steps != length:
+    full = int(json.loads((options.run_dir / "curve.json").read_text())["reference_steps"])
+    for key, _ in TrialLedger(options.run_dir / "trials.jsonl").records():
+        if key["steps"] != length:
             continue
-        full = int(reference.split("-")[0])
-        made += 2 * (steps + full) if kind == "timing" else steps
-        if " ".join(prompt) not in prompts and kind != "timing":
-            prompts.add(" ".join(prompt))
+        made += 2 * (length + full) if key["what"] == "timing" else length
+        if key["prompt"] not in prompts and key["what"] != "timing":
+            prompts.add(key["prompt"])
             made += full
     return made
 
@@ -191,9 +191,9 @@ class _Unconditional:
 
     def _encoded(self, lab: Lab, number: int) -> Tensor:
         """Latents [1 c t h w] of a calibration video."""
-        manifest = json.loads((lab.calibration_folder / "manifest.json").read_text())
-        entry = manifest["videos"][number]
-        frames = self._maker.decode(load_latents(lab.calibration_folder / entry["latents"])[None])
+        calibration = Calibration.load(lab.calibration_folder / CALIBRATION_FILE)
+        _, latents = latents_of(calibration, lab.calibration_folder)[number]
+        frames = self._maker.decode(load_latents(latents)[None])
         video = torch.from_numpy(frames[..., ::-1].copy()).float() / 255.0
         vae = self._maker.pipeline.vae
         with torch.no_grad():

@@ -79,10 +79,11 @@ def test_other_subcommands_are_suggested(capsys: pytest.CaptureFixture[str]) -> 
     assert "osp-opt search-steps" in line
 
 
-def test_a_search_without_calibration_says_what_to_run(
+def test_a_search_with_a_calibration_that_is_not_there_says_what_to_run(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    line = refusal(capsys, "search-cache", "--workdir", str(tmp_path / "w"))
+    places = ("--workdir", str(tmp_path / "w"), "--calibration", str(tmp_path / "c"))
+    line = refusal(capsys, "search-cache", *places)
     assert "osp-opt calibrate" in line
     assert not (tmp_path / "w").exists(), "a refused command left something behind"
 

@@ -23,15 +23,15 @@ from osp_opt.base.ledger import TrialLedger
 from osp_opt.base.video import read_image, read_video, write_image, write_video
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
+from osp_opt.calibration.paths import load_latents
 from osp_opt.cli.flags import resolve
-from osp_opt.evaluate.pairs import VideoSet
 from osp_opt.generate.load import ModelDefaults
+from osp_opt.generate.manifest import read_takes
 from osp_opt.generate.provenance import Setting
 from osp_opt.model.weights import read_state_dict
 from osp_opt.options import SampleOptions
 from osp_opt.run.folder import load_run, open_run
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.steps.paths import load_latents
 
 SETTING = Setting("f" * 64, 3, (999.0, 500.0, 0.0), 5, 16, 16, "EulerDiscrete", 2.0, "float32")
 PLAN = CachePolicy.explicit({1: [(0, 2)], 2: [(0, 2), (3, 4)], 4: [(0, 2)]}, 6, order=1)
@@ -76,7 +76,7 @@ TARGETS = {
         Target("dit_cache_config.json", CachePolicy.from_file, 90),
         Target("plan.json", CachePolicy.from_file, 90),
         Target("config.yaml", _read_config, 110),
-        Target("manifest.json", lambda path: VideoSet.open(path.parent, "--reference"), 90),
+        Target("manifest.json", lambda path: read_takes(path.parent), 90),
         Target("trials.jsonl", TrialLedger, 90),
         Target("options.json", load_run, 90),
         Target("s.txt.meta.json", _read_sidecar, 90),

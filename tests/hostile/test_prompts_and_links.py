@@ -11,7 +11,7 @@ from osp_opt.base.artifacts import file_inside
 from osp_opt.base.errors import FileError, OptionError
 from osp_opt.base.ledger import TrialLedger
 from osp_opt.cli.flags import resolve
-from osp_opt.evaluate.pairs import VideoSet
+from osp_opt.generate.manifest import read_takes
 from osp_opt.generate.prompts import given_prompts
 from osp_opt.model.text.encoder import load_tokenizer, preprocess_prompt, tokenize
 from osp_opt.options import SampleOptions
@@ -67,7 +67,7 @@ def test_a_list_of_files_cannot_lead_out_of_its_folder(tmp_path: Path, name: obj
     entry = {"file": name, "prompt": "a ball", "seed": 1}
     (folder / "manifest.json").write_text(json.dumps({"videos": [entry]}))
     with pytest.raises(FileError, match="entry 0"):
-        VideoSet.open(folder, "--reference")
+        read_takes(folder)
 
 
 def test_a_ledger_does_not_write_through_a_link(tmp_path: Path) -> None:

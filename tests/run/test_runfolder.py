@@ -3,48 +3,99 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from osp_opt.base.errors import CheckpointError, FileError, OptionError, ScheduleError
+from osp_opt.base.errors import (
+    CalibrationError,
+    CheckpointError,
+    FileError,
+    OptionError,
+    ScheduleError,
+)
+from osp_opt.base.ledger import TrialLedger
 from osp_opt.generate.prompts import given_prompts, read_prompt_file
-from osp_opt.options import OPTIONS_FILE, SampleOptions, SearchCacheOptions
+from osp_opt.options import OPTIONS_FILE, SampleOptions, SearchCacheOptions, SearchStepsOptions
 from osp_opt.run.checks import check_before_launch, with_predecessors
-from osp_opt.run.folder import load_run, open_run
+from osp_opt.run.folder import Run, load_run, open_run
 
 
 def options(workdir: Path, **values: object) -> SampleOptions:
     return SampleOptions.model_validate({"workdir": workdir, **values})
 
 
-def test_same_options_resume_and_others_are_refused(tmp_path: Path) -> None:
+def search(workdir: Path, **values: object) -> SearchStepsOptions:
+    return SearchStepsOptions.model_validate({"workdir": workdir, "videos_path": workdir, **values})
+
+
+def measure(run: Run, count: int) -> None:
+    """What a search does first."""
+    ledger = TrialLedger(run.folder / "trials.jsonl")
+    for number in range(count):
+        ledger.add({"number": number, "total": count}, {"mse": 1.0})
+
+
+def test_videos_of_other_options_join_a_folder(tmp_path: Path) -> None:
+    """State has its own place; --overwrite keeps what was there beside."""
     with open_run(options(tmp_path, steps=20)) as run:
-        (run.folder / "video.mp4").write_text("precious")
-    with open_run(options(tmp_path, steps=20, nproc_per_node=4, debug=True)) as again:
-        assert (again.folder / "video.mp4").exists()
+        (tmp_path / "samples" / "video.mp4").write_text("precious")
+    assert run.folder == tmp_path / "samples" / ".osp-opt" / "sample"
+    with open_run(options(tmp_path, steps=30)):
+        assert (tmp_path / "samples" / "video.mp4").exists()
+    with open_run(options(tmp_path, steps=40, overwrite=True)) as fresh:
+        assert fresh.folder == run.folder
+        assert not (tmp_path / "samples" / "video.mp4").exists()
+    assert (tmp_path / "samples.old-1" / "video.mp4").read_text() == "precious"
+
+
+def test_an_unfinished_search_is_not_gone_on_with_by_other_options(tmp_path: Path) -> None:
+    with open_run(search(tmp_path, steps=50)) as run:
+        measure(run, 3)
     with (
-        pytest.raises(OptionError, match=r"made with steps 20, not 30.*--overwrite"),
-        open_run(options(tmp_path, steps=30)),
+        pytest.raises(OptionError, match=r"had steps \[50\], not \[25\].*--workdir"),
+        open_run(search(tmp_path, steps=25)),
     ):
         pass
-    with open_run(options(tmp_path, steps=30, overwrite=True)) as fresh:
-        assert fresh.folder == tmp_path / "samples"
-        assert not (fresh.folder / "video.mp4").exists()
-    assert (tmp_path / "samples.old-1" / "video.mp4").read_text() == "precious"
+    with open_run(search(tmp_path, steps=50, debug=True)) as again:
+        again.finish()
+    with open_run(search(tmp_path, steps=25)):
+        pass  # begun, and nothing measured
+    with open_run(search(tmp_path, steps=33)) as third:
+        measure(third, 5)
+    with pytest.raises(OptionError, match="--overwrite"), open_run(search(tmp_path, steps=25)):
+        pass
+    with open_run(search(tmp_path, steps=25, overwrite=True)) as fresh:
+        assert not (fresh.folder / "trials.jsonl").exists()
+    assert (tmp_path / "search-steps.old-1" / "trials.jsonl").exists()
 
 
 def test_an_input_file_counts_by_content(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red ball")
-    given = options(tmp_path, prompt_file=prompts)
-    with open_run(given):
-        pass
+    given = search(tmp_path, prompt_file=prompts)
+    with open_run(given) as run:
+        measure(run, 1)
     prompts.write_text("a blue ball")
     with pytest.raises(OptionError, match="other prompt_file contents"), open_run(given):
         pass
+
+
+def test_a_refused_run_leaves_nothing(tmp_path: Path) -> None:
+    with open_run(options(tmp_path / "w", steps=20)) as run:
+        (run.folder / "logs").mkdir()
+        (run.folder / "logs" / "rank0.log").write_text("refused")
+        run.forget()
+    assert list(tmp_path.iterdir()) == []
+    with open_run(options(tmp_path / "w", steps=30)) as kept:
+        (tmp_path / "w" / "samples" / "video.mp4").write_text("precious")
+    with open_run(options(tmp_path / "w", steps=20)) as run:
+        run.forget()
+    assert load_run(kept.folder / OPTIONS_FILE).options == options(tmp_path / "w", steps=30)
+    assert (tmp_path / "w" / "samples" / "video.mp4").exists()
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -60,8 +111,8 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
-    with open_run(options(tmp_path)) as run:
-        videos = run.folder / "videos"
+    with open_run(options(tmp_path)):
+        videos = tmp_path / "samples" / "videos"
         videos.mkdir()
         (videos / ".v.0123abcd.part.mp4").write_text("half")
         (videos / ".hidden.mp4").write_text("the user's")
@@ -71,8 +122,8 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
 
 def test_machines_of_one_job_share_a_folder(tmp_path: Path) -> None:
     """What one of them is writing is not another's leftover; --overwrite moves one folder once."""
-    with open_run(options(tmp_path, steps=20)) as run:
-        (run.folder / "old.mp4").write_text("old")
+    with open_run(options(tmp_path, steps=20)):
+        (tmp_path / "samples" / "old.mp4").write_text("old")
     several = {"steps": 30, "nnodes": 2, "master_addr": "10.0.0.1", "overwrite": True}
     with open_run(options(tmp_path, **several)) as first:
         (first.folder / ".v.0123abcd.part.mp4").write_text("being written")
@@ -105,14 +156,14 @@ def test_the_worker_reads_what_was_written(tmp_path: Path) -> None:
     assert loaded.folder == run.folder
 
 
-def test_a_damaged_options_file_is_not_resumed(tmp_path: Path) -> None:
+def test_a_damaged_options_file_claims_nothing(tmp_path: Path) -> None:
     with open_run(options(tmp_path)) as run:
         pass
     (run.folder / OPTIONS_FILE).write_text("{")
-    with pytest.raises(OptionError, match="cannot be read"), open_run(options(tmp_path)):
-        pass
     with pytest.raises(FileError):
         load_run(run.folder / OPTIONS_FILE)
+    with open_run(options(tmp_path)) as again:
+        assert load_run(again.folder / OPTIONS_FILE).options == options(tmp_path)
 
 
 def test_prompts_from_files(tmp_path: Path) -> None:
@@ -152,10 +203,25 @@ def test_another_model_class_is_refused(tmp_path: Path) -> None:
         check_before_launch(options(tmp_path / "w", model_path=str(tmp_path)))
 
 
-def test_calibration_may_lie_elsewhere(tmp_path: Path) -> None:
-    (tmp_path / "calibration.safetensors").write_bytes(b"")
-    given = SearchCacheOptions(workdir=tmp_path / "w", calibration=tmp_path)
+def test_calibration_is_found_where_it_was_put(tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "calibration.safetensors").write_bytes(b"")
+    given = SearchCacheOptions(workdir=tmp_path / "w", calibration=folder)
     assert check_before_launch(given) == []
+    missing = SearchCacheOptions(workdir=tmp_path / "w", calibration=tmp_path / "no")
+    with pytest.raises(CalibrationError, match=r"--calibration .*no: holds no calibration"):
+        check_before_launch(missing)
+    open_to_find = SearchCacheOptions(workdir=tmp_path / "w")
+    (note,) = check_before_launch(open_to_find)
+    assert "8 videos of 100 steps" in note, "what making one costs"
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "calibration.json").write_text(json.dumps({"folder": str(folder)}))
+    found, notes = with_predecessors(open_to_find)
+    assert isinstance(found, SearchCacheOptions)
+    assert found.calibration == folder
+    assert str(folder) in notes[0]
+    assert check_before_launch(found) == []
 
 
 def test_search_cache_is_for_the_schedule_found_before(tmp_path: Path, golden: Path) -> None:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from osp_opt.base.errors import FileError
 
-__all__ = ["TrialLedger"]
+__all__ = ["Key", "TrialLedger", "key_text"]
+
+Key: TypeAlias = str | Mapping[str, Any]
+"""What was measured: a name, or fields (JSON values), which a report can read back."""
 
 _MAX_BYTES = 1 << 28
 _MODE = 0o640
+
+
+def key_text(key: Key) -> str:
+    """A key as one text; equal fields give equal texts."""
+    return key if isinstance(key, str) else json.dumps(key, sort_keys=True)
 
 
 class TrialLedger:
@@ -30,21 +39,28 @@ class TrialLedger:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._trials: dict[str, dict[str, Any]] = {}
+        self._trials: dict[str, tuple[Key, dict[str, Any]]] = {}
         self._whole = self._read()
 
     def __len__(self) -> int:
         return len(self._trials)
 
-    def keys(self) -> list[str]:
+    def keys(self) -> list[Key]:
         """The keys of all finished measurements, oldest first."""
-        return list(self._trials)
+        return [key for key, _ in self._trials.values()]
 
-    def get(self, key: str) -> dict[str, Any] | None:
+    def records(self) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+        """Fields and values of the measurements whose keys have fields, oldest first."""
+        for key, values in self._trials.values():
+            if not isinstance(key, str):
+                yield key, values
+
+    def get(self, key: Key) -> dict[str, Any] | None:
         """The values recorded under `key`, or None."""
-        return self._trials.get(key)
+        found = self._trials.get(key_text(key))
+        return None if found is None else found[1]
 
-    def add(self, key: str, values: dict[str, Any]) -> None:
+    def add(self, key: Key, values: dict[str, Any]) -> None:
         """Record `values` (JSON, finite numbers) under `key`, durably."""
         line = json.dumps({"key": key, "values": values}, allow_nan=False) + "\n"
         try:
@@ -60,7 +76,7 @@ class TrialLedger:
         except OSError as error:
             raise FileError(f"{self.path}: cannot be written ({error.strerror})") from error
         self._whole += len(line.encode())
-        self._trials[key] = values
+        self._trials[key_text(key)] = key, values
 
     def _read(self) -> int:
         """Load the whole lines; the offset behind the last of them."""
@@ -77,7 +93,8 @@ class TrialLedger:
         for number, line in enumerate(lines, start=1):
             try:
                 trial = json.loads(line, parse_constant=_refuse)
-                self._trials[str(trial["key"])] = dict(trial["values"])
+                key = trial["key"] if isinstance(trial["key"], dict) else str(trial["key"])
+                self._trials[key_text(key)] = key, dict(trial["values"])
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 if number == len(lines) and not _torn:
                     break  # a torn line that happened to end in a newline

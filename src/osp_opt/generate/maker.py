@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -202,6 +204,21 @@ class VideoMaker:
                     *self._encoded(text), *self._encoded(self.negative_prompt)
                 )
         return self._embeddings[prompt]
+
+    def digest(self, schedule: TimestepSchedule) -> str:
+        """Names everything that decides what is measured here, for ledgers: a folder may outlive
+        the weights it was made with, and hold what other options and devices made.
+        """
+        options = self.options
+        about = {
+            **self.how(schedule),
+            "device": self.device.name,
+            "attention": self.device.attention,
+            "compile": options.compile,
+            "tiling": [options.enable_tiling, options.tile_overlap_factor, options.save_memory],
+        }
+        text = json.dumps(about, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def prefetch_prompts(self, prompts: Iterable[str], *, last: bool = True) -> None:
         """Encode the prompts that will be asked for; `last` says that no others will be.

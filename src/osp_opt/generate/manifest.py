@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from osp_opt.base.artifacts import FILE_MODE, file_inside, read_json, read_meta, write_json
-from osp_opt.base.errors import FileError
+from osp_opt.base.errors import FileError, ScheduleError
 from osp_opt.base.video import IMAGE_SUFFIXES, frame_size
 from osp_opt.options import STATE_FOLDER
 from osp_opt.sampling.schedule import TimestepSchedule
@@ -43,7 +43,6 @@ OVERVIEW = "grid"  # of our own; other tools' overviews are known by their size
 OVERVIEW_TILES = 3  # at fewer videos an overview is hardly larger than they are
 SEAM = 16  # pixels at most between the tiles of an overview, and around it
 PROBED = 64  # files whose size is looked at; of more, the largest: an overview is one of them
-SAME_TIMESTEP = 1e-3  # what a schedule file's decimals may lose
 
 
 @dataclass(frozen=True)
@@ -364,10 +363,10 @@ def _timesteps(settings: Mapping[str, Any]) -> list[float]:
 
 
 def _is_uniform(timesteps: Sequence[float]) -> bool:
-    if not timesteps:
-        return True
-    even = TimestepSchedule.uniform(len(timesteps)).timesteps
-    return max(abs(a - b) for a, b in zip(timesteps, even, strict=True)) <= SAME_TIMESTEP
+    try:
+        return not timesteps or TimestepSchedule(tuple(timesteps)).is_uniform
+    except ScheduleError:
+        return False
 
 
 def _names(takes: Sequence[Take]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osp_opt.base.ledger import TrialLedger
+from osp_opt.base.ledger import Key, TrialLedger, key_text
 
 if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext
@@ -31,7 +31,7 @@ class Measurements:
 
     def of(
         self,
-        keys: Sequence[str],
+        keys: Sequence[Key],
         measure: Callable[[int], Values],
         what: str,
         prepare: Callable[[list[int]], None] | None = None,
@@ -41,10 +41,15 @@ class Measurements:
         A key that is asked for twice is measured once. `what` names the work for the progress
         bar ("" shows none); `prepare` is told, on every rank, what is about to be measured.
         """
-        held = {key: found for key in keys if (found := self._ledger.get(key)) is not None}
+        texts = [key_text(key) for key in keys]
+        held = {
+            text: found
+            for text, key in zip(texts, keys, strict=True)
+            if (found := self._ledger.get(key)) is not None
+        }
         known = self._parallel.broadcast_object(held)
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}
-        todo = [i for i, key in enumerate(keys) if key not in known and first[key] == i]
+        first = {text: i for i, text in reversed(list(enumerate(texts)))}
+        todo = [i for i, text in enumerate(texts) if text not in known and first[text] == i]
         if todo and prepare is not None:
             prepare(todo)
         if todo and what:
@@ -52,20 +57,20 @@ class Measurements:
                 self._run(keys, todo, measure, known, task.advance)
         else:
             self._run(keys, todo, measure, known, lambda _: None)
-        return [known[key] for key in keys]
+        return [known[text] for text in texts]
 
-    def recall(self, key: str) -> Values | None:
+    def recall(self, key: Key) -> Values | None:
         """What is known of `key`, from this run or one that was killed."""
         return self._parallel.broadcast_object(self._ledger.get(key))
 
-    def record(self, key: str, values: Values) -> None:
+    def record(self, key: Key, values: Values) -> None:
         """Keep what rank 0 found."""
         if self._parallel.is_main:
             self._ledger.add(key, values)
 
     def _run(
         self,
-        keys: Sequence[str],
+        keys: Sequence[Key],
         todo: list[int],
         measure: Callable[[int], Values],
         known: dict[str, Values],
@@ -76,6 +81,6 @@ class Measurements:
         for wave in (todo[k : k + size] for k in range(0, len(todo), size)):
             results = [measure(i) for i in self._parallel.share(wave)]
             for i, values in zip(wave, self._parallel.gather_shared(results), strict=True):
-                known[keys[i]] = values
+                known[key_text(keys[i])] = values
                 self.record(keys[i], values)
             advance(len(wave))

@@ -14,6 +14,7 @@ from typing import Any
 
 from osp_opt.base.artifacts import read_meta
 from osp_opt.base.errors import OptionError
+from osp_opt.sampling.schedule import SAME_TIMESTEP
 
 __all__ = ["Setting", "check_provenance"]
 
@@ -28,7 +29,6 @@ _WORDS = {
     "guidance_scale": "guidance scale",
     "dtype": "number format",
 }
-_SAME = 1e-3  # of a timestep: what a schedule file's decimals may lose
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _agree(recorded: Any, now: Any) -> bool:
             isinstance(recorded, list)
             and len(recorded) == len(now)
             and all(isinstance(t, (int, float)) for t in recorded)
-            and all(abs(a - b) <= _SAME for a, b in zip(recorded, now, strict=True))
+            and all(abs(a - b) <= SAME_TIMESTEP for a, b in zip(recorded, now, strict=True))
         )
     return bool(recorded == now)
 

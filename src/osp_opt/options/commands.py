@@ -169,12 +169,6 @@ class SearchStepsOptions(SearchOptions):
         panel="Job",
         off="unguided",
     )
-    polish: bool = option(
-        False,
-        "Polish the race's winner by coordinate descent on sampled videos, with half the budget; "
-        "kept where other prompts confirm it.",
-        panel="Job",
-    )
     budget: float = option(
         10,
         "Work spent on deciding among schedules.",

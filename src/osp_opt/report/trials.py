@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from osp_opt.base.ledger import TrialLedger
 from osp_opt.report.runs import Material
-from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.steps.trials import schedule_key
 
 __all__ = ["SpeedupCheck", "Trial", "pareto_front", "speedup_checks", "trials_of"]
 
@@ -25,7 +22,7 @@ class Trial:
     """A schedule or cache policy that was sampled.
 
     kind: "steps" or "cache". seconds: of denoising, median over videos. error: latent MSE to the
-    full-length or uncached video, geometric mean over videos. steps: of a schedule.
+    full-length or uncached video, geometric mean over videos. steps, is_uniform: of a schedule.
     """
 
     kind: str
@@ -34,11 +31,7 @@ class Trial:
     error: float
     videos: int
     steps: int | None = None
-
-    @property
-    def is_uniform(self) -> bool:
-        """Whether this is the evenly spaced schedule of its length."""
-        return self.steps is not None and self.key in _uniform_keys(self.steps)
+    is_uniform: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,23 +51,21 @@ def trials_of(found: Material) -> list[Trial]:
 
 
 def _of_ledger(ledger: TrialLedger) -> Iterable[Trial]:
-    """Keys are `error MODEL REFERENCE CANDIDATE SEED PROMPT`, as StepTrials and CacheTrials say."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    keys = ledger.keys()
-    for key in keys:
-        parts = key.split(" ", 5)
-        values = ledger.get(key)
-        if len(parts) == 6 and parts[0] == _ERROR and values and {"mse", "seconds"} <= set(values):
-            groups.setdefault(parts[3], []).append(values)
+    groups: dict[str, list[tuple[Mapping[str, Any], dict[str, Any]]]] = {}
+    for key, values in ledger.records():
+        candidate = key.get("schedule", key.get("policy"))
+        if key.get("what") == _ERROR and candidate and {"mse", "seconds"} <= set(values):
+            groups.setdefault(str(candidate), []).append((key, values))
     for candidate, rows in groups.items():
-        steps, is_schedule, _ = candidate.partition("-")
+        key = rows[0][0]
         yield Trial(
-            kind="steps" if is_schedule else "cache",
+            kind="steps" if "schedule" in key else "cache",
             key=candidate,
-            seconds=float(np.median([row["seconds"] for row in rows])),
-            error=float(np.exp(np.mean([np.log(max(row["mse"], _TINY)) for row in rows]))),
+            seconds=float(np.median([row["seconds"] for _, row in rows])),
+            error=float(np.exp(np.mean([np.log(max(row["mse"], _TINY)) for _, row in rows]))),
             videos=len(rows),
-            steps=int(steps) if is_schedule and steps.isdecimal() else None,
+            steps=key.get("steps"),
+            is_uniform=key.get("uniform") is True,
         )
 
 
@@ -103,12 +94,3 @@ def speedup_checks(found: Material) -> list[SpeedupCheck]:
         predicted = float(item.meta["predicted_speedup"])
         checks.append(SpeedupCheck(item.path.name, predicted, estimate, low, high))
     return checks
-
-
-def _uniform_keys(steps: int) -> tuple[str, str]:
-    even = TimestepSchedule.uniform(steps)
-    whole = tuple(float(round(t)) for t in even.timesteps)  # for samplers of whole timesteps
-    keys = [schedule_key(even)]
-    if all(a > b for a, b in pairwise(whole)):
-        keys.append(schedule_key(TimestepSchedule(whole)))
-    return keys[0], keys[-1]

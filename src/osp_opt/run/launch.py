@@ -28,6 +28,7 @@ from osp_opt.options import OPTIONS_FILE, JobOptions, LaunchOptions
 from osp_opt.run.checks import calibration_to_make, check_before_launch, with_predecessors
 from osp_opt.run.failures import Failure, Listener, explain
 from osp_opt.run.folder import LOG_FOLDER, open_run
+from osp_opt.system.host import share_cores
 
 LAUNCHER_LOG = "launcher.log"
 LIFELINE_VARIABLE = "OSP_OPT_LIFELINE"
@@ -128,6 +129,7 @@ def _environment(options: LaunchOptions) -> dict[str, str]:
     environment[LIFELINE_VARIABLE] = "1"
     threads = max(1, _usable_cores() // options.nproc_per_node)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
+    share_cores(environment)
     # `import torch` must not load a vendor's plug-in that cannot run here; device.py asks for it.
     environment.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     return environment

@@ -30,6 +30,7 @@ NUM_TRAIN_TIMESTEPS = 1000
 BETA_START = 1e-4  # beta of t = 0 (linear, dimensionless); default of diffusers' schedulers
 BETA_END = 0.02  # beta of t = 999
 MAX_TIMESTEP = float(NUM_TRAIN_TIMESTEPS - 1)
+SAME_TIMESTEP = 1e-3  # what the decimals of a schedule file may lose
 MAX_SCHEDULE_BYTES = 1 << 20
 
 
@@ -110,6 +111,14 @@ class TimestepSchedule:
         spaced = np.linspace(0, MAX_TIMESTEP, num_steps, dtype=np.float32)[::-1]
         timesteps = (MAX_TIMESTEP,) if num_steps == 1 else tuple(float(t) for t in spaced)
         return cls(timesteps, is_default=True)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether it is the evenly spaced schedule of its length, for some also in whole steps."""
+        even = TimestepSchedule.uniform(len(self.timesteps)).timesteps
+        pairs = list(zip(self.timesteps, even, strict=True))
+        whole = all(t == round(even_t) for t, even_t in pairs)
+        return whole or all(abs(t - even_t) <= SAME_TIMESTEP for t, even_t in pairs)
 
     @classmethod
     def from_file(cls, path: str | Path) -> TimestepSchedule:

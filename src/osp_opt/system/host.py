@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import sys
+from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def reset_process_peak() -> None:
     """Start a new measurement of the most memory held, where the kernel offers that (Linux)."""
     with suppress(OSError):
         _RESET.write_text(_RESET_PEAK)
+
+
+def share_cores(environment: MutableMapping[str, str]) -> None:
+    """Let OpenMP's threads sleep while they wait; to be called before torch is loaded.
+
+    By default they spin, which on a machine that does anything else makes a step many times slower,
+    and measured speed-ups wrong (docs/speed.md). The user's own setting wins.
+    """
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _high_water_mark() -> int | None:

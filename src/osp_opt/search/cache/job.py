@@ -222,7 +222,9 @@ class _Search:
 
         A speed-up below `least` is not believed before it was timed twice.
         """
-        key = f"verified in pairs {policy_key(chosen.policy)} on {len(self.fresh_requests)}"
+        judged_by = [[request.prompt, request.seed] for request in self.fresh_requests]
+        policy = policy_key(chosen.policy)
+        key = {"what": "verified in pairs", "policy": policy, "on": judged_by}
         values = self.trials.recall(key)
         if values is None:
             timed = self.fresh_requests[:TIMED_VIDEOS]

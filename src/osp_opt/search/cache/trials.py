@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from osp_opt.base.ledger import key_text
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.generate.measurements import Measurements
@@ -23,7 +24,6 @@ from osp_opt.quality.metrics import mse
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import BlockTimer, BlockTimes
 from osp_opt.search.cache.paired_steps import PairedTimer
-from osp_opt.search.steps.trials import schedule_key
 
 if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext
@@ -73,10 +73,10 @@ class CacheTrials:
         self._parallel = context.parallel
         self._progress = context.progress
         self._measured = Measurements(context.run_dir / "trials.jsonl", context)
-        # A folder may outlive the weights it was made with.
-        self._prefix = f"{maker.loaded.fingerprint[:12]} {schedule_key(schedule)}"
+        self._of = maker.digest(schedule)
+        self._clock = {"of": self._of, "layout": str(context.parallel.layout)}
         self._plain = References(
-            LatentStore(context.run_dir / "baseline", self._prefix),
+            LatentStore(context.run_dir / "baseline", self._of),
             lambda request: self._sample(request, None).latents,
             context,
             "sampling without cache",
@@ -93,14 +93,14 @@ class CacheTrials:
 
         A search that is resumed uses those it began with: its candidates stay the same.
         """
-        known = self.recall("block times")
+        known = self.recall({"what": "block times"})
         self._spent["block times"] = (WARM_STEPS + TIMED_STEPS) / len(self._schedule)
         if known is None:
             timer = BlockTimer(self._maker.device.synchronize)
             self._maker.denoise(request, self._first(WARM_STEPS), timer)
             self._maker.denoise(request, self._first(TIMED_STEPS), timer)
             known = self._parallel.broadcast_object(timer.result().as_json())
-            self.record("block times", known)
+            self.record({"what": "block times"}, known)
         return BlockTimes(tuple(known["blocks"]), known["rest"], known["add"])
 
     def baseline(self, requests: Sequence[Request]) -> None:
@@ -111,10 +111,17 @@ class CacheTrials:
     def errors(self, policies: Sequence[CachePolicy], requests: Sequence[Request]) -> list[float]:
         """Latent MSE of policies[i] on requests[i], each against its uncached video."""
         keys = [
-            f"error {self._prefix} {policy_key(policy)} {request.seed} {request.prompt}"
+            {
+                "what": "error",
+                "of": self._of,
+                "policy": policy_key(policy),
+                "cache_dtype": self._options.cache_dtype,
+                "seed": request.seed,
+                "prompt": request.prompt,
+            }
             for policy, request in zip(policies, requests, strict=True)
         ]
-        self._spent |= {k: self._cost(p) for k, p in zip(keys, policies, strict=True)}
+        self._spent |= {key_text(k): self._cost(p) for k, p in zip(keys, policies, strict=True)}
 
         def measure(i: int) -> dict[str, Any]:
             made = self._sample(requests[i], policies[i])
@@ -168,13 +175,13 @@ class CacheTrials:
         """Add `pairs` timed pairs of `policy`, made now or by a run that was killed, to `spent`."""
         self._spent["pairs", policy_key(policy)] = pairs * (1.0 + self._cost(policy))
 
-    def recall(self, key: str) -> dict[str, Any] | None:
+    def recall(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """What `record` kept under `key`, in this run or one that was killed; on every rank."""
-        return self._measured.recall(f"{key} {self._prefix}")
+        return self._measured.recall({**key, **self._clock})
 
-    def record(self, key: str, values: dict[str, Any]) -> None:
+    def record(self, key: Mapping[str, Any], values: dict[str, Any]) -> None:
         """Keep a result of the search itself in the ledger."""
-        self._measured.record(f"{key} {self._prefix}", values)
+        self._measured.record({**key, **self._clock}, values)
 
     def _sample(self, request: Request, policy: CachePolicy | None) -> Any:
         cache = None

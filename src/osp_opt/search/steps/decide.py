@@ -1,9 +1,8 @@
-"""One length of a step search: candidates from the table, a race, polishing, verification."""
+"""One length of a step search: candidates from the table, a race, verification."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +17,6 @@ from osp_opt.search.race import affordable_prompts, race_schedules
 from osp_opt.search.steps.candidates import StepCandidate, StepTable, objectives_for
 from osp_opt.search.steps.objectives import StepObjective
 from osp_opt.search.steps.paths import descend_on_paths
-from osp_opt.search.steps.polish import Measure, polish_schedule
 from osp_opt.search.steps.sensitivity import fit_sensitivity
 from osp_opt.search.steps.trials import StepTrials
 from osp_opt.search.steps.verify import Verification, verify
@@ -27,8 +25,6 @@ from osp_opt.system.context import WorkerContext
 __all__ = ["Decision", "Search", "as_factor", "settle", "verifies"]
 
 FIRST_ROUND = 0.35  # of the race's budget: the rest compares the best few on more prompts
-POLISH_SHARE = 0.5  # of the budget, when polishing is wanted
-POLISH_PROMPTS = 3  # of the race's, on which a schedule is polished
 MIN_TO_FIT = 4  # schedules: fewer errors cannot tell the model's two parameters
 
 
@@ -43,7 +39,6 @@ class Decision:
     predicted: Interval
     race: list[dict[str, Any]] = field(default_factory=list)
     log_ratios: tuple[float, ...] = ()  # of the race's errors, candidate over uniform, per prompt
-    polish: dict[str, Any] | None = None
     verification: Verification | None = None
     written: StepCandidate | None = None  # in place of a candidate that was not shown to be better
 
@@ -147,14 +142,10 @@ def _decide_by_table(
     return Decision(best, uniform, gain.high < 0, reason, gain)
 
 
-def _race_budget(options: SearchStepsOptions) -> float:
-    return options.budget * (1.0 - POLISH_SHARE if options.polish else 1.0)
-
-
 def _room(search: Search, length: int) -> int:
     """Candidates that the first round of the race has room for; at least uniform and one more."""
     share = length / len(search.reference)
-    budget = FIRST_ROUND * _race_budget(search.options)
+    budget = FIRST_ROUND * search.options.budget
     return max(2, math.floor((budget - 1.0) / share))
 
 
@@ -187,7 +178,7 @@ def _decide_by_race(
     """Candidate 0 is uniform. What is shown is shown by the race's prompts alone, at 95 %: the
     prediction only guides which candidates go on.
     """
-    requests, budget = search.race_requests, _race_budget(search.options)
+    requests, budget = search.race_requests, search.options.budget
     prior = None
     if search.options.method == "dp":
         candidates, prior = _with_fitted(search, trials, candidates)
@@ -225,7 +216,7 @@ def _decide_by_race(
         }
         for c, candidate in enumerate(candidates)
     ]
-    decision = Decision(
+    return Decision(
         winner,
         candidates[0],
         result.winner == 0 or gain.high < 0,
@@ -233,69 +224,6 @@ def _decide_by_race(
         predicted,
         race,
         tuple(result.log_ratios(result.winner, 0)),
-    )
-    if search.options.polish:
-        raced = sorted(result.errors[result.winner])
-        return _polished(search, trials, decision, raced)
-    return decision
-
-
-def _polished(
-    search: Search, trials: StepTrials, decision: Decision, raced: Sequence[int]
-) -> Decision:
-    """The winner after coordinate descent on its errors on the first prompts that it raced on.
-
-    Kept if it is better on as many other prompts, too: those of the race, or further ones. That was
-    chosen, so it shows nothing: a polished uniform schedule counts as better only once fresh
-    prompts say so.
-    """
-    say, length = search.context.progress.say, len(decision.candidate.schedule)
-    n = min(POLISH_PROMPTS, len(raced))
-    further = [p for p in range(len(search.race_requests)) if p not in raced]
-    further = further[: max(2 * n - len(raced), 0)]
-    judging = [*raced[n:], *further]
-    if not judging:
-        say(f"{length} steps: not polished: no other prompts to judge it by")
-        return decision
-    start = decision.candidate
-    share = length / len(search.reference)
-    budget = POLISH_SHARE * search.options.budget
-    budget -= share * len(judging) + (1.0 + share) * len(further)
-    limit = max(math.floor(budget / (share * n)), 0)
-
-    def on(prompts: Sequence[int]) -> Measure:
-        requests = [search.race_requests[p] for p in prompts]
-
-        def measure(schedules: Sequence[TimestepSchedule]) -> list[list[float]]:
-            each = [schedule for schedule in schedules for _ in requests]
-            flat = trials.errors(each, requests * len(schedules))
-            starts = range(0, len(flat), len(requests))
-            return [flat[start : start + len(requests)] for start in starts]
-
-        return measure
-
-    whole = search.table.takes_whole_timesteps
-    found = polish_schedule(start.schedule, on(raced[:n]), limit, on(judging), whole=whole)
-    told = f"error {math.exp(np.mean(found.log_ratios)):.2f} of the winner's there"
-    if found.others:
-        told += f", {math.exp(np.mean(found.others)):.2f} on {len(found.others)} others"
-    say(f"{length} steps: polished with {found.tried} more schedules on {n} prompts, {told}")
-    about = {
-        "tried": found.tried,
-        "prompts": n,
-        "log_ratios": list(found.log_ratios),
-        "log_ratios_on_others": list(found.others),
-    }
-    if found.schedule == start.schedule:
-        return replace(decision, polish=about)
-    return replace(
-        decision,
-        candidate=StepCandidate(found.schedule, f"{start.origin}, polished"),
-        shown=decision.shown and start != decision.uniform,
-        predicted=search.table.advantage(
-            found.schedule, decision.uniform.schedule, search.objectives[0]
-        ),
-        polish=about,
     )
 
 

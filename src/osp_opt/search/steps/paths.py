@@ -70,10 +70,10 @@ def descend_on_paths(
     measurements = Measurements(context.run_dir / "evaluations.jsonl", context)
     iterations, seed = options.monte_carlo_iters, options.seed
     sampler = KlubSampler(paths, len(paths.paths), iterations, seed)
-    name = f"klub {paths.name} {iterations} samples seed {seed}"
+    about = {"what": "klub", "of": paths.name, "samples": iterations, "seed": seed}
 
     def cost_of(steps: list[Interval]) -> list[float]:
-        keys = [f"{name} {high:.6f} {low:.6f}" for high, low in steps]
+        keys = [{**about, "high": round(high, 6), "low": round(low, 6)} for high, low in steps]
         found = measurements.of(keys, lambda i: {"klub": sampler(*steps[i])}, "")
         return [float(values["klub"]) for values in found]
 

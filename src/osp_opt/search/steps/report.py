@@ -74,7 +74,6 @@ def _sidecar(search: Search, decision: Decision) -> dict[str, Any]:
                 "levels": len(calibration.timesteps),
             },
             "race": decision.race,
-            "polish": decision.polish,
             "verification": None if verification is None else verification.as_json(),
         },
     }

@@ -42,10 +42,10 @@ class StepTrials:
         self._maker = maker
         self._reference = reference
         self._measured = Measurements(context.run_dir / "trials.jsonl", context)
-        # A folder may outlive the weights it was made with.
-        self._prefix = f"{maker.loaded.fingerprint[:12]} {schedule_key(reference)}"
+        self._of = maker.digest(reference)
+        self._layout = str(context.parallel.layout)
         self._full = References(
-            LatentStore(context.run_dir / "baseline", self._prefix),
+            LatentStore(context.run_dir / "baseline", self._of),
             lambda request: maker.denoise(request, reference).latents,
             context,
             f"sampling {len(reference)} steps",
@@ -60,7 +60,7 @@ class StepTrials:
     ) -> list[float]:
         """Latent MSE of schedules[i] on requests[i], against the full-length video."""
         keys = [
-            f"error {self._prefix} {schedule_key(schedule)} {request.seed} {request.prompt}"
+            self._key("error", schedule, request)
             for schedule, request in zip(schedules, requests, strict=True)
         ]
 
@@ -84,10 +84,7 @@ class StepTrials:
         read, `right`, the share of attributes that are as asked, and `all_right`, 1 when all are.
         """
         pairs = [(schedule, request) for schedule in schedules for request in requests]
-        keys = [
-            f"frames {self._prefix} {schedule_key(schedule)} {request.seed} {request.prompt}"
-            for schedule, request in pairs
-        ]
+        keys = [self._key("frames", schedule, request) for schedule, request in pairs]
 
         def measure(i: int) -> dict[str, Any]:
             schedule, request = pairs[i]
@@ -116,7 +113,7 @@ class StepTrials:
         """Measured speed-up of denoising over the full length: both on `request`, in turns, because
         a machine's speed changes within minutes; the quicker of two runs each.
         """
-        key = f"timing {self._prefix} {schedule_key(schedule)} {request.seed} {request.prompt}"
+        key = {**self._key("timing", schedule, request), "layout": self._layout}
 
         def measure(_: int) -> dict[str, Any]:
             runs = [
@@ -130,6 +127,18 @@ class StepTrials:
 
         (values,) = self._measured.of([key], measure, "timing")
         return float(values["full"]) / float(values["own"])
+
+    def _key(self, what: str, schedule: TimestepSchedule, request: Request) -> dict[str, Any]:
+        """Of a measurement, for the ledger."""
+        return {
+            "what": what,
+            "of": self._of,
+            "schedule": schedule_key(schedule),
+            "steps": len(schedule),
+            "uniform": schedule.is_uniform,
+            "seed": request.seed,
+            "prompt": request.prompt,
+        }
 
     def _baseline_of(self, requests: Sequence[Request]) -> Callable[[list[int]], None]:
         return lambda todo: self.baseline([requests[i] for i in todo])

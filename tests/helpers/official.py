@@ -1,0 +1,92 @@
+"""A small checkpoint in the official layout, and the reference tool's five documented lines for it.
+
+The lines are those of msModelSlim's example for Open-Sora-Plan v1.2 in their order, `torchrun ...
+-m module` replaced by a subcommand; sizes are smaller, and paths are this checkpoint's.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+PROMPTS = ("a red ball", "a boat on a lake", "two dogs run", "a tree in the wind", "rain at night")
+STEPS, FEWER = 12, 6  # of the original, and of the searched schedule: 100 and 50 in the document
+
+LAUNCHER = "--nnodes=1 --nproc_per_node {processes} --master_port {port}"
+MODEL = """
+    --model_path {model}/29x480p --version 29x480p --num_frames 5 --height 16 --width 16
+    --cache_dir ../cache_dir --text_encoder_name {model}/mt5 --text_prompt {prompts}
+    --ae CausalVAEModel_D4_4x8x8 --ae_path {model}/vae
+"""
+SAMPLING = """
+    --fps 24 --guidance_scale 7.5 --enable_tiling --tile_overlap_factor 0.125 --save_memory
+    --max_sequence_length 16 --sample_method EulerAncestralDiscrete --model_type dit
+"""
+VIDEOS = f"--save_img_path {{videos}} --num_sampling_steps {STEPS}"
+LINES = {
+    "videos": f"{{first}} {VIDEOS}",
+    "steps": f"search-steps --num_sampling_steps {FEWER} --save_dir ./schedule "
+    "--videos_path {videos} --neighbour_type uniform --monte_carlo_iters 5",
+    "faster videos": f"sample {VIDEOS} --schedule_timestep ./schedule/searched_schedule.txt",
+    "cache": f"search-cache --num_sampling_steps {STEPS} --search_type dit_cache "
+    "--cache_ratio 1.3 --cache_save_path ./cache_config",
+    "cached videos": f"sample {VIDEOS} --dit_cache_config ./cache_config/dit_cache_config.json",
+}
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """The folders 29x480p, vae (with a .ckpt, as released) and mt5, with random weights."""
+    import torch
+
+    from osp_opt.model.transformer import OpenSoraT2V
+
+    text_config = json.loads((GOLDEN / "pipeline" / "text_encoder" / "config.json").read_text())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        OpenSoraT2V(
+            num_layers=4,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            cross_attention_dim=24,
+            caption_channels=text_config["d_model"],
+            sample_size_t=2,
+            sample_size=(2, 2),
+        ).save_pretrained(folder / "29x480p")
+    shutil.copytree(GOLDEN / "vae" / "d4_4x8x8", folder / "vae")
+    shutil.copytree(GOLDEN / "pipeline" / "text_encoder", folder / "mt5")
+    return folder
+
+
+def documented_line(
+    name: str,
+    *,
+    model: Path,
+    port: int,
+    first: str = "sample",
+    prompts: str = "prompts.txt",
+    videos: str = "./sample_video_test",
+    processes: int = 1,
+) -> list[str]:
+    """Arguments of `osp-opt` for one of LINES."""
+    command, _, own = LINES[name].format(first=first, videos=shlex.quote(videos)).partition(" ")
+    known = {"model": model, "prompts": prompts, "port": port, "processes": processes}
+    shared = " ".join((LAUNCHER, MODEL, SAMPLING)).format(**known)
+    return [command, *shlex.split(shared), *shlex.split(own)]
+
+
+def start(arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    """`osp-opt` as a process of its own in `folder`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "osp_opt", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
