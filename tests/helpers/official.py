@@ -11,8 +11,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from osp_opt.base.video import read_video
+from osp_opt.generate.manifest import Take, read_takes
+from osp_opt.sampling.schedule import TimestepSchedule
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROMPTS = ("a red ball", "a boat on a lake", "two dogs run", "a tree in the wind", "rain at night")
@@ -90,3 +97,75 @@ def start(arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+class Walk:
+    """A folder in which the lines are run."""
+
+    def __init__(self, folder: Path, model: Path, port: int, **variation: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+        self.folder = folder
+        self.known = {"model": model, "port": port, **variation}
+
+    def run(self, name: str) -> str:
+        """Run a line to its end; what it printed."""
+        process = start(documented_line(name, **self.known), self.folder)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, (name, out, err)
+        return out + err
+
+    def run_all(self) -> None:
+        for name in LINES:
+            self.run(name)
+
+    @property
+    def videos(self) -> Path:
+        return self.folder / self.known.get("videos", "sample_video_test")
+
+    def assert_promised(self) -> None:
+        """What the reference tool's documentation says that the lines leave."""
+        schedule = json.loads((self.folder / "schedule" / "searched_schedule.txt").read_text())
+        assert (len(schedule), schedule[0], schedule[-1]) == (FEWER, 0.0, 0.999)
+        assert schedule == sorted(schedule)
+        cache = json.loads((self.folder / "cache_config" / "dit_cache_config.json").read_text())
+        fields = (
+            "cache_block_start",
+            "cache_num_blocks",
+            "cache_step_start",
+            "cache_step_interval",
+        )
+        assert sorted(cache) == sorted(fields)
+        assert all(type(value) is int for value in cache.values())
+        takes = read_takes(self.videos)
+        assert [[video.prompt for video in take.videos] for take in takes] == [list(PROMPTS)] * 3
+        assert len({video.path for take in takes for video in take.videos}) == 3 * len(PROMPTS)
+        plain, searched, cached = _by_kind(takes)
+        assert (len(plain.timesteps), len(searched.timesteps)) == (STEPS, FEWER)
+        found = TimestepSchedule(tuple(1000 * value for value in reversed(schedule)))
+        assert searched.timesteps == pytest.approx(list(found.timesteps), abs=1e-3)
+        assert cached.settings is not None
+        assert cached.settings["cache"] == cache
+        for take in takes:
+            for video in take.videos:
+                assert read_video(video.path).shape == (5, 16, 16, 3)
+
+    def files(self) -> dict[str, tuple[int, bytes]]:
+        """Time and content of every video and result of a self."""
+        found = {}
+        for path in sorted(self.folder.rglob("*")):
+            if (
+                path.suffix in (".mp4", ".txt", ".safetensors")
+                or path.name == "dit_cache_config.json"
+            ):
+                name = path.relative_to(self.folder).as_posix()
+                found[name] = path.stat().st_mtime_ns, path.read_bytes()
+        return found
+
+
+def _by_kind(takes: Iterable[Take]) -> tuple[Take, Take, Take]:
+    """Uncached full length, fewer steps, cached."""
+    cached = [take for take in takes if (take.settings or {}).get("cache")]
+    fewer = [take for take in takes if len(take.timesteps) == FEWER]
+    plain = [take for take in takes if take not in (*cached, *fewer)]
+    return plain[0], fewer[0], cached[0]

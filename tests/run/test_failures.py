@@ -8,16 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from osp_opt.run.failures import Failure, Listener, explain
+from osp_opt.run.failures import Failure, Listener, explain, tell
 
 LOG = Path("run/logs/launcher.log")
-TABLE = """
-Root Cause (first observed failure):
-[0]:
-  time      : 2026-01-01_00:00:00
-  rank      : {rank} (local_rank: {rank})
-  exitcode  : {code} (pid: 77)
-"""
 
 
 def waited(rank: int, time: float = 1.0) -> Failure:
@@ -33,11 +26,16 @@ def test_failures_travel_through_a_pipe_between_other_lines() -> None:
     sent[0].send(writing)
     os.write(writing, b"another\n")
     sent[1].send(writing)
-    os.write(writing, b"osp-opt-failure {cut")
+    tell(writing, "started", rank=1)
+    tell(writing, "finished", rank=1)
+    tell(writing, "death", rank=2, code=-9)
+    os.write(writing, b"osp-opt-tells {cut")
     os.close(writing)
     listener.close(60)
     assert listener.failures == sent
-    assert log.getvalue() == b"W0101 some warning\nanother\nosp-opt-failure {cut"
+    assert (listener.started, listener.finished) == ({1}, {1})
+    assert (listener.deaths, listener.unmet) == ({2: -9}, False)
+    assert log.getvalue() == b"W0101 some warning\nanother\nosp-opt-tells {cut"
 
 
 @pytest.mark.parametrize("letter", ["x", "\u7403"])
@@ -63,28 +61,25 @@ def test_without_a_listener_nothing_happens() -> None:
 
 def test_the_first_error_of_a_rank_s_own_is_the_cause() -> None:
     own = [Failure(2, 5.0, "rank 2: later", 1), Failure(1, 4.0, "rank 1: the cause", 2)]
-    log = TABLE.format(rank=0, code=1)
-    assert explain([waited(0), *own], log, 3, LOG) == ("rank 1: the cause", 2)
+    assert explain([waited(0), *own], {0: 1}, 3, LOG) == ("rank 1: the cause", 2)
 
 
 def test_a_killed_rank_comes_before_those_that_waited_for_it() -> None:
-    message, code = explain([waited(0)], TABLE.format(rank=1, code=-9), 2, LOG)
+    message, code = explain([waited(0)], {0: 1, 1: -9}, 2, LOG)
     assert code == 137
     assert message.startswith("the worker of rank 1 died: killed by SIGKILL (out of memory?)")
     assert "rank1.log" in message
 
 
 def test_ranks_that_say_nothing_are_named() -> None:
-    log = TABLE.format(rank=0, code=1)
-    message, code = explain([waited(0), waited(2)], log, 4, LOG)
+    message, code = explain([waited(0), waited(2)], {0: 1}, 4, LOG)
     assert code == 1
     assert message.startswith("ranks 1, 3: no sign of life; rank 0: barrier failed")
     assert message.endswith("see run/logs/rank1.log")
     # torch.distributed.run ends the silent ones itself, which is no cause.
-    ended = TABLE.format(rank=1, code=-15)
-    assert explain([waited(0)], ended, 2, LOG)[0].startswith("rank 1: no sign of life")
+    assert explain([waited(0)], {1: -15}, 2, LOG)[0].startswith("rank 1: no sign of life")
 
 
 def test_workers_that_never_started() -> None:
-    message, code = explain([], "ModuleNotFoundError: torch", 1, LOG)
+    message, code = explain([], {}, 1, LOG)
     assert (code, message) == (1, "the workers could not be started; see run/logs/launcher.log")

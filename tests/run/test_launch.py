@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 STAND_IN = Path(__file__).parent / "stand_in"
+STATE = "samples/.osp-opt/sample"
 
 
 def start(
@@ -66,8 +68,8 @@ def test_two_ranks_work_and_only_rank_0_speaks(tmp_path: Path) -> None:
     assert "rank 0 of [0, 1] was here" in out
     assert "greeting: 2/2" in out
     assert "rank 1" not in out
-    assert "rank 1 of [0, 1] was here" in (tmp_path / "samples/logs/rank1.log").read_text()
-    assert (tmp_path / "samples/options.json").exists()
+    assert "rank 1 of [0, 1] was here" in (tmp_path / STATE / "logs/rank1.log").read_text()
+    assert (tmp_path / STATE / "options.json").exists()
 
 
 @pytest.fixture(params=["master", "c10d"])
@@ -81,8 +83,8 @@ def meeting(request: pytest.FixtureRequest, free_port: int) -> tuple[str, ...]:
 def test_a_machine_that_stays_alone(tmp_path: Path, meeting: tuple[str, ...]) -> None:
     code, out, err = finish(start(tmp_path, "greet", 1, *meeting, "--timeout", "5"))
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "the machines did not meet within --timeout" in err
-    assert f"{tmp_path}/samples/logs/launcher.log" in err
+    assert "did not meet within --timeout" in err
+    assert f"{tmp_path}/{STATE}/logs/launcher.log" in err
 
 
 def test_two_machines_on_one_folder(tmp_path: Path, meeting: tuple[str, ...]) -> None:
@@ -93,14 +95,17 @@ def test_two_machines_on_one_folder(tmp_path: Path, meeting: tuple[str, ...]) ->
     assert [(code, err) for code, _, err in ended] == [(0, ""), (0, "")]
     # c10d numbers the machines as they come.
     assert sorted("rank 0 of [0, 1] was here" in out for _, out, _ in ended) == [False, True]
-    assert "rank 1 of [0, 1] was here" in (tmp_path / "samples/logs/rank1.log").read_text()
+    assert "rank 1 of [0, 1] was here" in (tmp_path / STATE / "logs/rank1.log").read_text()
 
 
 def test_refused_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     code, out, err = finish(start(tmp_path, "refuse"))
     assert (code, out) == (2, "")
     assert err == "osp-opt: error: schedule s.txt: entry 3 is not a number\n"
-    assert "Traceback" in (tmp_path / "samples/logs/rank0.log").read_text()
+    assert list(tmp_path.iterdir()) == [], "a refused run leaves nothing"
+    code, _, err = finish(start(tmp_path, "refuse", 1, "--debug"))
+    assert code == 2
+    assert "Traceback" in err
 
 
 def test_a_crash_names_rank_cause_and_log(tmp_path: Path) -> None:
@@ -133,7 +138,7 @@ def test_a_rank_that_hangs_ends_the_job_after_the_timeout(tmp_path: Path) -> Non
     assert err.count("\n") == 1
     for words in ("rank 1: no sign of life", "gathering of results", "rank1.log"):
         assert words in err
-    assert_all_end([int((tmp_path / f"samples/pid-{rank}").read_text()) for rank in range(2)])
+    assert_all_end([int((tmp_path / STATE / f"pid-{rank}").read_text()) for rank in range(2)])
 
 
 def test_out_of_memory_says_what_helps(tmp_path: Path) -> None:
@@ -165,7 +170,7 @@ def test_a_signal_ends_everything_and_says_how_to_go_on(
     process = start(tmp_path, "sleep")
     wait_until_asleep(process)
     below = descendants(process.pid)
-    assert int((tmp_path / "samples/pid-0").read_text()) in below
+    assert int((tmp_path / STATE / "pid-0").read_text()) in below
     process.send_signal(number)
     code, _, err = finish(process)
     assert code == 128 + number
@@ -187,10 +192,91 @@ def test_killing_the_launcher_leaves_no_orphan_and_no_lock(tmp_path: Path) -> No
     process = start(tmp_path, "sleep")
     wait_until_asleep(process)
     below = descendants(process.pid)
-    assert len(below) >= 2
+    assert below
     process.kill()
     process.communicate(timeout=300)
     assert_all_end(below)
-    code, _, err = finish(start(tmp_path, "sleep", 1, "--seed", "1"))
-    assert code == 2, "a run folder was mixed"
-    assert "made with seed 42, not 1" in err
+    code, _, err = finish(start(tmp_path, "greet", 1, "--seed", "1"))
+    assert (code, err) == (0, "")
+
+
+def test_files_of_the_current_folder_are_not_imported(tmp_path: Path) -> None:
+    """A user's random.py, or a folder called like the package, is neither run nor in the way."""
+    trap = "raise SystemExit('imported from the current folder')"
+    for name in ("random.py", "torch.py", "osp_opt.py"):
+        (tmp_path / name).write_text(trap)
+    work = tmp_path / "work"
+    line = [sys.executable, "-P", "-m", "osp_opt", "sample", "--device", "cpu"]
+    for processes in ("1", "2"):
+        done = subprocess.run(
+            [
+                *line,
+                "--text-prompt",
+                "greet",
+                "--workdir",
+                str(work),
+                "--nproc-per-node",
+                processes,
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(STAND_IN)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "rank 0 of" in done.stdout
+
+
+def test_settings_of_other_people_s_jobs_do_not_reach_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused input is refused once, with its reason, whatever an operator has set."""
+    for name, value in {
+        "PET_MAX_RESTARTS": "3",
+        "PET_REDIRECTS": "3",
+        "PET_NO_PYTHON": "1",
+        "PET_NNODES": "2",
+        "MASTER_ADDR": "10.1.2.3",
+        "RANK": "3",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for processes in (1, 2):
+        code, _, err = finish(start(tmp_path, "refuse", processes))
+        assert (code, err) == (2, "osp-opt: error: schedule s.txt: entry 3 is not a number\n")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"},
+        {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"},
+    ],
+)
+def test_started_by_another_launcher_it_says_what_to_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = finish(start(tmp_path, "greet"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "starts its own processes" in err
+    assert "--nproc-per-node 4" in err
+
+
+def test_a_busy_endpoint_ends_within_the_timeout(tmp_path: Path) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        endpoint = f"127.0.0.1:{busy.getsockname()[1]}"
+        more = ("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--timeout", "4")
+        code, _, err = finish(start(tmp_path, "greet", 2, *more))
+    assert (code, err.count("\n")) == (1, 1)
+    assert "did not meet within --timeout" in err
+
+
+def test_a_job_that_did_nothing_did_not_succeed(tmp_path: Path) -> None:
+    code, _, err = finish(start(tmp_path, "leave"))
+    assert code == 1
+    assert "without having finished" in err

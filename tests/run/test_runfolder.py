@@ -142,7 +142,7 @@ def test_a_file_system_without_locks(
 
     monkeypatch.setattr("fcntl.flock", flock)
     with (
-        pytest.raises(FileError, match="cannot be locked") if refused else nullcontext(),
+        pytest.raises(FileError, match="cannot be written") if refused else nullcontext(),
         open_run(options(tmp_path)) as run,
     ):
         assert load_run(run.folder / OPTIONS_FILE).folder == run.folder

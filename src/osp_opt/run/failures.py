@@ -1,29 +1,38 @@
-"""What failed workers tell their launcher, and the one line that it makes of that (no torch).
+"""What workers tell their launcher, and the one line that it makes of their failures (no torch).
 
-A worker writes its error to the pipe that is its first stderr: a file would be lost on a full disk,
-which may be the very error. The pipe also carries what torch.distributed.run says.
+A worker writes to the pipe that is its first stderr: a file would be lost on a full disk, which may
+be the very error. The pipe also carries what torch.distributed.run says.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["Failure", "Listener", "explain"]
+__all__ = ["Failure", "Listener", "explain", "tell"]
 
-_MARK = b"osp-opt-failure "
+_MARK = b"osp-opt-tells "
 _PIPE_BYTES = 4096  # up to this size (PIPE_BUF of Linux) a pipe keeps messages of ranks apart
 _MAX_TEXT = 1500  # characters, of which JSON makes at most twice as many bytes but for escapes
-_NOT_MET = re.compile(r"RendezvousTimeoutError|Dist(Store|Network)Error")
-_DEATH = re.compile(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
+
+
+def tell(descriptor: int, event: str, **fields: Any) -> None:
+    """Tell the launcher that listens on `descriptor`; without one, nothing happens.
+
+    Events: "started" and "finished" (of a rank), "death" (rank, code: how a worker's process ended,
+    as torch elastic knows it), "unmet" (the machines did not find each other), "failure" (the
+    fields of a Failure).
+    """
+    line = _MARK + json.dumps({"event": event, **fields}).encode() + b"\n"
+    with suppress(OSError):
+        os.write(descriptor, line)
 
 
 @dataclass(frozen=True)
@@ -37,22 +46,23 @@ class Failure:
     follows: bool = False
 
     def send(self, descriptor: int) -> None:
-        """Tell the launcher that listens on `descriptor`; without one, nothing happens."""
-        message = self.message
+        """Tell the launcher, in a message that is not torn."""
         for limit in (_MAX_TEXT, _MAX_TEXT // 4):
-            fields = {**asdict(self), "message": message[:limit]}
-            line = _MARK + json.dumps(fields).encode() + b"\n"
-            if len(line) <= _PIPE_BYTES:
+            fields = {**asdict(self), "message": self.message[:limit]}
+            if len(json.dumps(fields)) + 64 <= _PIPE_BYTES:
                 break
-        with suppress(OSError):
-            os.write(descriptor, line)
+        tell(descriptor, "failure", **fields)
 
 
 class Listener:
-    """Reads a stream of the workers to its end: failures are kept, all else goes to a log."""
+    """Reads a stream of the workers to its end: what they tell is kept, all else goes to a log."""
 
     def __init__(self, stream: IO[bytes], log: IO[bytes]) -> None:
         self.failures: list[Failure] = []
+        self.deaths: dict[int, int] = {}
+        self.started: set[int] = set()
+        self.finished: set[int] = set()
+        self.unmet = False
         self._stream = stream
         self._log = log
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -61,12 +71,25 @@ class Listener:
     def _listen(self) -> None:
         for line in self._stream:
             if line.startswith(_MARK):
-                with suppress(ValueError, TypeError):  # cut short by a kill
-                    self.failures.append(Failure(**json.loads(line[len(_MARK) :])))
+                with suppress(ValueError, TypeError, KeyError):  # cut short by a kill
+                    self._heed(json.loads(line[len(_MARK) :]))
                     continue
             with suppress(OSError):  # a full disk; what failed comes as a failure
                 self._log.write(line)
                 self._log.flush()
+
+    def _heed(self, told: dict[str, Any]) -> None:
+        event = told.pop("event")
+        if event == "failure":
+            self.failures.append(Failure(**told))
+        elif event == "death":
+            self.deaths[int(told["rank"])] = int(told["code"])
+        elif event == "started":
+            self.started.add(int(told["rank"]))
+        elif event == "finished":
+            self.finished.add(int(told["rank"]))
+        elif event == "unmet":
+            self.unmet = True
 
     def close(self, timeout_s: float) -> None:
         """Wait until every writer has ended, at most `timeout_s` seconds."""
@@ -74,11 +97,12 @@ class Listener:
 
 
 def explain(
-    failures: Sequence[Failure], launcher_log: str, world_size: int, log: Path
+    failures: Sequence[Failure], deaths: Mapping[int, int], world_size: int, log: Path
 ) -> tuple[str, int]:
     """The line for the user, and the exit code of the job.
 
-    `launcher_log` is the text of `log`, beside which the ranks' logs lie.
+    `deaths` has the exit code (negative: a signal) of workers whose process failed, by rank; the
+    ranks' logs lie beside `log`, the launcher's.
 
     When one rank fails, others follow because they wait for it: the cause is the first failure of
     a rank's own, else a rank that was killed, else the ranks that said nothing.
@@ -88,8 +112,7 @@ def explain(
     if own:
         first = min(own, key=lambda failure: failure.time)
         return first.message, first.exit_code
-    deaths = [(int(rank), int(code)) for rank, code in _DEATH.findall(launcher_log)]
-    killed = [death for death in deaths if death[1] < 0 and death[1] != -signal.SIGTERM]
+    killed = {r: code for r, code in deaths.items() if code < 0 and code != -signal.SIGTERM}
     if not killed and failures:
         first = min(failures, key=lambda failure: failure.time)
         silent = sorted(set(range(world_size)) - {failure.rank for failure in failures})
@@ -103,14 +126,8 @@ def explain(
             first.exit_code,
         )
     if not deaths:
-        if _NOT_MET.search(launcher_log):
-            return (
-                "the machines did not meet within --timeout; are all started, and is "
-                f"--master-addr or --rdzv-endpoint right and reachable? See {log}",
-                1,
-            )
         return f"the workers could not be started; see {log}", 1
-    rank, code = killed[0] if killed else deaths[-1]
+    rank, code = next(iter((killed or deaths).items()))
     how = f"exit code {code}"
     if code < 0:
         how = f"killed by {signal.Signals(-code).name}"

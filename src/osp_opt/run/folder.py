@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from osp_opt import __version__
-from osp_opt.base.artifacts import fingerprint_folder, read_json, write_json
+from osp_opt.base.artifacts import FILE_MODE, fingerprint_folder, read_json, write_json
 from osp_opt.base.errors import FileError, OptionError
 from osp_opt.options import (
     CALIBRATION_FILE,
@@ -29,8 +28,8 @@ from osp_opt.options import (
 
 LOCK_FILE = ".lock"
 LOG_FOLDER = "logs"
+_TURN_S = 600  # another machine looks at the folder for a moment only
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-_LOCK_FLAGS = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{8}\.part(\..*)?$")
 
 
@@ -85,13 +84,15 @@ def open_run(options: JobOptions) -> Iterator[Run]:
     results = results_folder(options)
     made = _first_missing(folder)
     with ExitStack() as locks:
-        locks.enter_context(_locked(folder, wait=shared))
+        locks.enter_context(_locked(folder, results, wait=shared))
         record = _record(options)
         earlier = _earlier(folder)
         difference = None if earlier is None else _difference(earlier, record)
         if difference is not None and options.overwrite:
             _move_aside(results)
-            locks.enter_context(_locked(folder, wait=shared))  # the other one went with the folder
+            locks.enter_context(
+                _locked(folder, results, wait=shared)
+            )  # the other one went with the folder
             earlier = None
         elif difference is not None and _is_unfinished(folder, earlier):
             raise OptionError(
@@ -130,29 +131,27 @@ def load_run(path: str | Path) -> Run:
 
 
 @contextmanager
-def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the folder's lock. The kernel drops it when the process ends, however it ends.
+def _locked(folder: Path, named: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of `folder`, which the user knows as part of `named`.
 
-    Where the file system has no locks (some network ones) there is none.
+    The kernel drops it when the process ends, however it ends. Where the file system has no locks
+    (some network ones) there is none.
     """
+    lock = FileLock(folder / LOCK_FILE, mode=FILE_MODE)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK_FILE, _LOCK_FLAGS, 0o640)
+        lock.acquire(timeout=_TURN_S if wait else 0)
+    except Timeout as error:
+        raise FileError(
+            f"{named}: another osp-opt is at work there; wait for it, or choose another folder"
+        ) from error
     except OSError as error:
-        raise FileError(f"{folder}: cannot be written ({error.strerror})") from error
+        if error.errno not in _NO_LOCKS:
+            raise FileError(f"{named}: cannot be written ({error.strerror})") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise FileError(
-                f"{folder}: another osp-opt is at work there; wait for it, or choose another folder"
-            ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise FileError(f"{folder}: cannot be locked ({error.strerror})") from error
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def results_folder(options: JobOptions) -> Path:

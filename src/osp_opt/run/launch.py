@@ -1,8 +1,10 @@
 """Starts the workers of a job and answers for them: run folder, signals, exit code (no torch).
 
-The tree is launcher (this process) -> torch.distributed.run -> one worker per device. The workers
-share the terminal's stdout with us. Stderr comes to us: torch.distributed.run's, noise when a
-worker fails, goes to ``logs/launcher.log``, and failing workers tell why there (failures.py).
+The tree is launcher (this process) -> torch.distributed.run -> one worker per device; a single
+worker is started without torch.distributed.run, which it does not need and whose start takes as
+long as its own. The workers share the terminal's stdout with us. Stderr comes to us: what is said
+there, noise when a worker fails, goes to ``logs/launcher.log``, and workers tell there that they
+have started, finished, or why they fail (failures.py).
 
 No orphans: every worker's stdin is a pipe whose only write end is ours, and a worker that sees it
 close ends itself. So all ends with us, even when we are killed with SIGKILL.
@@ -16,17 +18,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from osp_opt.base.errors import FileError, InputError, OptionError
+from osp_opt.base.errors import FileError, InputError, OptionError, OspOptError
 from osp_opt.base.progress import report_error
 from osp_opt.options import OPTIONS_FILE, JobOptions, LaunchOptions
 from osp_opt.run.checks import calibration_to_make, check_before_launch, with_predecessors
-from osp_opt.run.failures import Failure, Listener, explain
+from osp_opt.run.failures import Listener, explain
 from osp_opt.run.folder import LOG_FOLDER, open_run
 from osp_opt.system.host import share_cores
 
@@ -35,6 +39,11 @@ LIFELINE_VARIABLE = "OSP_OPT_LIFELINE"
 GRACE_S = 10.0
 """How long workers may take to end after a signal before they are killed."""
 
+_FOREIGN = ("PET_", "TORCHELASTIC_")
+_OF_A_RANK = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"),
+    *("ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+)
 _SHOW_CURSOR = "\x1b[?25h"
 _POLL_S = 0.5
 _SHOWN_LINES = 60
@@ -46,6 +55,7 @@ def launch(options: JobOptions) -> int:
     0: done; 2: the user's input was refused; 128 + n: ended by signal n; else: a worker failed.
     Raises OspOptError for what is wrong before anything is started.
     """
+    _check_not_launched(options)
     options, notes = with_predecessors(options)
     for note in [*notes, *check_before_launch(options)]:
         print(f"note: {note}", file=sys.stderr)
@@ -56,29 +66,59 @@ def launch(options: JobOptions) -> int:
         first = None if missing is None else folders.enter_context(open_run(missing))
         logs = run.folder / LOG_FOLDER
         log = logs / _log_name(options)
-        code, ended_by, failures = _run(_command(options, run.folder), _environment(options), log)
-        if code == 0:
+        ended = _run(options, run.folder, log)
+        if ended.well:
             for each in filter(None, (first, run)):
                 each.finish()
             return 0
         _restore_terminal()
-        if ended_by is not None:
+        if ended.by_signal is not None:
             print(
                 f"osp-opt: stopped; finished work is kept in {run.folder}. "
                 "Run the same command again to go on.",
                 file=sys.stderr,
             )
-            return 128 + ended_by
-        said = log.read_text(errors="replace")
-        world_size = options.nproc_per_node * options.nnodes
-        message, code = explain(failures, said, world_size if options.nnodes == 1 else 0, log)
+            return 128 + ended.by_signal
+        message, code = _explained(ended, options, log)
         if options.debug:
             _show_tracebacks(logs)
         if code == InputError.exit_code:
             for each in filter(None, (first, run)):
-                each.forget()
+                with suppress(OspOptError):  # a full disk
+                    each.forget()
         report_error(message)
         return code
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How the workers ended: exit code of the whole, the signal that we were sent, what was told.
+
+    `met` is False when not even one worker was started within --timeout; `well` says that all of
+    this machine's came to their end: exit code 0 alone could be anybody's.
+    """
+
+    code: int
+    by_signal: int | None
+    met: bool
+    well: bool
+    told: Listener
+
+
+def _explained(ended: _Ended, options: LaunchOptions, log: Path) -> tuple[str, int]:
+    if not ended.met:
+        return (
+            "the processes did not meet within --timeout; are all machines started, and is "
+            f"--master-addr or --rdzv-endpoint right, free and reachable? See {log}",
+            1,
+        )
+    world_size = options.nproc_per_node * options.nnodes
+    told, deaths = ended.told, dict(ended.told.deaths)
+    if ended.code == 0:
+        return f"the workers ended without having finished; see {log.parent}", 1
+    if world_size == 1 and told.started:
+        deaths.setdefault(0, ended.code)
+    return explain(told.failures, deaths, world_size if options.nnodes == 1 else 0, log)
 
 
 def _log_name(options: LaunchOptions) -> str:
@@ -87,17 +127,23 @@ def _log_name(options: LaunchOptions) -> str:
 
 
 def _command(options: LaunchOptions, folder: Path) -> list[str]:
+    worker = [*_python("osp_opt.run.worker"), str(folder / OPTIONS_FILE)]
+    if options.nproc_per_node == options.nnodes == 1:
+        return worker
     return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
+        *_python("osp_opt.run.elastic"),
         f"--nproc-per-node={options.nproc_per_node}",
         f"--nnodes={options.nnodes}",
         *_rendezvous(options),
-        "-m",
-        "osp_opt.run.worker",
-        str(folder / OPTIONS_FILE),
+        "--no-python",
+        *worker,
     ]
+
+
+def _python(module: str) -> list[str]:
+    """Python running ``main`` of one of our modules; `-m` would import from the current folder."""
+    start = f"import sys; sys.path.remove(''); from {module} import main; sys.exit(main())"
+    return [sys.executable, "-u", "-c", start]
 
 
 def _rendezvous(options: LaunchOptions) -> list[str]:
@@ -125,7 +171,12 @@ def _rendezvous(options: LaunchOptions) -> list[str]:
 
 
 def _environment(options: LaunchOptions) -> dict[str, str]:
-    environment = dict(os.environ)
+    """Ours, without what configures other people's jobs, such as a Kubernetes operator's PET_*."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_FOREIGN) and name not in _OF_A_RANK
+    }
     environment[LIFELINE_VARIABLE] = "1"
     threads = max(1, _usable_cores() // options.nproc_per_node)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
@@ -141,9 +192,32 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _check_not_launched(options: LaunchOptions) -> None:
+    """Refuse to be one of many: torchrun, mpirun or srun started by habit around osp-opt."""
+    environment = os.environ
+    counts = {
+        "torchrun": environment.get("WORLD_SIZE", "1") if _is_elastic(environment) else "1",
+        "mpirun": environment.get("OMPI_COMM_WORLD_SIZE", environment.get("PMI_SIZE", "1")),
+        "srun": environment.get("SLURM_STEP_NUM_TASKS", "1"),
+    }
+    for launcher, count in counts.items():
+        if count.isdecimal() and int(count) not in (1, options.nnodes):
+            raise OptionError(
+                f"{launcher}: osp-opt starts its own processes; run it once per machine, "
+                f"with --nproc-per-node {count} in place of {launcher}"
+            )
+
+
+def _is_elastic(environment: Mapping[str, str]) -> bool:
+    return "TORCHELASTIC_RUN_ID" in environment
+
+
 def _check_port(options: LaunchOptions) -> None:
     """A port that is taken makes torch.distributed.run fail late and obscurely."""
-    if options.nnodes > 1 or options.master_port is None or options.rdzv_endpoint is not None:
+    alone = options.nproc_per_node == options.nnodes == 1  # needs no port
+    if alone or options.nnodes > 1 or options.master_port is None:
+        return
+    if options.rdzv_endpoint is not None:
         return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -156,15 +230,13 @@ def _check_port(options: LaunchOptions) -> None:
             ) from error
 
 
-def _run(
-    command: list[str], environment: dict[str, str], log_path: Path
-) -> tuple[int, int | None, list[Failure]]:
-    """Run the workers to their end: exit code, the signal that ended them, what they told."""
+def _run(options: LaunchOptions, folder: Path, log_path: Path) -> _Ended:
+    """Run the workers to their end."""
     with (
         _opened(log_path) as log,
         subprocess.Popen(
-            command,
-            env=environment,
+            _command(options, folder),
+            env=_environment(options),
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -180,19 +252,29 @@ def _run(
             # SIGTERM, for SIGINT too: a worker inside a collective could not act on the latter.
             child.send_signal(signal.SIGKILL if len(received) > 1 else signal.SIGTERM)
 
+        met = True
         with _handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), forward):
-            waited = 0.0
+            started, waited = time.monotonic(), 0.0
             while True:
                 try:
                     child.wait(_POLL_S)
                     break
                 except subprocess.TimeoutExpired:
                     waited += _POLL_S if received else 0.0
-                    if waited >= GRACE_S:
+                    late = time.monotonic() - started > options.timeout + GRACE_S
+                    met = met and (bool(listener.started) or not late)
+                    if waited >= GRACE_S or not met:
                         child.kill()
         child.stdin.close()  # the lifeline: workers that outlived their parent end
         listener.close(GRACE_S)
-        return child.returncode, received[0] if received else None, listener.failures
+        code = child.returncode
+        return _Ended(
+            code,
+            received[0] if received else None,
+            met and not listener.unmet,
+            code == 0 and len(listener.finished) == options.nproc_per_node,
+            listener,
+        )
 
 
 def _opened(log: Path) -> IO[bytes]:

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from osp_opt.base.errors import OspOptError, WorkerError
 from osp_opt.base.progress import Progress
-from osp_opt.run.failures import Failure
+from osp_opt.run.failures import Failure, tell
 from osp_opt.run.folder import LOG_FOLDER, load_run, remove_leftovers, results_folder
 from osp_opt.run.launch import LIFELINE_VARIABLE
 from osp_opt.system.context import WorkerContext
@@ -32,14 +32,15 @@ Job: TypeAlias = Callable[[Any, WorkerContext], None]
 _PACKAGE = Path(__file__).parents[1]
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the job that the ``options.json`` in ``argv[0]`` describes; return the exit code."""
-    path = Path(argv[0])
+    path = Path((sys.argv[1:] if argv is None else argv)[0])
     rank = int(os.environ.get("RANK", "0"))
     logs = path.parent / LOG_FOLDER
     launcher = _redirect_output(logs, rank)
     if os.environ.get(LIFELINE_VARIABLE) == "1":
         threading.Thread(target=_end_with_launcher, daemon=True).start()
+    tell(launcher, "started", rank=rank)
     progress = Progress(rank)
     _show_own_warnings(progress)
     try:
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> int:
         message = f"rank {rank}: {said}; see {logs}/rank{rank}.log"
         Failure(rank, time.time(), message, 1).send(launcher)
         raise
+    tell(launcher, "finished", rank=rank)
     return 0
 
 
@@ -165,7 +167,3 @@ def _show_own_warnings(progress: Progress) -> None:
 
     warnings.showwarning = show  # type: ignore[assignment]
     logging.getLogger("osp_opt").addHandler(ToUser(logging.WARNING))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

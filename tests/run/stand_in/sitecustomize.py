@@ -18,7 +18,8 @@ def run(options: Any, context: Any) -> None:
 
     order = options.text_prompt[0]
     rank = context.parallel.rank
-    (context.run_dir / f"pid-{rank}").write_text(str(os.getpid()))
+    if order != "refuse":
+        (context.run_dir / f"pid-{rank}").write_text(str(os.getpid()))
     if order == "greet":
         ranks = context.parallel.gather_objects(rank)
         print(f"rank {rank} of {ranks} was here", flush=True)
@@ -51,6 +52,8 @@ def run(options: Any, context: Any) -> None:
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # as far as a process can tell
         write_json(context.run_dir / "manifest.json", {"videos": []})
+    elif order == "leave":
+        os._exit(0)
     elif order == "die":
         os.kill(os.getpid(), 9)
     elif order == "sleep":
