@@ -77,7 +77,7 @@ def test_what_each_line_asks_for_arrives() -> None:
     scheduled = parse(*LINES["sampling with a schedule"])
     assert isinstance(scheduled, SampleOptions)
     assert scheduled.schedule == Path("/out/schedule.txt")
-    assert scheduled.out == scheduled.run_dir == Path("sample_video_test")
+    assert scheduled.out == scheduled.out_dir == Path("sample_video_test")
 
     cached = parse(*LINES["sampling with a cache"])
     assert isinstance(cached, SampleOptions)

@@ -153,22 +153,23 @@ def _run(options: Options) -> int:
         return command.run(options)
     from osp_opt.options import OPTIONS_FILE
     from osp_opt.run import launch, worker
-    from osp_opt.run.folder import open_run
+    from osp_opt.run.folder import LOG_FOLDER, open_run
 
     options, _ = launch.with_predecessors(options)
     launch.check_before_launch(options)
     with open_run(options) as run:
-        logs = run.folder / launch.LOG_FOLDER
+        logs = run.folder / LOG_FOLDER
         stderr = os.dup(sys.stderr.fileno())
         reading, writing = os.pipe()
         os.dup2(writing, sys.stderr.fileno())  # where the worker tells its failure
         code = worker.main([str(run.folder / OPTIONS_FILE)])
         os.dup2(stderr, sys.stderr.fileno())
         if code == 0:
+            run.finish()
             return 0
         listener = Listener(io.BytesIO(os.read(reading, PIPE_BYTES)), io.BytesIO())
         listener.close(LIMIT_S)
-        message, code = explain(listener.failures, "", 1, logs / launch.LAUNCHER_LOG)
+        message, code = explain(listener.failures, {}, 1, logs / launch.LAUNCHER_LOG)
         report_error(message)
         return code
 

@@ -19,14 +19,18 @@ import pytest
 from processes import Ended, Options, Server
 from tiny_jobs import job
 
-from osp_opt.generate.load import ModelFolders
+from osp_opt.base.ledger import TrialLedger
+from osp_opt.base.progress import Progress
+from osp_opt.calibration.source import open_source
 from osp_opt.generate.memory import MEMORY_FILE
 from osp_opt.options import SearchCacheOptions
-from osp_opt.run.folder import LOCK_FILE
+from osp_opt.run.folder import LOCK_FILE, results_folder
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.candidates import largest_ratio
-from osp_opt.search.steps.trials import schedule_key
+from osp_opt.system.context import WorkerContext
+from osp_opt.system.device import Device
+from osp_opt.system.parallel import Parallel
 
 COMMANDS = ("calibrate", "search-steps", "search-cache", "sample", "evaluate")
 THIRDS = 3
@@ -60,18 +64,18 @@ class Jobs:
         return made
 
     def folder(self, command: str) -> Path:
-        return self.options(command).run_dir
+        return results_folder(self.options(command))
 
     def prepare(self, command: str) -> None:
         """Remove what the command made; what search-cache would time first is given."""
         shutil.rmtree(self.folder(command), ignore_errors=True)
         options = self.options(command)
         if isinstance(options, SearchCacheOptions):
-            schedule = schedule_key(TimestepSchedule.uniform(options.steps))
-            model = ModelFolders.find(options).fingerprint()[:12]
-            line = {"key": f"block times {model} {schedule}", "values": TIMES.as_json()}
-            options.run_dir.mkdir()
-            (options.run_dir / LEDGER).write_text(json.dumps(line) + "\n")
+            context = WorkerContext(Device.open("cpu"), Parallel(), options.run_dir, Progress(1))
+            maker = open_source(options, context).maker()
+            about = {"of": maker.digest(TimestepSchedule.uniform(options.steps))}
+            key = {"what": "block times", **about, "layout": str(context.parallel.layout)}
+            TrialLedger(options.run_dir / LEDGER).add(key, TIMES.as_json())
 
     def complete(self, command: str) -> Ended:
         ended = self.server.run(self.options(command))
@@ -89,7 +93,8 @@ def contents(folder: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not name.startswith("logs/") and name not in (LOCK_FILE, MEMORY_FILE):
+        aside = path.parent.name == "logs" or path.name in (LOCK_FILE, MEMORY_FILE)
+        if path.is_file() and not aside and path.suffix != ".lock":
             found[name] = _content(path)
     return found
 
@@ -107,7 +112,7 @@ def _timeless(value: Any) -> Any:
         return [_timeless(item) for item in value]
     if not isinstance(value, dict):
         return value
-    if str(value.get("key", "")).startswith("timing "):
+    if isinstance(value.get("key"), dict) and value["key"].get("what") == "timing":
         return value["key"]
     return {name: _timeless(item) for name, item in value.items() if name not in CLOCK}
 
@@ -179,7 +184,7 @@ def test_killed_while_blocks_are_timed(jobs: Jobs, tmp_path: Path) -> None:
     assert not (options.run_dir / LEDGER).exists()
     assert jobs.server.run(options).code == 0
     made = contents(options.run_dir)
-    assert made[LEDGER][0]["key"].startswith("block times ")
+    assert made[LEDGER][0]["key"]["what"] == "block times"
     assert jobs.server.run(options).code == 0
     assert contents(options.run_dir) == made
 

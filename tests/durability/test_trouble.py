@@ -35,7 +35,7 @@ def test_a_disk_that_is_full_midway(server: Server, flags: dict[str, Any], tmp_p
     assert not list(tmp_path.rglob(".*.part*"))
     done = server.run(options)
     assert done.code == 0, done
-    kept = {path: path.read_bytes() for path in options.run_dir.rglob("*.safetensors")}
+    kept = {path: path.read_bytes() for path in options.out_dir.rglob("*.safetensors")}
     assert len(kept) == 5
     again = server.run(options, limit_bytes=TOO_SMALL)  # makes the joined file only
     assert again.code == 2, again
@@ -48,7 +48,7 @@ def test_a_video_that_is_deleted_midway(
     server: Server, flags: dict[str, Any], tmp_path: Path
 ) -> None:
     options = calibrate(flags, tmp_path, 6)
-    videos, statistics = options.run_dir / "videos", options.run_dir / "statistics"
+    videos, statistics = options.out_dir / "videos", options.out_dir / "statistics"
     with server.started(options) as process:
         while not list(statistics.glob("*.safetensors")):
             assert process.is_alive(), server.ended(process.exitcode)

@@ -28,15 +28,15 @@ def test_one_video_per_prompt_with_manifest_and_grid(
 ) -> None:
     wanted = options(model_flags, seeds_per_prompt=2, seed=7)
     printed = run_job(wanted)
-    folder = wanted.run_dir
+    folder = wanted.out_dir
     names = [f"{p}-s{s}.mp4" for p in ("a-red-dog", "two-blue-cats") for s in (7, 8)]
     files = [folder / f"{i:03d}-{name}" for i, name in enumerate(names, start=1)]
     assert all(read_video(file).shape == (5, 16, 16, 3) for file in files)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert [entry["file"] for entry in manifest["videos"]] == [file.name for file in files]
-    assert [entry["seed"] for entry in manifest["videos"]] == [7, 8, 7, 8]
-    assert manifest["setting"]["steps"] == 5
-    assert all(entry["denoising_seconds"] > 0 for entry in manifest["videos"])
+    (take,) = json.loads((folder / "manifest.json").read_text())["takes"]
+    assert [entry["file"] for entry in take["videos"]] == [file.name for file in files]
+    assert [entry["seed"] for entry in take["videos"]] == [7, 8, 7, 8]
+    assert take["setting"]["steps"] == 5
+    assert all(entry["denoising_seconds"] > 0 for entry in take["videos"])
     assert read_video(folder / "grid.mp4").shape[0] == 5
     assert "denoised in" in printed
     assert f"4 videos: {folder / 'grid.mp4'}" in printed
@@ -45,7 +45,7 @@ def test_one_video_per_prompt_with_manifest_and_grid(
 def test_finished_videos_are_not_made_again(model_flags: dict[str, Any], run_job: Job) -> None:
     wanted = options(model_flags)
     run_job(wanted)
-    first, second = sorted(wanted.run_dir.glob("0*.mp4"))
+    first, second = sorted(wanted.out_dir.glob("0*.mp4"))
     kept = first.stat().st_mtime_ns
     content = second.read_bytes()
     second.unlink()
@@ -61,13 +61,13 @@ def test_raw_frames_are_what_was_decoded(
     """A folder without them gets them when it is asked for them later."""
     wanted = options(model_flags)
     run_job(wanted)
-    assert not list(wanted.run_dir.glob("*.mkv")), "only by request for a model of one's own"
+    assert not list(wanted.out_dir.glob("*.mkv")), "only by request for a model of one's own"
     printed = run_job(options(model_flags, raw=True))
     assert "there already" not in printed
-    for entry in json.loads((wanted.run_dir / "manifest.json").read_text())["videos"]:
-        raw = read_video(wanted.run_dir / entry["frames"])
+    for entry in json.loads((wanted.out_dir / "manifest.json").read_text())["takes"][0]["videos"]:
+        raw = read_video(wanted.out_dir / entry["frames"])
         write_video(tmp_path / "again.mp4", raw, 12.0)
-        shown = (wanted.run_dir / entry["file"]).read_bytes()
+        shown = (wanted.out_dir / entry["file"]).read_bytes()
         assert (tmp_path / "again.mp4").read_bytes() == shown, "the video is made of these frames"
     assert "2 of 2 videos are there already" in run_job(options(model_flags, raw=True))
 
@@ -77,7 +77,7 @@ def test_one_frame_makes_a_png(model_flags: dict[str, Any], run_job: Job) -> Non
         model_flags, num_frames=1, allow_untrained_shape=True, text_prompt=("a red dog",)
     )
     printed = run_job(wanted)
-    image = wanted.run_dir / "001-a-red-dog-s42.png"
+    image = wanted.out_dir / "001-a-red-dog-s42.png"
     assert read_image(image).shape == (16, 16, 3)
     assert str(image) in printed
 

@@ -96,16 +96,18 @@ def work(tmp_path: Path) -> Path:
         },
     )
     ledger = TrialLedger(steps / "trials.jsonl")
-    for key, error in ((schedule_key(uniform), 0.2), (schedule_key(schedule), 0.1)):
+    for each, error in ((uniform, 0.2), (schedule, 0.1)):
         for seed in (0, 1):
             values = {"mse": error * 2**seed, "seconds": 2.0 + seed}
-            ledger.add(f"error m r {key} {seed} a prompt of words", values)
+            about = {"steps": 6, "uniform": each is uniform, "seed": seed, "prompt": "some words"}
+            ledger.add({"what": "error", "schedule": schedule_key(each), **about}, values)
     policy = CachePolicy.four_field(1, 2, 2, 2)
     policy.save(cache / "dit_cache_config.json")
     measured = {"speedup": {"estimate": 1.31, "low": 1.29, "high": 1.33, "count": 4}}
     write_meta(cache / "dit_cache_config.json", {"predicted_speedup": 1.3, "measured": measured})
     TrialLedger(cache / "trials.jsonl").add(
-        "error m r 0123456789abcdef 0 p", {"mse": 0.01, "seconds": 5.0}
+        {"what": "error", "policy": "0123456789abcdef", "seed": 0, "prompt": "p"},
+        {"mse": 0.01, "seconds": 5.0},
     )
     made = clips()
     prompts = (*PROMPTS[:2], HOSTILE)

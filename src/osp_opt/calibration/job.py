@@ -229,8 +229,8 @@ def _join(
     """Merge the statistics, list the videos, note for the searches where the calibration is."""
     parts = []
     for video in videos:
-        part = _recorded(video.statistics)
-        if part is None or not _is_of(part, video.request, metadata):
+        part = _recorded(video.statistics) if _is_whole(video, metadata) else None
+        if part is None:
             raise CalibrationError(f"{video.statistics}: gone or damaged; run calibrate again")
         parts.append(part)
     folder = options.out_dir

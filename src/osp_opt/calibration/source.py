@@ -18,6 +18,7 @@ from osp_opt.calibration.videos import record_videos
 from osp_opt.generate.maker import VideoMaker
 from osp_opt.options import (
     CALIBRATED_PROMPTS,
+    CALIBRATION_FILE,
     CalibrateOptions,
     SearchOptions,
     SearchStepsOptions,
@@ -131,6 +132,10 @@ def open_source(options: OptionsT, context: WorkerContext) -> Source[OptionsT]:
     if videos is not None and isinstance(options, SearchStepsOptions):
         calibration = record_videos(options, context, videos)
         return Source(options, context, calibration, context.run_dir)
+    if options.calibration is not None:
+        raise CalibrationError(
+            f"--calibration {place}: holds no {CALIBRATION_FILE}; check the path"
+        )
     return _made_now(options, context)
 
 

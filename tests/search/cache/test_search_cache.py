@@ -9,7 +9,7 @@ import pytest
 from running import Job
 
 from osp_opt.base.artifacts import read_meta
-from osp_opt.base.errors import FileError, PolicyError
+from osp_opt.base.errors import CalibrationError, PolicyError
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.options import CalibrateOptions, SampleOptions, SearchCacheOptions
 
@@ -87,7 +87,7 @@ def test_a_second_run_measures_nothing_again(calibrated: dict[str, Any], run_job
     CachePolicy.from_file(path).validate(4, STEPS)
     after = ledger.read_bytes()
     assert after.startswith(kept)
-    keys = [json.loads(line)["key"] for line in after.splitlines()]
+    keys = [json.dumps(json.loads(line)["key"]) for line in after.splitlines()]
     assert len(set(keys)) == len(keys), "nothing is measured twice"
 
 
@@ -116,5 +116,5 @@ def test_what_cannot_be_done_is_refused(calibrated: dict[str, Any], run_job: Job
         run_job(options(calibrated, ratio=19.0))
     wanted = options(calibrated)
     assert not wanted.policy_path.exists()
-    with pytest.raises(FileError, match="no such file"):
+    with pytest.raises(CalibrationError, match="nowhere: holds no calibration"):
         run_job(options(calibrated, calibration=calibrated["workdir"] / "nowhere"))

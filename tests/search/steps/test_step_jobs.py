@@ -302,7 +302,9 @@ def test_plain_folder_of_videos_serves_as_calibration(
     options = search(
         tiny_checkpoint, tmp_path, videos_path=videos, verify=False, force=True, **descent
     )
-    assert len(TimestepSchedule.from_file(options.schedule_path)) == 3
+    beside = options.schedule_path.with_name("searched_schedule-3.txt")
+    assert len(TimestepSchedule.from_file(beside)) == 3
+    assert len(TimestepSchedule.from_file(options.schedule_path)) == 4
 
 
 @pytest.mark.parametrize(
