@@ -1,4 +1,4 @@
-"""Which schedule is really best: a race on sampled videos, under a budget of work."""
+"""Which candidate is really best: a race on sampled videos, under a budget of work."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from osp_opt.base.errors import ScheduleError
+from osp_opt.base.errors import OptionError
 from osp_opt.quality.intervals import Interval, mean_ci
 
-__all__ = ["Pair", "RaceResult", "affordable_prompts", "bounded", "race_schedules"]
+__all__ = ["Pair", "RaceResult", "affordable", "affordable_prompts", "race"]
 
 Pair = tuple[int, int]  # (candidate, prompt)
 _CLIP = 1.5  # of a log ratio: what one video that tips over, or hardly errs at all, may count
 PRIOR_PROMPTS = 4  # what a prediction is worth beside the measurements while the race runs
+FIRST_ROUND = 1 / 3  # of the budget, at most: the rest compares the best few on more prompts
 _SURE = 3  # prompts needed before "surely worse" means anything
 
 
@@ -41,14 +42,19 @@ class RaceResult:
         return mean_ci(self.log_ratios(candidate, other), level)
 
     def log_ratios(self, candidate: int, other: int) -> list[float]:
-        """The logs of which `against` is the mean, one per prompt."""
+        """The logs of which `against` is the mean, one per prompt, as measured."""
         common = sorted(set(self.errors[candidate]) & set(self.errors[other]))
-        ratios = [_log(self.errors[candidate][p]) - _log(self.errors[other][p]) for p in common]
-        return [bounded(ratio) for ratio in ratios]
+        return [_log(self.errors[candidate][p]) - _log(self.errors[other][p]) for p in common]
+
+
+def affordable(costs: Sequence[float], budget: float) -> int:
+    """How many of the candidates, the best-predicted first, a first round has room for; at least 1."""
+    total = np.cumsum(costs)
+    return max(1, int((total <= FIRST_ROUND * budget + 1e-9).sum()))
 
 
 def affordable_prompts(costs: Sequence[float], baseline_cost: float, budget: float) -> int:
-    """About how many prompts `race_schedules` will use; at least 1."""
+    """About how many prompts a race with a pinned candidate will use; at least 1."""
     spent, prompts, alive = 0.0, 0, len(costs)
     while True:
         spent += baseline_cost + sum(sorted(costs)[:alive])
@@ -58,48 +64,53 @@ def affordable_prompts(costs: Sequence[float], baseline_cost: float, budget: flo
         alive = max(2, math.ceil(alive / 2))
 
 
-def race_schedules(
+def race(
     costs: Sequence[float],
-    baseline_cost: float,
     num_prompts: int,
     budget: float,
     measure: Callable[[list[Pair]], list[float]],
-    pinned: int = 0,
+    *,
+    baseline_cost: float = 0.0,
+    pinned: int | None = None,
     prior: Sequence[float] | None = None,
 ) -> RaceResult:
     """Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943), one prompt a round.
 
-    Errors count as logarithms of their ratio to the pinned candidate's on the same prompt, and
-    within bounds, because one video that tips over into another would otherwise decide. From
-    round to round the worse half is dropped, and whoever is surely worse than the best.
+    Errors are compared as logarithms on the same prompt, and while they rank, within bounds,
+    because one video that tips over into another would otherwise decide. From round to round the
+    worse half is dropped, and whoever is surely worse than the best.
 
     Args:
         costs: work of sampling one video with each candidate.
-        baseline_cost: work of sampling one video's reference, spent once per prompt.
         num_prompts: prompts there are.
         budget: bound on the work, in the unit of the costs; one round is always run.
         measure: errors (mean squared, against the reference) of (candidate, prompt) pairs.
-        pinned: candidate that stays to the end; all are compared with it.
+        baseline_cost: work of sampling one video's reference, spent once per prompt.
+        pinned: candidate that stays to the end, with whom the others are compared; without one
+            the race ends when one candidate is left.
         prior: predicted log ratio of each candidate's error to the pinned one's, which counts as
             much as PRIOR_PROMPTS prompts.
+
+    Raises OptionError where there is nothing to race.
     """
-    if not costs or num_prompts < 1 or not 0 <= pinned < len(costs):
-        raise ScheduleError("a race needs at least one candidate and one prompt")
+    if not costs or num_prompts < 1 or (pinned is not None and not 0 <= pinned < len(costs)):
+        raise OptionError("a race needs at least one candidate and one prompt")
+    fewest = 1 if pinned is None else 2
     alive = list(range(len(costs)))
     errors: dict[int, dict[int, float]] = {c: {} for c in alive}
+    scores: dict[int, float] = {}
     spent = 0.0
     for prompt in range(num_prompts):
         cost = baseline_cost + sum(costs[c] for c in alive)
-        if prompt and spent + cost > budget + 1e-9:
+        over = spent + cost > budget + 1e-9
+        if prompt and (over or (pinned is None and len(alive) == 1)):
             break
         pairs = [(c, prompt) for c in alive]
         for (c, p), error in zip(pairs, measure(pairs), strict=True):
             errors[c][p] = error
         spent += cost
-        scores = {
-            c: _score(errors[c], errors[pinned], None if prior is None else prior[c]) for c in alive
-        }
-        if len(alive) > 2:
+        scores = _scores(alive, errors, pinned, prior)
+        if len(alive) > fewest:
             alive = _survivors(alive, errors, scores, pinned)
     ranking = sorted(alive, key=lambda c: scores[c])
     return RaceResult(errors, tuple(ranking), spent)
@@ -109,15 +120,15 @@ def _survivors(
     alive: list[int],
     errors: dict[int, dict[int, float]],
     scores: dict[int, float],
-    pinned: int,
+    pinned: int | None,
 ) -> list[int]:
     ranked = sorted(alive, key=lambda c: scores[c])
     kept = ranked[: math.ceil(len(ranked) / 2)]
     best = kept[0]
     kept = [c for c in kept if c == best or not _surely_worse(errors[c], errors[best])]
-    if kept == [pinned]:
-        kept = ranked[:2]  # somebody has to challenge it
-    return kept if pinned in kept else [*kept, pinned]
+    if pinned is None or (pinned in kept and kept != [pinned]):
+        return kept
+    return ranked[:2] if kept == [pinned] else [*kept, pinned]  # somebody has to challenge it
 
 
 def _surely_worse(errors: dict[int, float], best: dict[int, float]) -> bool:
@@ -127,17 +138,22 @@ def _surely_worse(errors: dict[int, float], best: dict[int, float]) -> bool:
     return mean_ci([_log(errors[p]) - _log(best[p]) for p in common]).low > 0
 
 
-def _score(errors: dict[int, float], pinned: dict[int, float], prior: float | None = None) -> float:
-    """Mean bounded log ratio to the pinned candidate's errors, with the prediction among them."""
-    ratios = [_log(error) - _log(pinned[p]) for p, error in errors.items()]
+def _scores(
+    alive: Sequence[int],
+    errors: dict[int, dict[int, float]],
+    pinned: int | None,
+    prior: Sequence[float] | None,
+) -> dict[int, float]:
+    """Mean bounded log ratio to the pinned candidate's errors (without one, to the mean of those
+    that are left), with the prediction among them.
+    """
+    logs = np.array([[_log(error) for error in errors[c].values()] for c in alive])
+    reference = logs.mean(axis=0) if pinned is None else logs[list(alive).index(pinned)]
+    ratios = np.clip(logs - reference, -_CLIP, _CLIP)
     if prior is not None:
-        ratios += [prior] * PRIOR_PROMPTS
-    return float(np.mean(np.clip(ratios, -_CLIP, _CLIP)))
-
-
-def bounded(log_ratio: float) -> float:
-    """A log ratio of errors within what one video may count."""
-    return min(max(log_ratio, -_CLIP), _CLIP)
+        predicted = np.clip([[prior[c]] * PRIOR_PROMPTS for c in alive], -_CLIP, _CLIP)
+        ratios = np.concatenate([ratios, predicted], axis=1)
+    return dict(zip(alive, ratios.mean(axis=1).tolist(), strict=True))
 
 
 def _log(error: float) -> float:

@@ -12,7 +12,6 @@ from osp_opt.cache.policy import CachePolicy
 from osp_opt.search.cache.block_times import BlockTimer, BlockTimes
 from osp_opt.search.cache.candidates import (
     Candidate,
-    Race,
     four_field_candidates,
     largest_ratio,
     spread_candidates,
@@ -185,39 +184,3 @@ def test_block_timer_reads_the_clock_of_each_block_and_of_what_lies_between() ->
     timer.reset()
     with pytest.raises(PolicyError, match="at least 5"):
         timer.result()
-
-
-def race(truth: list[float], prompts: int, budget: float, noise: float = 0.3):  # type: ignore[no-untyped-def]
-    """Race candidates whose log errors are `truth` plus a shared and a private deviation."""
-    rng = np.random.default_rng(5)
-    hardness = rng.normal(size=prompts) * 2
-    private = rng.normal(size=(len(truth), prompts)) * noise
-    asked: list[tuple[int, int]] = []
-
-    def measure(pairs: list[tuple[int, int]]) -> list[float]:
-        asked.extend(pairs)
-        return [float(np.exp(truth[c] + hardness[p] + private[c, p])) for c, p in pairs]
-
-    costs = [1 / 1.3] * len(truth)
-    return Race(costs, prompts, budget, measure).run(), asked
-
-
-def test_the_race_finds_the_best_within_its_budget() -> None:
-    truth = [0.9, 0.0, 1.5, 0.7, 2.0, 1.1, 3.0, 2.5]
-    result, asked = race(truth, prompts=8, budget=40.0)
-    assert result.winner == 1
-    assert result.ranking[0] == 1
-    assert len(asked) / 1.3 <= 40.0
-    assert len(set(asked)) == len(asked), "nothing is measured twice"
-    assert all(result.errors[c] for c in range(8))
-    close = race([0.0, 0.01, 0.02, 0.03, 0.04, 0.05], prompts=8, budget=24.0)[0]
-    counts = [len(close.errors[c]) for c in range(6)]
-    assert counts[close.winner] == max(counts) > min(counts), "those left get more prompts"
-
-
-def test_a_small_budget_still_measures_the_best_predicted() -> None:
-    result, asked = race([0.0, 1.0, 2.0], prompts=4, budget=0.5)
-    assert result.winner == 0
-    assert asked == [(0, 0)]
-    with pytest.raises(PolicyError, match="at least one candidate"):
-        Race([], 3, 10.0, lambda pairs: [])

@@ -1,37 +1,28 @@
-"""Candidates for a wanted speed-up, and the race that decides among them.
-
-The scores of `cache_scores` prune millions of policies to a few; those are really sampled, on a
-few prompts first, and the losers dropped (successive halving, Jamieson and Talwalkar 2016,
-arXiv 1502.07943). Errors are compared as logarithms and in pairs on the same videos, because one
-video that tips over would otherwise decide a mean.
+"""Candidates for a wanted speed-up: the scores prune millions of policies to a few to be sampled.
 
 Suffixes: I intervals, S steps, B boundaries (blocks + 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.quality.intervals import mean_ci
 from osp_opt.search.cache.block_times import BlockTimes
 
 __all__ = [
     "MAX_INTERVAL",
     "Candidate",
-    "Race",
-    "RaceResult",
     "four_field_candidates",
     "largest_ratio",
     "spread_candidates",
 ]
 
 MAX_INTERVAL = 8  # a change older than 7 steps was never worth using in any run we saw
-FIRST_LOOK = 0.6  # of the race's budget
 PER_COST = 2  # starts kept per (number of blocks, interval): neighbours behave alike
 
 
@@ -143,95 +134,3 @@ def _speedups(times: BlockTimes, num_steps: int, intervals: Sequence[int]) -> np
         speedups[i] = np.where(reuses[:, None, None] > 0, total / seconds, np.nan)
     speedups[:, :, np.tril(np.ones_like(saved_BB, dtype=bool))] = np.nan
     return speedups
-
-
-@dataclass(frozen=True)
-class RaceResult:
-    """What the race measured: errors[c][p] is the error of candidate c on prompt p."""
-
-    winner: int
-    errors: dict[int, dict[int, float]] = field(repr=False)
-    ranking: tuple[int, ...] = ()
-
-
-class Race:
-    """Successive halving over candidates, by measured error.
-
-    Args:
-        costs: work of sampling one video with each candidate, in uncached videos (1 / speed-up).
-        num_prompts: videos that a candidate can be measured on.
-        budget: work in uncached videos that all measurements together may take.
-        measure: errors (positive; mean squared) of (candidate, prompt) pairs, in order.
-    """
-
-    def __init__(
-        self,
-        costs: Sequence[float],
-        num_prompts: int,
-        budget: float,
-        measure: Callable[[list[tuple[int, int]]], list[float]],
-    ) -> None:
-        if not costs or num_prompts < 1:
-            raise PolicyError("a race needs at least one candidate and one prompt")
-        self._costs = costs
-        self._num_prompts = num_prompts
-        self._budget = budget
-        self._measure = measure
-
-    def run(self) -> RaceResult:
-        """Measure until one candidate is left, every prompt is used, or the budget is spent.
-
-        Candidates come best-predicted first: when the budget does not allow to measure all of
-        them once, the last ones are left out.
-        """
-        alive = self._affordable()
-        errors: dict[int, dict[int, float]] = {c: {} for c in alive}
-        spent, used = 0.0, 0
-        # The first look takes most of the budget and half the prompts at most; then as many prompts
-        # again for half the candidates, so that each further round costs half of it.
-        first = FIRST_LOOK * self._budget / sum(self._costs[c] for c in alive)
-        wanted = max(1, min(int(first + 1e-9), self._num_prompts // 2))
-        while used < self._num_prompts and (len(alive) > 1 or used == 0):
-            cost = sum(self._costs[c] for c in alive)
-            room = int((self._budget - spent) / cost + 1e-9)
-            fresh = min(wanted, self._num_prompts - used, max(room, 1 if used == 0 else 0))
-            if fresh < 1:
-                break
-            pairs = [(c, p) for p in range(used, used + fresh) for c in alive]
-            for (c, p), error in zip(pairs, self._measure(pairs), strict=True):
-                errors[c][p] = error
-            spent += fresh * cost
-            used += fresh
-            alive = self._survivors(alive, errors)
-            wanted = max(1, used)
-        order = sorted(errors, key=lambda c: (-len(errors[c]), _mean_log(errors[c])))
-        return RaceResult(alive[0], errors, tuple(order))
-
-    def _affordable(self) -> list[int]:
-        alive: list[int] = []
-        for candidate, cost in enumerate(self._costs):
-            # A third of the budget for the first look leaves enough for the later rounds.
-            if alive and sum(self._costs[c] for c in alive) + cost > self._budget / 3:
-                break
-            alive.append(candidate)
-        return alive
-
-    def _survivors(self, alive: list[int], errors: dict[int, dict[int, float]]) -> list[int]:
-        """The better half, without those that are surely worse than the best."""
-        ranked = sorted(alive, key=lambda c: _mean_log(errors[c]))
-        best = errors[ranked[0]]
-        kept = ranked[: max(1, (len(ranked) + 1) // 2)] if len(ranked) > 1 else ranked
-        sure = [c for c in kept[1:] if _surely_worse(errors[c], best)]
-        return [c for c in kept if c not in sure]
-
-
-def _mean_log(errors: dict[int, float]) -> float:
-    return float(np.mean([np.log(max(e, 1e-30)) for e in errors.values()]))
-
-
-def _surely_worse(errors: dict[int, float], best: dict[int, float]) -> bool:
-    common = sorted(set(errors) & set(best))
-    if len(common) < 3:  # two prompts say nothing of the spread between prompts
-        return False
-    pairs = [np.log(max(errors[p], 1e-30) / max(best[p], 1e-30)) for p in common]
-    return mean_ci(pairs).low > 0

@@ -27,8 +27,6 @@ from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.candidates import (
     MAX_INTERVAL,
     Candidate,
-    Race,
-    RaceResult,
     four_field_candidates,
     largest_ratio,
     spread_candidates,
@@ -43,6 +41,7 @@ from osp_opt.search.cache.scores import (
     gaussian_importance,
 )
 from osp_opt.search.cache.trials import CacheTrials, Pair, policy_key
+from osp_opt.search.race import RaceResult, affordable, race
 from osp_opt.search.random import search_rng
 from osp_opt.system.timing import speedup as paired_speedup
 
@@ -161,6 +160,8 @@ class _Search:
 
     def race(self, candidates: list[Candidate], budget: float) -> RaceResult:
         """Sample the candidates against each other on the race's prompts."""
+        costs = [1.0 / candidate.speedup for candidate in candidates]
+        costs = costs[: affordable(costs, budget)]
         requests = self.race_requests
         self.trials.baseline(requests)
 
@@ -168,8 +169,7 @@ class _Search:
             policies = [candidates[c].policy for c, _ in pairs]
             return self.trials.errors(policies, [requests[p] for _, p in pairs])
 
-        costs = [1.0 / candidate.speedup for candidate in candidates]
-        return Race(costs, len(requests), budget, measure).run()
+        return race(costs, len(requests), budget, measure)
 
     def deliver(self, ratio: float) -> _Winner:
         """The best measured policy whose measured speed-up is `ratio` (within the tolerance)."""
@@ -183,15 +183,15 @@ class _Search:
         wanted, measured = ratio, 0.0
         for attempt in range(ATTEMPTS):
             candidates = self.candidates(wanted)
-            race = self.race(candidates, max(budget if attempt == 0 else size, 1.0))
-            chosen = candidates[race.winner]
-            self.say(f"raced {len(race.errors)} candidates; the best: {chosen.policy}")
+            raced = self.race(candidates, max(budget if attempt == 0 else size, 1.0))
+            chosen = candidates[raced.winner]
+            self.say(f"raced {len(raced.errors)} candidates; the best: {chosen.policy}")
             winner = self.verified(chosen, ratio * (1.0 - TOLERANCE))
             assert winner.speedup is not None
             measured = winner.speedup.estimate
             forced = self.options.force and attempt == ATTEMPTS - 1
             if measured >= ratio * (1.0 - TOLERANCE) or forced:
-                return replace(winner, predictor=self.check(candidates, race, checks))
+                return replace(winner, predictor=self.check(candidates, raced, checks))
             self.say(
                 f"measured {measured:.3f}x where {chosen.speedup:.3f}x was predicted; "
                 "taking a larger one"
@@ -204,7 +204,7 @@ class _Search:
             "may be busy: try again, or write it all the same with --force"
         )
 
-    def check(self, candidates: list[Candidate], race: RaceResult, count: int) -> PredictorCheck:
+    def check(self, candidates: list[Candidate], raced: RaceResult, count: int) -> PredictorCheck:
         """Whether the score ranked the race's candidates, and `count` policies of all costs."""
         rng = search_rng(self.options.seed, "predictor")
         spread: list[Candidate] = []
@@ -212,7 +212,7 @@ class _Search:
             spread = spread_candidates(self.scores, self.times, self.num_steps, count, rng)
         policies = [candidate.policy for candidate in spread]
         errors = self.trials.errors(policies, [self.race_requests[0]] * len(spread))
-        found = check_predictor(candidates, race.errors, spread, errors, self.num_steps)
+        found = check_predictor(candidates, raced.errors, spread, errors, self.num_steps)
         for line in found.lines():
             self.say(line)
         return found
@@ -255,8 +255,8 @@ class _Search:
         while high / low > 1.08:
             ratio = min((low * high) ** 0.5, 0.999 * largest)
             candidates = self.candidates(ratio, 4)
-            race = self.race(candidates, 6.0)
-            winner = self.verified(candidates[race.winner])
+            raced = self.race(candidates, 6.0)
+            winner = self.verified(candidates[raced.winner])
             assert winner.quality is not None
             assert winner.speedup is not None
             loss = winner.quality.loss.estimate

@@ -13,7 +13,7 @@ from osp_opt.generate.maker import Request
 from osp_opt.options import SearchStepsOptions
 from osp_opt.quality.intervals import Interval, mean_ci
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.race import affordable_prompts, race_schedules
+from osp_opt.search.race import affordable_prompts, race
 from osp_opt.search.steps.candidates import StepCandidate, StepTable, objectives_for
 from osp_opt.search.steps.objectives import StepObjective
 from osp_opt.search.steps.paths import descend_on_paths
@@ -195,7 +195,7 @@ def _decide_by_race(
             [candidates[c].schedule for c, _ in pairs], [requests[p] for _, p in pairs]
         )
 
-    result = race_schedules(costs, 1.0, len(requests), budget, measure, prior=prior)
+    result = race(costs, len(requests), budget, measure, baseline_cost=1.0, pinned=0, prior=prior)
     winner = candidates[result.winner]
     challenger = result.winner or next((c for c in result.ranking if c != 0), 0)
     gain = result.against(challenger, 0)
@@ -208,7 +208,7 @@ def _decide_by_race(
     )
     if result.winner == 0:
         reason = f"no candidate was better (the best had {reason})"
-    race = [
+    raced = [
         {
             "origin": candidate.origin,
             "timesteps": list(candidate.schedule.timesteps),
@@ -222,7 +222,7 @@ def _decide_by_race(
         result.winner == 0 or gain.high < 0,
         reason,
         predicted,
-        race,
+        raced,
         tuple(result.log_ratios(result.winner, 0)),
     )
 

@@ -10,7 +10,6 @@ from typing import Any
 from osp_opt.generate.maker import Request
 from osp_opt.quality.intervals import Interval, lost_share, mean_ci, paired_difference
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.race import bounded
 from osp_opt.search.steps.trials import StepTrials
 
 __all__ = ["Verification", "verify"]
@@ -95,7 +94,7 @@ def verify(
         measure=measure,
         speedup=trials.speedup(schedule, requests[0]),
         log_ratios=tuple(
-            bounded(math.log(max(o, 1e-30) / max(e, 1e-30)))
+            math.log(max(o, 1e-30) / max(e, 1e-30))
             for o, e in zip(errors["searched"], errors["uniform"], strict=True)
         ),
         errors=errors,
