@@ -18,12 +18,12 @@ from benchmarks.lab import Lab
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.maker import Request
 from osp_opt.search.cache.candidates import MAX_INTERVAL
+from osp_opt.search.cache.check import spearman
 from osp_opt.search.cache.probes import importance_probes, measured_importance
 from osp_opt.search.cache.scores import (
     ReuseErrors,
     gaussian_importance,
     policy_score,
-    spearman,
 )
 
 __all__ = ["draw", "probed_importance", "run"]

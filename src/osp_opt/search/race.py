@@ -48,7 +48,7 @@ class RaceResult:
 
 
 def affordable(costs: Sequence[float], budget: float) -> int:
-    """How many of the candidates, the best-predicted first, a first round has room for; at least 1."""
+    """How many candidates, the best-predicted first, a first round has room for; at least 1."""
     total = np.cumsum(costs)
     return max(1, int((total <= FIRST_ROUND * budget + 1e-9).sum()))
 

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from einops import rearrange
+from scipy import ndimage
 from torch import Tensor
 
 from osp_opt.tiny.clips import BASE_SIZE, draw_shape, half_extent
 from osp_opt.tiny.specs import SHAPES
 
+# Neighbours of a pixel: the four beside it, in its own frame.
+IN_FRAME = np.stack([np.zeros((3, 3)), [[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.zeros((3, 3))])
 NEAR = 0.27  # RGB distance taken as "the same colour": half the least palette distance
 MIN_BORDER = 0.75  # of the border must be one colour: a legal shape covers at most 0.15 of it
 AREA_RANGE = (0.04, 0.35)  # of the frame; legal shapes cover 0.10 to 0.18 of a square one
@@ -44,14 +47,9 @@ class Frames:
 
 def _dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     """Grow a boolean mask [t h w] by a square of the given radius in pixels."""
-    for axis in (1, 2):
-        line = np.moveaxis(mask, axis, -1)
-        grown = line.copy()
-        for shift in range(1, radius + 1):
-            grown[..., shift:] |= line[..., :-shift]
-            grown[..., :-shift] |= line[..., shift:]
-        mask = np.moveaxis(grown, -1, axis)
-    return mask
+    square = np.ones((1, 2 * radius + 1, 2 * radius + 1), dtype=bool)
+    grown: np.ndarray = ndimage.binary_dilation(mask, square)
+    return grown
 
 
 def _erode(mask: np.ndarray, radius: int) -> np.ndarray:
@@ -59,30 +57,9 @@ def _erode(mask: np.ndarray, radius: int) -> np.ndarray:
     return ~_dilate(~mask, radius)
 
 
-def _highest_in_run(label: np.ndarray, mask: np.ndarray, axis: int) -> np.ndarray:
-    """Give every pixel of a straight run of mask pixels along `axis` the run's highest label."""
-    top = label.max() + 1
-    for flip in (False, True):
-        if flip:
-            label, mask = np.flip(label, axis), np.flip(mask, axis)
-        # The run's number, as the high digit of the key, makes a running maximum start anew.
-        run = np.cumsum(~mask, axis=axis) * top
-        label = np.maximum.accumulate(run + label, axis=axis) - run
-    return np.flip(label, axis)
-
-
 def largest_piece(mask: np.ndarray) -> np.ndarray:
-    """The largest 4-connected piece of every frame of a boolean mask [t h w].
-
-    Every pixel carries a number; the highest spreads along rows and columns until nothing changes,
-    then the most frequent number of a frame is its largest piece.
-    """
-    label = np.arange(1, mask[0].size + 1).reshape(mask[0].shape) * mask
-    while True:
-        spread = _highest_in_run(_highest_in_run(label, mask, axis=1), mask, axis=2)
-        if np.array_equal(spread, label):
-            break
-        label = spread
+    """The largest 4-connected piece of every frame of a boolean mask [t h w]."""
+    label, _ = ndimage.label(mask, IN_FRAME)
     piece = np.zeros_like(mask)
     for i, frame in enumerate(label):
         counts = np.bincount(frame.ravel(), minlength=2)

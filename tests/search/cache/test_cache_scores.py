@@ -13,13 +13,13 @@ from osp_opt.cache.runtime import BlockCache
 from osp_opt.calibration import Calibration
 from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.cache.check import spearman
 from osp_opt.search.cache.scores import (
     ReuseErrors,
     data_scale,
     four_field_scores,
     policy_score,
     range_errors,
-    spearman,
     step_importance,
 )
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from osp_opt.search.cache.candidates import Candidate
-from osp_opt.search.cache.scores import spearman
 
-__all__ = ["PredictorCheck", "check_predictor"]
+__all__ = ["PredictorCheck", "check_predictor", "spearman"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,13 @@ def check_predictor(
         equal_score=spearman([c.score for c in own], means),
         equal_skipped=spearman(_skipped(own, num_steps), means),
     )
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation; NaN when either never varies."""
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return math.nan
+    return float(spearmanr(x, y).statistic)
 
 
 def _skipped(candidates: Sequence[Candidate], num_steps: int) -> list[float]:

@@ -44,7 +44,6 @@ __all__ = [
     "gaussian_importance",
     "policy_score",
     "range_errors",
-    "spearman",
     "step_importance",
 ]
 
@@ -262,18 +261,3 @@ def _over_videos(squares: np.ndarray) -> np.ndarray:
     """The geometric mean over the first axis, videos."""
     score: np.ndarray = np.exp(np.log(squares + _TINY).mean(axis=0))
     return score
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rank correlation, ties at their mean rank; NaN when either never varies."""
-    a, b = _ranks(np.asarray(x, np.float64)), _ranks(np.asarray(y, np.float64))
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / norm if norm > 0 else float("nan")
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: np.ndarray = (last - 0.5 * (counts - 1))[inverse]
-    return ranks
