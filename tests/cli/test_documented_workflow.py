@@ -33,22 +33,3 @@ def test_five_lines_and_again(model: Path, tmp_path: Path, free_port: int) -> No
     assert {name: data for name, (_, data) in after.items()} == {
         name: data for name, (_, data) in before.items()
     }
-
-
-def test_calibrate_makes_the_videos_on_two_processes_in_a_folder_with_a_space(
-    model: Path, tmp_path: Path, free_port: int
-) -> None:
-    """Both searches find what line 1 recorded, wherever it was told to put it."""
-    walk = Walk(
-        tmp_path / "walk",
-        model,
-        free_port,
-        first="calibrate",
-        processes=2,
-        videos="my videos/",
-    )
-    told = {name: walk.run(name) for name in LINES}
-    walk.assert_promised()
-    assert "no calibration" not in told["cache"]
-    assert str(walk.videos) in told["cache"]
-    assert not (walk.folder / "osp-opt-work" / "calibration").exists()

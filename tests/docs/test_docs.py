@@ -106,5 +106,5 @@ def test_every_old_flag_is_in_the_table_and_means_what_it_says(command: str) -> 
         assert old in table
         new = table[old] or old
         if old == "save_img_path" and command.startswith("search"):
-            new = old  # the table says so: the folder for verification videos
+            new = old  # the table says so
         assert spellings[old] == spellings[new], f"{command}: {old} is not {new}"

@@ -112,7 +112,7 @@ class SearchOptions(SamplingOptions, LaunchOptions):
     )
     save_img_path: Path | None = option(
         None,
-        "Folder for videos sampled to verify; default RUN_FOLDER/videos.",
+        "Accepted, as the reference tool has it; a search keeps no videos.",
         panel="Verification",
         metavar="DIR",
         identity=False,
