@@ -10,25 +10,24 @@ import sys
 from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
-from torch.distributed.run import parse_args, run
+from torch.distributed.run import parse_args
+from torch.distributed.run import run as torch_run
 
 from osp_opt.run.failures import tell
 
-__all__ = ["main"]
+__all__ = ["run"]
 
 
-def main() -> int:
-    """Run the workers that the process's arguments describe, in the words of torch.distributed.run.
-
-    The exit code is 1 when one failed.
+def run() -> None:
+    """Run the workers that the process's arguments describe, in the words of torch.distributed.run,
+    and end the process, with exit code 1 when one failed.
     """
     try:
-        run(parse_args(sys.argv[1:]))  # type: ignore[no-untyped-call]
+        torch_run(parse_args(sys.argv[1:]))  # type: ignore[no-untyped-call]
     except (RendezvousError, DistStoreError, DistNetworkError):
         tell(sys.stderr.fileno(), "unmet")
         raise
     except ChildFailedError as error:
         for rank, failure in error.failures.items():
             tell(sys.stderr.fileno(), "death", rank=rank, code=failure.exitcode)
-        return 1
-    return 0
+        sys.exit(1)

@@ -141,8 +141,8 @@ def _command(options: LaunchOptions, folder: Path) -> list[str]:
 
 
 def _python(module: str) -> list[str]:
-    """Python running ``main`` of one of our modules; `-m` would import from the current folder."""
-    start = f"import sys; sys.path.remove(''); from {module} import main; sys.exit(main())"
+    """Python running ``run`` of one of our modules; `-m` would import from the current folder."""
+    start = f"import sys; sys.path.remove(''); from {module} import run; run()"
     return [sys.executable, "-u", "-c", start]
 
 

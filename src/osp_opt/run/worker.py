@@ -32,9 +32,21 @@ Job: TypeAlias = Callable[[Any, WorkerContext], None]
 _PACKAGE = Path(__file__).parents[1]
 
 
-def main(argv: list[str] | None = None) -> int:
+def run() -> None:
+    """Run the job of this process's arguments, and end the process.
+
+    Without what Python and libraries do at an end: threads of gloo that still run then abort the
+    process (std::terminate) once in a hundred times, after all its work is done.
+    """
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main(argv: list[str]) -> int:
     """Run the job that the ``options.json`` in ``argv[0]`` describes; return the exit code."""
-    path = Path((sys.argv[1:] if argv is None else argv)[0])
+    path = Path(argv[0])
     rank = int(os.environ.get("RANK", "0"))
     logs = path.parent / LOG_FOLDER
     launcher = _redirect_output(logs, rank)
