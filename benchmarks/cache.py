@@ -26,7 +26,7 @@ from osp_opt.base.errors import OspOptError
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.maker import Request
 from osp_opt.options import SearchCacheOptions
-from osp_opt.quality.intervals import bootstrap_ci, paired_difference
+from osp_opt.quality.intervals import paired_difference, ratio_ci
 from osp_opt.quality.metrics import mse
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import BlockTimer, BlockTimes
@@ -284,9 +284,7 @@ def _against_reference(
 
 
 def _speed(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return bootstrap_ci(
-        [row["plain_seconds"] / row["seconds"] for row in rows], np.median
-    ).as_json()
+    return ratio_ci([row["plain_seconds"] / row["seconds"] for row in rows]).as_json()
 
 
 def _at_equal_speed(own: Measured, measured: Sequence[Measured]) -> dict[str, Any]:

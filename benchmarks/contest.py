@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.lab import Lab, column
 from osp_opt.generate.maker import Request
-from osp_opt.quality.intervals import Interval, bootstrap_ci, lost_share, mean_ci
+from osp_opt.quality.intervals import Interval, lost_share, mean_ci, ratio_ci
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps.trials import schedule_key
 
@@ -131,7 +131,7 @@ def summary(entrant: Entrant, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "setting": entrant.setting,
         "steps": len(entrant.schedule),
         "prompts": len(rows),
-        "speedup": bootstrap_ci(ratios, np.median).as_json(),
+        "speedup": ratio_ci(ratios).as_json(),
         "psnr": mean_ci(column(rows, "psnr")).as_json(),
         "psnr_median": float(np.median(column(rows, "psnr"))),
         "mse": mean_ci(column(rows, "mse")).as_json(),

@@ -10,10 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.lab import Lab
-from osp_opt.quality.intervals import bootstrap_ci
+from osp_opt.quality.intervals import mean_ci, ratio_ci
 
 __all__ = ["run"]
 
@@ -43,10 +41,8 @@ def run(lab: Lab) -> dict[str, Any]:
                     "threads": threads,
                     "videos": lab.size.scaling_videos,
                     "repeats": repeats,
-                    "seconds": bootstrap_ci(own, np.median).as_json(),
-                    "speedup": bootstrap_ci(
-                        [a / b for a, b in zip(base, own, strict=True)], np.median
-                    ).as_json(),
+                    "seconds": mean_ci(own).as_json(),
+                    "speedup": ratio_ci([a / b for a, b in zip(base, own, strict=True)]).as_json(),
                 }
             )
     return {"rows": rows, "cores": len(os.sched_getaffinity(0))}

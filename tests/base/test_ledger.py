@@ -1,4 +1,4 @@
-"""The resume ledger and the intervals."""
+"""The resume ledger, and the generators of the searches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 
 from osp_opt.base.errors import FileError
 from osp_opt.base.ledger import TrialLedger
-from osp_opt.quality.intervals import bootstrap_ci, mean_ci
 from osp_opt.search.random import search_rng
 
 
@@ -92,32 +91,6 @@ def test_a_killed_process_loses_at_most_the_line_it_was_writing(path: Path) -> N
         keys = TrialLedger(path).keys()
         assert keys == [str(i) for i in range(len(keys))]
         assert reported[-1] < len(keys) <= reported[-1] + 2
-
-
-def test_students_interval_matches_the_tables() -> None:
-    """Values with deviation sqrt(n) make the half width the quantile itself."""
-    for count, quantile in ((2, 12.7062), (3, 4.3027), (4, 3.1824), (6, 2.5706), (31, 2.0423)):
-        values = np.linspace(-1, 1, count)
-        values *= np.sqrt(count) / values.std(ddof=1)
-        interval = mean_ci(list(values))
-        assert interval.high == pytest.approx(quantile, rel=5e-3)
-        assert interval.low == pytest.approx(-interval.high, abs=1e-12)
-
-
-def test_intervals_cover_as_often_as_they_say() -> None:
-    rng = np.random.default_rng(5)
-    samples = rng.standard_normal((300, 8))
-    mean = [mean_ci(list(row)) for row in samples]
-    median = [bootstrap_ci(list(row), draws=400) for row in samples]
-    for intervals, lowest in ((mean, 0.92), (median, 0.85)):
-        assert lowest < np.mean([i.low <= 0 <= i.high for i in intervals]) < 0.99
-
-
-def test_one_value_has_no_bounds_and_none_is_an_error() -> None:
-    assert mean_ci([2.0]).as_json() == {"estimate": 2.0, "low": None, "high": None, "count": 1}
-    for bad in ([], [1.0, float("inf")]):
-        with pytest.raises(ValueError, match="all finite"):
-            mean_ci(bad)
 
 
 def test_generators_depend_on_seed_and_purpose_alone() -> None:

@@ -50,6 +50,13 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
             assert anchor in [h.lower().replace(" ", "-") for h in headings]
 
 
+def test_source_files_that_documents_name_are_there() -> None:
+    for path in DOCS:
+        for name in re.findall(r"`((?:\w+/)+\w+\.py)`", path.read_text()):
+            places = (ROOT, ROOT / "src" / "osp_opt")
+            assert any((place / name).is_file() for place in places), f"{path.name}: {name}"
+
+
 def test_every_document_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     for path in (ROOT / "docs").glob("*.md"):

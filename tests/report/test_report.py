@@ -119,7 +119,8 @@ def work(tmp_path: Path) -> Path:
 
 def test_the_page_holds_the_runs_and_nothing_from_outside(work: Path) -> None:
     folders = ("--reference", str(work / "baseline"), "--candidate", str(work / "faster"))
-    assert main(["evaluate", *folders, "--workdir", str(work), "--max-loss", "50%"]) == 0
+    # One video of three differs: which is too few to decide.
+    assert main(["evaluate", *folders, "--workdir", str(work), "--max-loss", "50%"]) == 3
     assert main(["report", str(work)]) == 0
     text = (work / "report.html").read_text()
     page = Page(text)
@@ -146,7 +147,7 @@ def test_the_page_holds_the_runs_and_nothing_from_outside(work: Path) -> None:
     found = json.loads((work / "evaluate" / "evaluation.json").read_text())
     assert f"{found['metrics']['psnr']['candidate']['estimate']:.2f} [" in page.text
     assert "1.50 [" in page.text, "the measured speed-up"
-    assert "kept" in page.text
+    assert "undecided" in page.text
     assert re.search(r"loss of SSIM \d+\.\d % \[\d+\.\d, \d+\.\d\]", page.text)
     assert "blocks 1..2 every 2 steps from step 2" in page.text
     assert HOSTILE in page.text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 
@@ -84,14 +83,10 @@ def test_plain_timer_needs_no_device() -> None:
 def test_summary() -> None:
     times = StageTimes((1.0, 2.0, 9.0), 1024)
     assert times.total == 12
-    assert times.median.estimate == 2
-    assert times.median.low >= 1
-    assert times.median.high <= 9
+    assert times.median == 2
     summary = json.loads(json.dumps(times.as_json(), allow_nan=False))
     assert (summary["count"], summary["total_seconds"], summary["peak_bytes"]) == (3, 12, 1024)
-    once = StageTimes((1.0,), None)
-    assert math.isinf(once.median.high)
-    assert once.as_json()["median_seconds"]["high"] is None
+    assert summary["median_seconds"] == 2
 
 
 def test_speedup_of_a_machine_that_slows_down() -> None:

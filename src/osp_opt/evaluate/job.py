@@ -19,7 +19,6 @@ from osp_opt.evaluate.lpips import Lpips
 from osp_opt.evaluate.measures import Measured, measure_pair
 from osp_opt.evaluate.pairs import Pair, pair_videos
 from osp_opt.evaluate.summary import (
-    AS_ASKED,
     LOWER_IS_BETTER,
     SHARES,
     Metric,
@@ -29,7 +28,7 @@ from osp_opt.evaluate.summary import (
 from osp_opt.evaluate.vbench import vbench_scores
 from osp_opt.generate.manifest import Take, VideoFile, open_take
 from osp_opt.options import EvaluateOptions
-from osp_opt.quality.intervals import Interval, prompts_to_show
+from osp_opt.quality.intervals import FEWEST, Interval
 
 __all__ = ["EVALUATION_FORMAT", "Evaluation", "evaluate", "run"]
 
@@ -50,7 +49,7 @@ class Evaluation:
 
     @property
     def verdict(self) -> str | None:
-        """kept, exceeded or undecided; None without a limit."""
+        """kept, lost or undecided; None without a limit."""
         return None if self.max_loss is None else self.summary.loss.verdict(self.max_loss)
 
     def as_json(self) -> dict[str, Any]:
@@ -65,7 +64,7 @@ class Evaluation:
             "prompts": self.summary.prompts,
             "speedup": None if self.summary.speedup is None else self.summary.speedup.as_json(),
             "metrics": {metric.name: metric.as_json() for metric in self.summary.metrics},
-            "loss": {"share": loss.share.as_json(), "measure": loss.measure},
+            "loss": loss.as_json(),
             "max_loss": self.max_loss,
             "verdict": self.verdict,
             "not_measured": list(self.notes),
@@ -197,31 +196,19 @@ def _show(console: Console, found: Evaluation, path: Path) -> None:
     console.print(table)
     if summary.speedup is not None:
         console.print(f"denoising {shown(summary.speedup, 'speedup')} times faster")
-    loss = summary.loss
-    console.print(f"loss of {loss.measure}: {shown(loss.share, 'loss')}")
+    console.print(summary.loss.line())
     if found.verdict is not None:
         limit = f"{100 * (found.max_loss or 0.0):g} %"
         words = {
             "kept": f"[green]kept:[/] the loss stays within {limit}",
-            "exceeded": f"[red]exceeded:[/] more than {limit} is lost",
-            "undecided": f"[yellow]undecided:[/] the interval holds {limit}; " + _wanted(found),
+            "lost": f"[red]lost:[/] more than {limit} is lost",
+            "undecided": f"[yellow]undecided:[/] the interval holds {limit}; "
+            f"{max(FEWEST, 2 * summary.loss.share.count)} prompts may tell",
         }
         console.print(words[found.verdict])
     for note in found.notes:
         console.print(f"[dim]not measured: {escape(note)}[/]")
     console.print(f"figures: {escape(str(path))}", soft_wrap=True)
-
-
-def _wanted(found: Evaluation) -> str:
-    """What would tell, in the words of an undecided verdict."""
-    loss = found.summary.loss
-    least = prompts_to_show(found.max_loss or 0.01)
-    if loss.measure != AS_ASKED or loss.share.count >= least:
-        return "more prompts would tell"
-    return (
-        f"{loss.share.count} compared, and even if none differed it would take {least} to show "
-        "so little"
-    )
 
 
 def _title(metric: Metric) -> str:
@@ -232,12 +219,14 @@ def _title(metric: Metric) -> str:
 
 
 def shown(interval: Interval | None, name: str, bounds: bool = True) -> str:
-    """An interval as text: shares in per cent, dB with two digits, others with four."""
+    """An interval as text: attributes as counts, dB and ratios with two digits, else four."""
     if interval is None:
         return ""
-    share = name in (*SHARES, "loss")
-    factor, digits = (100, 1) if share else (1, 2 if name in ("psnr", "speedup") else 4)
-    parts = (interval.estimate, interval.low, interval.high)
-    estimate, low, high = (f"{factor * part:.{digits}f}" for part in parts)
-    estimate += " %" if share else ""
-    return f"{estimate} [{low}, {high}]" if bounds and interval.count > 1 else estimate
+    if name in SHARES:
+        counted = f"{interval.estimate * interval.count:g}"
+        return f"{counted} of {interval.count}" if bounds or interval.low >= 0 else counted
+    share = name == "loss"
+    factor, digits, unit = (100, 2, " %") if share else (1, 2, "")
+    if name not in ("psnr", "speedup", "loss"):
+        digits = 4
+    return interval.text(factor, digits, unit) if bounds else f"{interval.estimate:.{digits}f}"

@@ -1,43 +1,27 @@
 """From pairs to a judgement: paired differences with intervals, loss, verdict.
 
-Videos of one prompt with several seeds resemble each other, so what is counted and resampled are
-*prompts*, each the mean of its seeds; with a single prompt, seeds.
-
-Shares of prompts (attributes as asked) get Wilson's and Newcombe's intervals, everything else a
-bootstrap. A bootstrap of values that are all alike has no width; where a loss rests on such, the
-interval is widened by what so few pairs leave open, so that a handful of equal videos is never
-taken for proof.
+Videos of one prompt with several seeds resemble each other, so what is counted are *prompts*, each
+the mean of its seeds; with a single prompt, seeds.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from osp_opt.evaluate.measures import Measured
-from osp_opt.quality.intervals import (
-    Interval,
-    bootstrap_ci,
-    lost_share,
-    paired_difference,
-    paired_shares,
-    unseen_share,
-    wilson,
-)
+from osp_opt.quality.intervals import Interval, mean_ci, paired_difference, paired_shares, wilson
+from osp_opt.quality.loss import Loss, loss_of
 from osp_opt.system.timing import speedup
 from osp_opt.tiny.specs import ATTRIBUTES
 
-__all__ = ["Loss", "Metric", "Summary", "summarise"]
+__all__ = ["Metric", "Summary", "summarise"]
 
-Verdict = Literal["kept", "exceeded", "undecided"]
 LOWER_IS_BETTER = ("flicker", "lpips")
 SHARES = (*ATTRIBUTES, "all")  # of prompts: 0 or 1 for each video
-AS_ASKED = "attributes as asked"  # the measure of a loss that is a share of prompts
-VISIBLE_PSNR = 40.0  # dB, at which differences can hardly be seen
 
 
 @dataclass(frozen=True)
@@ -57,22 +41,6 @@ class Metric:
         """The intervals that there are."""
         parts = {name: getattr(self, name) for name in ("reference", "candidate", "difference")}
         return {name: None if part is None else part.as_json() for name, part in parts.items()}
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The share of quality that was lost, by `measure`; below 0 is a gain."""
-
-    share: Interval
-    measure: str
-
-    def verdict(self, max_loss: float) -> Verdict:
-        """ "kept" or "exceeded" only where the whole interval says so."""
-        if not math.isfinite(self.share.low):
-            return "undecided"
-        if self.share.high <= max_loss:
-            return "kept"
-        return "exceeded" if self.share.low > max_loss else "undecided"
 
 
 @dataclass(frozen=True)
@@ -105,7 +73,7 @@ def summarise(measured: Sequence[Measured]) -> Summary:
         if name in SHARES:
             parts = wilson(after), wilson(before), paired_shares(after, before)
         else:
-            parts = _bootstrap(after), _bootstrap(before), paired_difference(after, before)
+            parts = mean_ci(after), mean_ci(before), paired_difference(after, before)
         metrics.append(Metric(name, *parts))
     seconds = [(m.pair.reference.seconds, m.pair.candidate.seconds) for m in measured]
     faster = None
@@ -122,24 +90,21 @@ def summarise(measured: Sequence[Measured]) -> Summary:
 
 
 def _loss(groups: list[list[Measured]], alone: Sequence[str], vbench: Sequence[str]) -> Loss:
-    """Of attributes that are as asked where the checker could read them, else of VBench's mean,
-    else of SSIM, else (frames too small for SSIM) of PSNR below the one at which nothing is seen.
-    """
+    everything = [m for group in groups for m in group]
+    ssim = None
+    if all("ssim" in m.between for m in everything):
+        ssim = [_mean(group, lambda m: m.between["ssim"]) for group in groups]
+    right, asked = None, 0
     if "all" in alone:
-        before, after = _levels(groups, ATTRIBUTES)
-        if any(before):
-            return Loss(lost_share(before, after), AS_ASKED)
-    if vbench:
-        before, after = _levels(groups, vbench)
-        level = float(np.mean(before))
-        if level > 0:
-            lost = paired_difference([x / level for x in before], [x / level for x in after])
-            return Loss(_at_least_open(lost), "VBench mean")
-    if all("ssim" in m.between for group in groups for m in group):
-        lost = _interval(groups, lambda m: 1.0 - m.between["ssim"])
-        return Loss(_at_least_open(lost), "SSIM")
-    lost = _interval(groups, lambda m: max(0.0, 1.0 - m.between["psnr"] / VISIBLE_PSNR))
-    return Loss(_at_least_open(lost), "PSNR")
+        asked = len(ATTRIBUTES) * len(everything)
+        before, after = (
+            round(sum(getattr(m, side)[name] for m in everything for name in ATTRIBUTES))
+            for side in ("reference", "candidate")
+        )
+        right = before, after
+    scores = _levels(groups, vbench) if vbench else None
+    psnr = [_mean(group, lambda m: m.between["psnr"]) for group in groups]
+    return loss_of(psnr, ssim, right, asked, scores)
 
 
 def _levels(groups: list[list[Measured]], names: Sequence[str]) -> tuple[list[float], list[float]]:
@@ -149,16 +114,8 @@ def _levels(groups: list[list[Measured]], names: Sequence[str]) -> tuple[list[fl
     return before, after
 
 
-def _at_least_open(interval: Interval) -> Interval:
-    """Where no value differed: what prompts that were not tried may yet show."""
-    if interval.low != interval.high:
-        return interval
-    room = unseen_share(interval.count)
-    return Interval(interval.estimate, interval.low - room, interval.high + room, interval.count)
-
-
 def _groups(measured: Sequence[Measured]) -> list[list[Measured]]:
-    """What is resampled: the videos of each prompt together, or each video of a single prompt."""
+    """What is counted: the videos of each prompt together, or each video of a single prompt."""
     by_prompt: dict[str | None, list[Measured]] = {}
     for m in measured:
         by_prompt.setdefault(m.pair.prompt, []).append(m)
@@ -172,8 +129,4 @@ def _mean(group: Sequence[Measured], value: Callable[[Measured], float]) -> floa
 
 
 def _interval(groups: list[list[Measured]], value: Callable[[Measured], float]) -> Interval:
-    return _bootstrap([_mean(group, value) for group in groups])
-
-
-def _bootstrap(values: Sequence[float]) -> Interval:
-    return bootstrap_ci(values, np.mean)
+    return mean_ci([_mean(group, value) for group in groups])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from osp_opt.base.errors import FileError, PolicyError
 from osp_opt.cache.policy import CachePolicy
@@ -16,7 +13,7 @@ from osp_opt.evaluate.measures import measure_pair
 from osp_opt.evaluate.pairs import Pair
 from osp_opt.evaluate.summary import Summary, summarise
 from osp_opt.generate.manifest import Take, open_take, original_of, read_takes
-from osp_opt.quality.intervals import Interval, bootstrap_ci
+from osp_opt.quality.intervals import Interval, mean_ci
 from osp_opt.report.runs import Material
 
 __all__ = ["Comparison", "Row", "compare_runs", "describe"]
@@ -157,7 +154,7 @@ def _evaluation_of(found: Material, baseline: Take, videos: Take) -> dict[str, A
 
 def _seconds(videos: Take) -> Interval | None:
     seconds = [video.seconds for video in videos.videos if video.seconds is not None]
-    return bootstrap_ci(seconds, np.median) if seconds else None
+    return mean_ci(seconds) if seconds else None
 
 
 def _interval(content: Any) -> Interval | None:
@@ -165,8 +162,6 @@ def _interval(content: Any) -> Interval | None:
     if content is None:
         return None
     try:
-        low = -math.inf if content["low"] is None else float(content["low"])
-        high = math.inf if content["high"] is None else float(content["high"])
-        return Interval(float(content["estimate"]), low, high, int(content["count"]))
+        return Interval.from_json(content)
     except (KeyError, TypeError, ValueError) as error:
         raise FileError("evaluation: an interval is damaged; run osp-opt evaluate again") from error

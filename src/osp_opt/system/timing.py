@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
-import numpy as np
-
-from osp_opt.quality.intervals import Interval, bootstrap_ci
+from osp_opt.quality.intervals import Interval, ratio_ci
 
 
 def _nothing() -> None:
@@ -31,16 +30,16 @@ class StageTimes:
         return sum(self.seconds)
 
     @property
-    def median(self) -> Interval:
-        """Seconds of a typical run, with its bootstrap interval."""
-        return bootstrap_ci(self.seconds, np.median)
+    def median(self) -> float:
+        """Seconds of a typical run."""
+        return median(self.seconds)
 
     def as_json(self) -> dict[str, Any]:
         """Count, total and median seconds, peak bytes."""
         return {
             "count": len(self.seconds),
             "total_seconds": self.total,
-            "median_seconds": self.median.as_json(),
+            "median_seconds": self.median,
             "peak_bytes": self.peak_bytes,
         }
 
@@ -96,8 +95,8 @@ class Timer:
         self._peaks.clear()
 
 
-def speedup(baseline: Sequence[float], candidate: Sequence[float], *, seed: int = 0) -> Interval:
-    """How many times faster: the median of ``baseline[i] / candidate[i]`` with its interval.
+def speedup(baseline: Sequence[float], candidate: Sequence[float]) -> Interval:
+    """How many times faster: the mean (geometric) of ``baseline[i] / candidate[i]``, with interval.
 
     Pairs are runs of the same work taken one right after the other, so that a machine that slows
     down slows both. Raises ValueError when lengths differ, or a time is not above 0.
@@ -107,4 +106,4 @@ def speedup(baseline: Sequence[float], candidate: Sequence[float], *, seed: int 
     if min(*baseline, *candidate, 1.0) <= 0:
         raise ValueError("times must be above 0")
     ratios = [slow / fast for slow, fast in zip(baseline, candidate, strict=True)]
-    return bootstrap_ci(ratios, np.median, seed=seed)
+    return ratio_ci(ratios)

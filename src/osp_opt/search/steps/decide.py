@@ -12,6 +12,7 @@ from osp_opt.calibration.source import Source
 from osp_opt.generate.maker import Request
 from osp_opt.options import SearchStepsOptions
 from osp_opt.quality.intervals import Interval, mean_ci
+from osp_opt.quality.loss import Loss
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.race import affordable_prompts, race
 from osp_opt.search.steps.candidates import StepCandidate, StepTable, objectives_for
@@ -48,7 +49,7 @@ class Decision:
         return self.written or self.candidate
 
     @property
-    def loss(self) -> Interval | None:
+    def loss(self) -> Loss | None:
         """The verified loss of quality of what goes into the file."""
         found = self.verification
         if found is None:
@@ -89,8 +90,10 @@ def verifies(options: SearchStepsOptions) -> bool:
 def as_factor(log_ratio: Interval) -> str:
     """A log ratio as a factor, with its interval where there is one."""
     low, high = (math.exp(min(x, 50.0)) for x in (log_ratio.low, log_ratio.high))
-    interval = f" [{low:.2f}, {high:.2f}]" if math.isfinite(log_ratio.low) else ""
-    return f"{math.exp(log_ratio.estimate):.2f}{interval}"
+    values = tuple(math.exp(min(x, 50.0)) for x in log_ratio.values)
+    low = low if math.isfinite(log_ratio.low) else -math.inf
+    factor = Interval(math.exp(log_ratio.estimate), low, high, log_ratio.count, values)
+    return factor.text(digits=2)
 
 
 def settle(search: Search, length: int) -> Decision:

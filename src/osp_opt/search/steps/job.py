@@ -6,8 +6,6 @@ A schedule that was not shown to be better than uniform is not written without -
 
 from __future__ import annotations
 
-import math
-
 from osp_opt.base.errors import OptionError
 from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import open_source
@@ -71,7 +69,7 @@ def _lengths(search: Search) -> list[int]:
 
 
 def _fewest_within(search: Search, max_loss: float) -> dict[int, Decision]:
-    """The smallest number of steps whose verified loss of quality stays within `max_loss`.
+    """The smallest number of steps whose loss on fresh prompts is shown to stay within `max_loss`.
 
     Bisection over a ladder of lengths with the table's first choice tells where to begin; what
     counts is the loss of the schedule that is written, so longer ones follow until it is within.
@@ -83,16 +81,12 @@ def _fewest_within(search: Search, max_loss: float) -> dict[int, Decision]:
     ladder = [n for n in LADDER if n < len(search.reference)]
     for length in ladder[_first_promising(search, search.trials, ladder, max_loss) :]:
         decision = settle(search, length)
-        if decision.loss is not None and decision.loss.estimate <= max_loss:
-            line = f"{length} steps: loss {decision.loss.estimate:.2%} is within {max_loss:.2%}"
-            if math.isfinite(decision.loss.high):
-                line += (
-                    f" ({decision.loss.count} prompts leave open up to {decision.loss.high:.1%})"
-                )
-            say(line)
+        if decision.loss is not None and decision.loss.verdict(max_loss) == "kept":
+            say(f"{length} steps: kept within {max_loss:.2%}; {decision.loss.line()}")
             return {length: decision}
     raise OptionError(
-        f"--max-loss {max_loss:.2%}: {ladder[-1]} steps lose more than that; allow more loss"
+        f"--max-loss {max_loss:.2%}: {ladder[-1]} steps are not shown to keep that; allow "
+        "more loss, or use more --verify-prompts"
     )
 
 
@@ -105,7 +99,7 @@ def _first_promising(search: Search, trials: StepTrials, ladder: list[int], max_
         candidate = search.table.best(search.objectives[0], length).schedule
         uniform = search.table.uniform(length).schedule
         found = verify(trials, candidate, uniform, search.reference, search.fresh_requests)
-        loss = min(found.loss.estimate, found.loss_uniform.estimate)
-        search.context.progress.say(f"{length} steps: loss {loss:.2%} ({found.measure})")
+        loss = min(found.loss.share.estimate, found.loss_uniform.share.estimate)
+        search.context.progress.say(f"{length} steps: {found.loss.line()}")
         low, high = (low, middle) if loss <= max_loss else (middle + 1, high)
     return low

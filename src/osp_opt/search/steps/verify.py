@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from osp_opt.generate.maker import Request
-from osp_opt.quality.intervals import Interval, lost_share, mean_ci, paired_difference
+from osp_opt.quality.intervals import Interval, mean_ci, paired_difference
+from osp_opt.quality.loss import Loss, loss_of
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps.trials import StepTrials
+from osp_opt.tiny.specs import ATTRIBUTES
 
 __all__ = ["Verification", "verify"]
 
@@ -20,8 +22,8 @@ class Verification:
     """A schedule and the uniform one of its length against the full-length videos.
 
     psnr, psnr_uniform: dB to the full-length video, over prompts; psnr_gain: their difference in
-    pairs. ssim: as psnr, None for frames too small. loss: of quality against the full length, as
-    a share, by `measure`; loss_uniform: likewise of the uniform one. speedup: of denoising,
+    pairs. ssim: as psnr, None for frames too small. loss: against the full
+    length; loss_uniform: likewise of the uniform one. speedup: of denoising,
     measured on one prompt. errors: mean squared, of latents, by name of schedule ("searched",
     "uniform", others that were compared), per prompt.
     """
@@ -32,13 +34,17 @@ class Verification:
     psnr_gain: Interval
     ssim: Interval | None
     ssim_uniform: Interval | None
-    loss: Interval
-    loss_uniform: Interval
-    measure: str
+    loss: Loss
+    loss_uniform: Loss
     speedup: float
     log_ratios: tuple[float, ...]  # of latent errors, own over uniform's, per prompt
     errors: dict[str, tuple[float, ...]] = field(repr=False)
     videos: list[dict[str, Any]] = field(repr=False)
+
+    @property
+    def worse(self) -> int:
+        """On how many of the prompts the uniform schedule is nearer to the full length."""
+        return sum(ratio > 0 for ratio in self.log_ratios)
 
     def lines(self) -> list[str]:
         """For the terminal."""
@@ -46,19 +52,26 @@ class Verification:
             f"verified on {self.psnr.count} fresh prompts: {self.steps} steps, "
             f"{self.speedup:.2f}x faster denoising",
             f"  PSNR to the full-length video {_db(self.psnr)}, uniform {_db(self.psnr_uniform)}, "
-            f"gain {_db(self.psnr_gain)}",
-            f"  loss of {self.measure}: {self.loss.estimate:.1%} "
-            f"[{self.loss.low:.1%}, {self.loss.high:.1%}]",
+            f"gain {_db(self.psnr_gain)}; worse on {self.worse} of {self.psnr.count}",
+            f"  {self.loss.line()}",
         ]
 
     def as_json(self) -> dict[str, Any]:
         """The fields; intervals as objects."""
-        names = ("psnr", "psnr_uniform", "psnr_gain", "ssim", "ssim_uniform")
-        values = {name: getattr(self, name) for name in (*names, "loss", "loss_uniform")}
+        names = (
+            "psnr",
+            "psnr_uniform",
+            "psnr_gain",
+            "ssim",
+            "ssim_uniform",
+            "loss",
+            "loss_uniform",
+        )
+        values = {name: getattr(self, name) for name in names}
         return {
             **{name: None if value is None else value.as_json() for name, value in values.items()},
             "steps": self.steps,
-            "measure": self.measure,
+            "worse": self.worse,
             "speedup": self.speedup,
             "videos": self.videos,
         }
@@ -79,8 +92,6 @@ def verify(
     schedules = [reference, uniform, schedule, *others.values()]
     full, even, own, *rest = trials.verified(schedules, requests)
     named = {"uniform": even, "searched": own, **dict(zip(others, rest, strict=True))}
-    loss, measure = _loss(full, own)
-    loss_uniform, _ = _loss(full, even)
     errors = {name: tuple(_errors(rows)) for name, rows in named.items()}
     return Verification(
         steps=len(schedule),
@@ -89,9 +100,8 @@ def verify(
         psnr_gain=paired_difference(_column(own, "psnr"), _column(even, "psnr")),
         ssim=mean_ci(_column(own, "ssim")) if "ssim" in own[0] else None,
         ssim_uniform=mean_ci(_column(even, "ssim")) if "ssim" in even[0] else None,
-        loss=loss,
-        loss_uniform=loss_uniform,
-        measure=measure,
+        loss=_loss(full, own),
+        loss_uniform=_loss(full, even),
         speedup=trials.speedup(schedule, requests[0]),
         log_ratios=tuple(
             math.log(max(o, 1e-30) / max(e, 1e-30))
@@ -110,17 +120,15 @@ def _errors(rows: list[dict[str, Any]]) -> list[float]:
     return [float(row.get("mse", 0.0)) for row in rows]  # the full length itself has none
 
 
-def _loss(full: list[dict[str, Any]], own: list[dict[str, Any]]) -> tuple[Interval, str]:
-    """Loss against the full length as a share: of attributes that are right, else of SSIM, else
-    (frames too small for SSIM) of PSNR below the 40 dB at which differences can hardly be seen.
-    """
+def _loss(full: list[dict[str, Any]], own: list[dict[str, Any]]) -> Loss:
+    """Of `own` videos against those of the full length."""
+    ssim = _column(own, "ssim") if all("ssim" in values for values in own) else None
+    right, asked = None, 0
     if all("right" in values for values in full):
-        reference = _column(full, "right")
-        if any(reference):
-            return lost_share(reference, _column(own, "right")), "attributes as asked"
-    if all("ssim" in values for values in own):
-        return mean_ci([1.0 - value for value in _column(own, "ssim")]), "SSIM"
-    return mean_ci([max(0.0, 1.0 - value / 40.0) for value in _column(own, "psnr")]), "PSNR"
+        asked = len(ATTRIBUTES) * len(full)
+        counts = [round(len(ATTRIBUTES) * sum(_column(rows, "right"))) for rows in (full, own)]
+        right = counts[0], counts[1]
+    return loss_of(_column(own, "psnr"), ssim, right, asked)
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> list[float]:
@@ -128,4 +136,4 @@ def _column(rows: list[dict[str, Any]], name: str) -> list[float]:
 
 
 def _db(interval: Interval) -> str:
-    return f"{interval.estimate:.1f} [{interval.low:.1f}, {interval.high:.1f}] dB"
+    return interval.text(digits=1, unit=" dB")

@@ -1,0 +1,90 @@
+"""What a faster video loses: one measure and one rule for every command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from osp_opt.quality.intervals import FEWEST, Interval, mean_ci, positive_mean_ci
+
+__all__ = ["VISIBLE_PSNR", "Loss", "Verdict", "loss_of"]
+
+Verdict = Literal["kept", "lost", "undecided"]
+VISIBLE_PSNR = 40.0  # dB, at which differences can hardly be seen
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The share of quality that was lost, mean over videos (of one prompt each), and its interval.
+
+    measure: "VBench mean" (of its scores, as a share of the original's) where it was scored, else
+    "SSIM" (1 - SSIM to the original's frames), or for frames too small for it "PSNR" (what is
+    missing to 40 dB, as a share of them). right: of the bundled model's attributes, how
+    many were as asked before and after, of `asked`; they are told, and do not decide.
+    """
+
+    measure: str
+    share: Interval
+    right: tuple[int, int] | None = None
+    asked: int = 0
+
+    def verdict(self, limit: float) -> Verdict:
+        """Whether at most `limit` is lost; "kept" or "lost" only where the whole interval says so,
+        and there is one.
+        """
+        if self.share.count < FEWEST:
+            return "undecided"
+        if self.share.high <= limit:
+            return "kept"
+        return "lost" if self.share.low > limit else "undecided"
+
+    def line(self) -> str:
+        """For the terminal."""
+        text = f"loss by {self.measure}: {self.share.text(100, 2, ' %')}"
+        if self.right is not None:
+            before, after = self.right
+            text += f"; attributes as asked: {after} of {self.asked}, {before} by the original"
+        return text
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields."""
+        return {
+            "measure": self.measure,
+            "share": self.share.as_json(),
+            "right": None if self.right is None else list(self.right),
+            "asked": self.asked,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Loss:
+        """The inverse of `as_json`."""
+        right = values["right"]
+        return cls(
+            values["measure"],
+            Interval.from_json(values["share"]),
+            None if right is None else (int(right[0]), int(right[1])),
+            int(values["asked"]),
+        )
+
+
+def loss_of(
+    psnr: Sequence[float],
+    ssim: Sequence[float] | None,
+    right: tuple[int, int] | None = None,
+    asked: int = 0,
+    vbench: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Loss:
+    """The loss of videos against the original's, each the mean of its frames.
+
+    psnr in dB; ssim is None where a frame is too small for it; vbench has the mean scores of the
+    original and of the others. Raises ValueError for no videos.
+    """
+    if vbench is not None and sum(vbench[0]) > 0:
+        level = sum(vbench[0]) / len(vbench[0])
+        lost = [(before - after) / level for before, after in zip(*vbench, strict=True)]
+        return Loss("VBench mean", mean_ci(lost), right, asked)
+    if ssim is not None:
+        return Loss("SSIM", positive_mean_ci([1.0 - value for value in ssim]), right, asked)
+    missing = [max(0.0, 1.0 - value / VISIBLE_PSNR) for value in psnr]
+    return Loss("PSNR", positive_mean_ci(missing), right, asked)
