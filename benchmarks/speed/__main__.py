@@ -112,5 +112,13 @@ def startup(repeats: Repeats = 3, out: Out = None) -> None:
     report(part.run(repeats), out)
 
 
+@app.command()
+def waiting(repeats: Repeats = 2, out: Out = None) -> None:
+    """How OpenMP's threads wait, alone and on a busy machine."""
+    from benchmarks.speed import waiting as part
+
+    report(part.run(repeats), out)
+
+
 if __name__ == "__main__":
     app()

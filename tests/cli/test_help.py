@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from osp_opt import __version__
-from osp_opt.cli.flags import kebab
+from osp_opt.cli.flags import kebab, resolve
 from osp_opt.options import COMMANDS
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "einops", "imageio_ffmpeg")
@@ -35,8 +35,25 @@ def test_help_loads_nothing_heavy(args: tuple[str, ...]) -> None:
     assert "Usage: osp-opt" in output
 
 
-def test_help_lists_every_option_in_panels() -> None:
-    output = run("search-cache", "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_what_people_use_with_an_example(command: str) -> None:
+    """The rest is folded away, and where it is stands below."""
+    model = COMMANDS[command]
+    words = run(command, "--help").replace("│", " ").split()
+    for name in model.common:
+        assert kebab(name) in words or model is COMMANDS["report"]
+    if model.common:
+        assert len(model.common) <= 12
+        assert "--help-all" in words
+        assert "--master-port" not in words
+        assert model.example.split()[0] in words
+        resolve(model, {}, None)
+    launched = run(command, "--help-all").replace("│", " ").split()
+    assert {kebab(name) for name in model.model_fields if name != "runs"} <= set(launched)
+
+
+def test_help_all_lists_every_option_in_panels() -> None:
+    output = run("search-cache", "--help-all")
     for panel in ("Job", "Model", "Sampling", "Device", "Launch"):
         assert f" {panel} " in output
     words = output.replace("│", " ").split()

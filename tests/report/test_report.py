@@ -148,7 +148,7 @@ def test_the_page_holds_the_runs_and_nothing_from_outside(work: Path) -> None:
     assert f"{found['metrics']['psnr']['candidate']['estimate']:.2f} [" in page.text
     assert "1.50 [" in page.text, "the measured speed-up"
     assert "undecided" in page.text
-    assert re.search(r"loss of SSIM \d+\.\d % \[\d+\.\d, \d+\.\d\]", page.text)
+    assert re.search(r"loss of SSIM \d+\.\d % \[-?\d+\.\d, \d+\.\d\]", page.text)
     assert "blocks 1..2 every 2 steps from step 2" in page.text
     assert HOSTILE in page.text
     for name in ("schedule", "errors", "heatmap", "pareto", "predicted"):

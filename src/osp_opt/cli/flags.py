@@ -6,6 +6,7 @@ configuration file obey the same rules and fail with the same words.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import signal
 import sys
@@ -31,6 +32,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 _CONFIG_HELP = "YAML file with values for options; flags override it."
 _GO_ON = "run the same command again to go on"
 _NO = "no__"
+_ALL = "osp_opt.help_all"
 _OptionalFlag = bool | None
 _BASIC_METAVARS: Mapping[Any, str] = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
@@ -64,6 +66,22 @@ class OptionsCommand(typer.core.TyperCommand):
         extra.setdefault("token_normalize_func", primary)
         return super().make_context(info_name, args, *rest, **extra)
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The common options, with an example; all of them where ``--help-all`` was asked for."""
+        if ctx.meta.get(_ALL) or not self.model.common:
+            super().format_help(ctx, formatter)
+            return
+        short = copy.copy(self)
+        by_name = {param.name: param for param in self.params}
+        common = [_folded(by_name[name], self.model) for name in (*self.model.common, "config")]
+        short.params = [*common, by_name["help_all"]]
+        more = len(self.model.model_fields) - len(self.model.common)
+        short.epilog = (
+            f"{more} more options, and other names of these: {ctx.command_path} --help-all\n\n"
+            f"Example: {ctx.command_path} {self.model.example}"
+        )
+        super(OptionsCommand, short).format_help(ctx, formatter)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         many = {
             flag
@@ -87,6 +105,7 @@ def add_command(
     def register(run: Callable[[OptionsT], int]) -> Callable[[OptionsT], int]:
         def command(**values: Any) -> None:
             config = values.pop("config")
+            values.pop("help_all")
             given = _given(values)
             try:
                 code = run(resolve(model, given, Path(config) if config else None))
@@ -139,7 +158,31 @@ def _parameters(model: type[Options]) -> list[inspect.Parameter]:
     made = [parameter for name, field in fields for parameter in _field_parameters(name, field)]
     config = typer.Option("--config", help=_CONFIG_HELP, metavar="FILE", rich_help_panel="Run")
     made.append(_keyword("config", Annotated[str | None, config]))
+    everything = typer.Option(
+        "--help-all",
+        help="Show every option.",
+        metavar="",
+        is_eager=True,
+        callback=_show_all,
+    )
+    made.append(_keyword("help_all", Annotated[_OptionalFlag, everything]))
     return made
+
+
+def _show_all(ctx: typer.Context, wanted: bool | None) -> None:
+    if wanted:
+        ctx.meta[_ALL] = True
+        print(ctx.get_help())
+        raise typer.Exit
+
+
+def _folded(param: Any, model: type[Options]) -> Any:
+    """An option as the short help shows it: in one panel, without its other names."""
+    shown = copy.copy(param)
+    shown.rich_help_panel = None
+    if param.name in model.model_fields:
+        shown.help = _help(model.model_fields[param.name], aliases=False)
+    return shown
 
 
 def _field_parameters(name: str, field: FieldInfo) -> list[inspect.Parameter]:
@@ -165,7 +208,7 @@ def _field_parameters(name: str, field: FieldInfo) -> list[inspect.Parameter]:
     return [_keyword(name, Annotated[kind, typer.Option(kebab(name), **settings)])]
 
 
-def _help(field: FieldInfo) -> str:
+def _help(field: FieldInfo, *, aliases: bool = True) -> str:
     """The description with unit, default and old names, escaped for rich."""
     extra = option_extra(field)
     notes = [extra["unit"]] if extra["unit"] else []
@@ -175,7 +218,7 @@ def _help(field: FieldInfo) -> str:
         notes.append(f"default {shown}")
     if extra["off"]:
         notes.append("off " + kebab(extra["off"]))
-    if extra["aliases"]:
+    if extra["aliases"] and aliases:
         notes.append("also " + ", ".join(map(kebab, extra["aliases"])))
     text = field.description or ""
     return (f"{text} [{'; '.join(notes)}]" if notes else text).replace("[", r"\[")

@@ -113,6 +113,12 @@ class Options(BaseModel):
     command: ClassVar[str]
     """The subcommand that takes these options."""
 
+    common: ClassVar[tuple[str, ...]] = ()
+    """The options that ``--help`` shows, in order; empty: all. ``--help-all`` shows every one."""
+
+    example: ClassVar[str] = ""
+    """Arguments of a typical call."""
+
     folder: ClassVar[str | None] = None
     """The run folder's name inside ``workdir``; None when the command keeps nothing."""
 

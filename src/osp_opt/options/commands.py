@@ -34,6 +34,19 @@ class CalibrateOptions(SamplingOptions, LaunchOptions):
 
     command: ClassVar[str] = "calibrate"
     folder: ClassVar[str | None] = "calibration"
+    common: ClassVar[tuple[str, ...]] = (
+        "num_prompts",
+        "prompt_file",
+        "text_prompt",
+        "steps",
+        "guidance_scale",
+        "model_path",
+        "seed",
+        "out",
+        "workdir",
+        "nproc_per_node",
+    )
+    example: ClassVar[str] = "--model-path NAME/REPO/29x480p --prompt-file prompts.txt"
 
     steps: int = option(
         100,
@@ -129,6 +142,20 @@ class SearchStepsOptions(SearchOptions):
 
     command: ClassVar[str] = "search-steps"
     folder: ClassVar[str | None] = "search-steps"
+    common: ClassVar[tuple[str, ...]] = (
+        "steps",
+        "max_loss",
+        "verify",
+        "budget",
+        "prompt_file",
+        "text_prompt",
+        "calibration",
+        "videos_path",
+        "out",
+        "workdir",
+        "nproc_per_node",
+    )
+    example: ClassVar[str] = "--steps 50 --verify"
 
     steps: Numbers = option(
         (50,),
@@ -237,6 +264,21 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
 
     command: ClassVar[str] = "search-cache"
     folder: ClassVar[str | None] = "search-cache"
+    common: ClassVar[tuple[str, ...]] = (
+        "ratio",
+        "max_loss",
+        "policy",
+        "steps",
+        "schedule",
+        "verify",
+        "budget",
+        "prompt_file",
+        "calibration",
+        "out",
+        "workdir",
+        "nproc_per_node",
+    )
+    example: ClassVar[str] = "--ratio 1.3 --verify"
 
     steps: int = option(
         100,
@@ -301,6 +343,20 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
 
     command: ClassVar[str] = "sample"
     folder: ClassVar[str | None] = "samples"
+    common: ClassVar[tuple[str, ...]] = (
+        "text_prompt",
+        "prompt_file",
+        "num_prompts",
+        "schedule",
+        "cache",
+        "steps",
+        "seed",
+        "model_path",
+        "out",
+        "workdir",
+        "nproc_per_node",
+    )
+    example: ClassVar[str] = "--prompt-file prompts.txt --schedule searched_schedule.txt"
 
     steps: int = option(
         100,
@@ -361,6 +417,17 @@ class DoctorOptions(ModelOptions, ShapeOptions, DeviceOptions):
     """Look at this machine, and at a checkpoint when one is given."""
 
     command: ClassVar[str] = "doctor"
+    common: ClassVar[tuple[str, ...]] = (
+        "model_path",
+        "version",
+        "ae_path",
+        "text_encoder_name",
+        "device",
+        "num_frames",
+        "height",
+        "width",
+    )
+    example: ClassVar[str] = "--model-path NAME/REPO/29x480p"
 
 
 def _file_at(place: Path, name: str, *suffixes: str) -> Path:

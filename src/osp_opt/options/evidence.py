@@ -23,6 +23,15 @@ class EvaluateOptions(Options):
     """Compare two folders of videos, pair by pair."""
 
     command: ClassVar[str] = "evaluate"
+    common: ClassVar[tuple[str, ...]] = (
+        "reference",
+        "candidate",
+        "max_loss",
+        "vbench_python",
+        "out",
+        "workdir",
+    )
+    example: ClassVar[str] = "--reference baseline --candidate faster --max-loss 1%"
 
     reference: Path | None = option(
         None,
