@@ -62,8 +62,7 @@ class VideoShape:
             return
         t, h, w = self.latent()
         trained_t = transformer_config.get("sample_size_t")
-        size = transformer_config.get("sample_size")
-        trained_h, trained_w = size if isinstance(size, (list, tuple)) else (size, size)
+        trained_h, trained_w = latent_size(transformer_config) or (None, None)
         if trained_t in (None, t) and trained_h in (None, h) and trained_w in (None, w):
             return
         raise ShapeError(
@@ -74,6 +73,27 @@ class VideoShape:
 
     def __str__(self) -> str:
         return f"{self.num_frames}x{self.height}x{self.width} (frames x height x width)"
+
+
+def latent_size(transformer_config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Latent rows and columns that a transformer was made for: its `sample_size`, a number or two.
+
+    None where the config does not say.
+    """
+    size = transformer_config.get("sample_size")
+    if size is None:
+        return None
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return int(height), int(width)
+
+
+def trained_shape(transformer_config: Mapping[str, Any]) -> VideoShape:
+    """The shape that a transformer was trained for, as its config says. Raises ShapeError."""
+    size, frames = latent_size(transformer_config), transformer_config.get("sample_size_t")
+    if size is None or frames is None:
+        raise ShapeError("this checkpoint's config lacks sample_size or sample_size_t")
+    t, h, w = VAE_STRIDE
+    return VideoShape((frames - 1) * t + 1, size[0] * h, size[1] * w)
 
 
 def _describe(t: int | None, h: int | None, w: int | None) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from osp_opt.base.artifacts import read_json
 from osp_opt.base.errors import CheckpointError, FileError, OspOptError, ShapeError
-from osp_opt.base.shape import VAE_STRIDE, VideoShape
+from osp_opt.base.shape import VideoShape, trained_shape
 from osp_opt.model.checkpoint import model_fingerprint, open_checkpoint
 from osp_opt.model.text.encoder import load_tokenizer
 from osp_opt.model.transformer import OpenSoraT2V
@@ -148,10 +148,8 @@ def _transformer(
     model, state = open_checkpoint(OpenSoraT2V, folder)
     config = model.config
     heads, width = config.num_attention_heads, config.attention_head_dim
-    size = config.sample_size
-    height, wide = (size, size) if isinstance(size, int) else size
-    frames = (config.sample_size_t - 1) * VAE_STRIDE[0] + 1
-    trained = f"{frames} frames, {height * VAE_STRIDE[1]} x {wide * VAE_STRIDE[2]} pixels (h x w)"
+    shape = trained_shape(config)
+    trained = f"{shape.num_frames} frames, {shape.height} x {shape.width} pixels (h x w)"
     if asked is not None:
         try:
             asked.check_trained(config, allow_untrained)

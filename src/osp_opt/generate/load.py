@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from osp_opt.base.artifacts import read_json
 from osp_opt.base.errors import CheckpointError, FileError
-from osp_opt.base.shape import VAE_STRIDE
+from osp_opt.base.shape import trained_shape
 from osp_opt.model.checkpoint import (
     load_transformer,
     load_vae,
@@ -53,13 +53,8 @@ class ModelDefaults:
     @classmethod
     def official(cls, transformer_config: Mapping[str, Any]) -> ModelDefaults:
         """Those of the official sampling scripts, at the size the transformer was trained for."""
-        size = transformer_config["sample_size"]
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        return cls(
-            num_frames=(transformer_config["sample_size_t"] - 1) * VAE_STRIDE[0] + 1,
-            height=height * VAE_STRIDE[1],
-            width=width * VAE_STRIDE[2],
-        )
+        shape = trained_shape(transformer_config)
+        return cls(num_frames=shape.num_frames, height=shape.height, width=shape.width)
 
     def updated(self, file: Path) -> ModelDefaults:
         """With the values of a defaults.json. Raises CheckpointError for a wrong one."""

@@ -29,6 +29,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from osp_opt.base.errors import CheckpointError, DeviceError, OptionError, ShapeError
+from osp_opt.base.shape import latent_size
 from osp_opt.model.attention import (
     CrossAttention,
     Rotary,
@@ -130,11 +131,14 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
         super().__init__()  # type: ignore[no-untyped-call]
         width = num_attention_heads * attention_head_dim
         _check_config(self.config, width)
+        size = latent_size(self.config)
+        assert size is not None, "sample_size has a default"
+        self._sample_size = size
         # cross_attention_dim describes the projected caption, which has the model's width.
         self.interpolation_scale = interpolation_scales(
             (interpolation_scale_t, interpolation_scale_h, interpolation_scale_w),
             sample_size_t,
-            _pair(sample_size),
+            self._sample_size,
         )
         self.out_channels = in_channels if out_channels is None else out_channels
         self.pos_embed = PatchEmbedding(in_channels, width, patch_size)
@@ -331,7 +335,7 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
 
     def _add_positions(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
         patch = self.config["patch_size"]
-        height, width = _pair(self.config["sample_size"])
+        height, width = self._sample_size
         base = (self.config["sample_size_t"], height // patch, width // patch)
         table = absolute_positions(grid, base, self.interpolation_scale, x.shape[-1])
         return (x + rearrange(table, "t n d -> (t n) d").to(x.device)).to(x.dtype)
@@ -343,10 +347,6 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
         p = self.config["patch_size"]
         patches = F.max_pool2d((attention_mask != 0).float(), kernel_size=p, stride=p)
         return _key_mask(_attendable(rearrange(patches, "b t h w -> b (t h w)") != 0))
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
 
 
 def _attendable(keep: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
+from osp_opt.base.samplers import MAX_STEPS, SAMPLER_KINDS
 from osp_opt.options.base import STATE_FOLDER, Fraction, Numbers, Options, option
 from osp_opt.options.groups import (
     DTYPE_ALIASES,
@@ -25,8 +26,16 @@ CALIBRATED_PROMPTS = 8
 """Used to calibrate when nobody says how many."""
 CALIBRATION_NOTE = "calibration.json"
 """In the working folder: where the last calibration is."""
-MAX_STEPS = 1000
-"""The noise levels on which the released models were trained."""
+
+
+def _can_make(sampler: str, steps: int) -> None:
+    """Raise ValueError for a number of steps that a sampler cannot make."""
+    kind = SAMPLER_KINDS[sampler]
+    if not kind.fewest <= steps <= kind.most:
+        raise ValueError(
+            f"--steps {steps}: {sampler} makes {kind.fewest} to {kind.most} steps; "
+            "choose so many, or another --sampler"
+        )
 
 
 class CalibrateOptions(SamplingOptions, LaunchOptions):
@@ -72,6 +81,11 @@ class CalibrateOptions(SamplingOptions, LaunchOptions):
         metavar="DIR",
         identity=False,
     )
+
+    @model_validator(mode="after")
+    def _possible_steps(self) -> CalibrateOptions:
+        _can_make(self.sampler, self.steps)
+        return self
 
     @property
     def out_dir(self) -> Path:
@@ -325,6 +339,12 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
         identity=False,
     )
 
+    @model_validator(mode="after")
+    def _possible_steps(self) -> SearchCacheOptions:
+        if self.schedule is None:
+            _can_make(self.sampler, self.steps)
+        return self
+
     @field_validator("search_type", mode="before")
     @classmethod
     def _right_command(cls, value: Any) -> Any:
@@ -401,6 +421,12 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
         panel="Job",
         identity=False,
     )
+
+    @model_validator(mode="after")
+    def _possible_steps(self) -> SampleOptions:
+        if self.schedule is None:
+            _can_make(self.sampler, self.steps)
+        return self
 
     @property
     def out_dir(self) -> Path:

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from osp_opt.base.errors import OptionError, OspOptError, ShapeError
-from osp_opt.base.shape import VAE_STRIDE, VideoShape
+from osp_opt.base.shape import VideoShape, trained_shape
 from osp_opt.model.text.encoder import preprocess_prompt, tokenize
 from osp_opt.model.vae.autoencoder import VAE_SCALE
 from osp_opt.model.vae.tiling import MapTiles, run_tiles
@@ -342,13 +342,11 @@ class OpenSoraPlanPipeline(DiffusionPipeline):
         return OpenSoraPlanOutput(videos=videos) if return_dict else (videos,)
 
     def _shape(self, num_frames: int | None, height: int | None, width: int | None) -> VideoShape:
-        config = self.transformer.config
-        size = config.sample_size
-        rows, columns = (size, size) if isinstance(size, int) else size
+        trained = trained_shape(self.transformer.config)
         return VideoShape(
-            (config.sample_size_t - 1) * VAE_STRIDE[0] + 1 if num_frames is None else num_frames,
-            rows * VAE_STRIDE[1] if height is None else height,
-            columns * VAE_STRIDE[2] if width is None else width,
+            trained.num_frames if num_frames is None else num_frames,
+            trained.height if height is None else height,
+            trained.width if width is None else width,
         )
 
 

@@ -34,6 +34,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from osp_opt.base.errors import OptionError, ScheduleError
+from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 from osp_opt.sampling.steps import ancestral_step, ode_step, vp_scale
 
@@ -209,30 +210,29 @@ def _vp_levels(scheduler: Any, timestep: int) -> tuple[float, float]:
 class _Method:
     scheduler: type[Any]
     arguments: Mapping[str, Any]
-    schedule: str | None  # how it takes a schedule: "float" or "whole" timesteps, None: not at all
 
 
 _METHODS: Mapping[str, _Method] = MappingProxyType(
     {
-        "EulerAncestralDiscrete": _Method(EulerAncestral, {}, "float"),
-        "EulerDiscrete": _Method(EulerDiscreteScheduler, {}, "float"),
-        "DDIM": _Method(DDIM, {"clip_sample": False}, "whole"),
-        "DDPM": _Method(DDPM, {"clip_sample": False}, "whole"),
-        "DPMSolverMultistep": _Method(DPMSolverMultistepScheduler, {}, "whole"),
-        "DPMSolverSinglestep": _Method(DPMSolverSinglestepScheduler, {}, "whole"),
-        "PNDM": _Method(PNDMScheduler, {}, None),
-        "HeunDiscrete": _Method(HeunDiscreteScheduler, {}, "float"),
-        "DEISMultistep": _Method(DEISMultistepScheduler, {}, None),
-        "KDPM2AncestralDiscrete": _Method(KDPM2Ancestral, {}, None),
+        "EulerAncestralDiscrete": _Method(EulerAncestral, {}),
+        "EulerDiscrete": _Method(EulerDiscreteScheduler, {}),
+        "DDIM": _Method(DDIM, {"clip_sample": False}),
+        "DDPM": _Method(DDPM, {"clip_sample": False}),
+        "DPMSolverMultistep": _Method(DPMSolverMultistepScheduler, {}),
+        "DPMSolverSinglestep": _Method(DPMSolverSinglestepScheduler, {}),
+        "PNDM": _Method(PNDMScheduler, {}),
+        "HeunDiscrete": _Method(HeunDiscreteScheduler, {}),
+        "DEISMultistep": _Method(DEISMultistepScheduler, {}),
+        "KDPM2AncestralDiscrete": _Method(KDPM2Ancestral, {}),
     }
 )
-SAMPLERS: tuple[str, ...] = tuple(_METHODS)
+SAMPLERS: tuple[str, ...] = tuple(SAMPLER_KINDS)
 """Values of `--sampler` (the reference's `--sample_method`); the first is the default."""
 
 
 def custom_timestep_samplers() -> tuple[str, ...]:
     """The samplers that can follow a schedule file."""
-    return tuple(name for name, method in _METHODS.items() if method.schedule is not None)
+    return tuple(name for name, kind in SAMPLER_KINDS.items() if kind.timesteps is not None)
 
 
 def make_scheduler(name: str) -> Scheduler:
@@ -281,7 +281,7 @@ def set_schedule(scheduler: Scheduler, schedule: TimestepSchedule) -> None:
         scheduler.set_timesteps(len(schedule), device="cpu")
         return
     name = sampler_name(scheduler)
-    kind = _METHODS[name].schedule
+    kind = SAMPLER_KINDS[name].timesteps
     if kind is None:
         raise ScheduleError(
             f"sampler {name} cannot follow a schedule; use one of "

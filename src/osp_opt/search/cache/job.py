@@ -17,6 +17,7 @@ import numpy as np
 from osp_opt import __version__
 from osp_opt.base.artifacts import beside_others, write_meta
 from osp_opt.base.errors import CalibrationError, PolicyError
+from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import open_source
 from osp_opt.generate.maker import Request
@@ -58,7 +59,6 @@ TIMED_VIDEOS = 2  # of the race, on which speed is measured, step by step
 JUDGED_VIDEOS = 3  # fresh ones, likewise: the speed that is told
 CHECKED = 6  # policies of all costs, sampled to see whether the score ranks them
 NOTABLE_LOSS = 0.01  # of quality: a policy that loses more is not written without a word
-ANCESTRAL = ("EulerAncestralDiscrete", "DDPM", "KDPM2AncestralDiscrete")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _Search:
                 f"the model has {self.maker.num_blocks}; run osp-opt calibrate with this model"
             )
         self._gaussian_importance = gaussian_importance(
-            calibration, timesteps, ancestral=self.maker.options.sampler in ANCESTRAL
+            calibration, timesteps, ancestral=SAMPLER_KINDS[self.maker.options.sampler].ancestral
         )
         count = options.verify_prompts
         judging = count if self.verifies or options.max_loss is not None else 0

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from osp_opt.base.errors import ScheduleError
+from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.calibration import Calibration, step_changes
 from osp_opt.quality.intervals import Interval, mean_ci
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
@@ -21,11 +22,6 @@ from osp_opt.search.steps.programme import MIN_GAP, StepPlan, path_cost, plan_st
 __all__ = ["GRID_LEVELS", "Objective", "StepCandidate", "StepTable", "blend", "objectives_for"]
 
 GRID_LEVELS = 400  # of the refined grid; finer changes nothing, coarser costs up to a tenth
-
-# What the samplers do with the noise decides which error counts (see step_objectives).
-_ANCESTRAL = ("EulerAncestralDiscrete", "DDPM", "KDPM2AncestralDiscrete")
-_SECOND_ORDER = ("DPMSolverMultistep", "DPMSolverSinglestep", "HeunDiscrete")
-_WHOLE_TIMESTEPS = ("DDIM", "DDPM", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep")
 
 _KLUB = tuple(StepObjective("klub", c) for c in (0.5, 0.3, 0.7))
 _PATHWISE = tuple(StepObjective("pathwise", c, p) for c, p in ((0.5, 0.5), (10.0, 0.5), (0.5, 1.0)))
@@ -43,10 +39,11 @@ def objectives_for(sampler: str, objective: str = "auto") -> tuple[StepObjective
     neither beats uniform for Euler, and for second-order samplers KLUB does and this cost need not
     (`python -m benchmarks samplers`). So "auto" tries both; sampling decides.
     """
-    if sampler not in _ANCESTRAL:
+    kind = SAMPLER_KINDS[sampler]
+    if not kind.ancestral:
         if objective != "auto":
             return _DETERMINISTIC
-        if sampler in _SECOND_ORDER:
+        if kind.order > 1:
             return (_KLUB[0], *_DETERMINISTIC)
         return (_DETERMINISTIC[0], _KLUB[0], *_DETERMINISTIC[1:])
     return {"distribution": _KLUB, "video": _PATHWISE}.get(objective, (_KLUB[0], *_PATHWISE))
@@ -95,7 +92,7 @@ class StepTable:
         self._changes_PKK = step_changes(calibration.step_gram)
         recorded = calibration.timesteps
         grid = np.linspace(recorded[0], recorded[-1], max(levels, len(recorded)))
-        if sampler in _WHOLE_TIMESTEPS:
+        if SAMPLER_KINDS[sampler].timesteps == "whole":
             recorded, grid = (_rounded(timesteps) for timesteps in (recorded, grid))
         self.recorded_K: np.ndarray = recorded
         self.timesteps_M: np.ndarray = grid
@@ -208,7 +205,7 @@ class StepTable:
     @property
     def takes_whole_timesteps(self) -> bool:
         """Whether the sampler rounds timesteps."""
-        return self.sampler in _WHOLE_TIMESTEPS
+        return SAMPLER_KINDS[self.sampler].timesteps == "whole"
 
     def _changes(self, timesteps: np.ndarray) -> np.ndarray:
         return refine_changes(self._changes_PKK, self._sigmas_K, sigma_of(timesteps))
