@@ -12,6 +12,7 @@ from torch import nn
 from osp_opt.base.errors import DeviceError, OptionError
 from osp_opt.model.checkpoint import load_vae
 from osp_opt.system.device import ASCEND_PRECISION, Device, discover
+from osp_opt.system.host import impossible_device, share_cores
 from osp_opt.system.precision import AS_IS, PrecisionPolicy, apply_precision
 
 DOUBLE = PrecisionPolicy(conv3d=torch.float64, group_norm=torch.float64)
@@ -145,3 +146,21 @@ def test_attention_written_out_is_told_its_softmax_dtype() -> None:
     assert attention.softmax_dtype is torch.float32
     handle.remove()
     assert attention.softmax_dtype is None
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "5000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_the_user_s_way_of_waiting_wins(given: dict[str, str], spins: str | None) -> None:
+    environment = dict(given)
+    share_cores(environment)
+    assert environment.get("GOMP_SPINCOUNT") == spins
+    assert environment.get("OMP_WAIT_POLICY") == given.get("OMP_WAIT_POLICY")
+
+
+def test_a_device_that_certainly_cannot_be_used_is_known_without_torch() -> None:
+    assert impossible_device("cpu") is None
+    assert impossible_device("auto") is None
+    if torch.version.cuda is None:
+        assert impossible_device("cuda") == "this torch was built without CUDA"

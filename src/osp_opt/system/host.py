@@ -11,6 +11,8 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
+SPINS = 5000
+"""Rounds of waiting, a tenth of a millisecond or so: as between two operations of a step."""
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size
@@ -39,12 +41,14 @@ def reset_process_peak() -> None:
 
 
 def share_cores(environment: MutableMapping[str, str]) -> None:
-    """Let OpenMP's threads sleep while they wait; to be called before torch is loaded.
+    """Let OpenMP's threads spin only for a moment while they wait for each other, then sleep.
 
-    By default they spin, which on a machine that does anything else makes a step many times slower,
-    and measured speed-ups wrong (docs/speed.md). The user's own setting wins.
+    GNU's spin for long, which on a machine that does anything else makes a step fifty times slower,
+    and measured speed-ups wrong (docs/speed.md has the choice). To be called before torch is
+    loaded; the user's own setting wins.
     """
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environment):
+        environment["GOMP_SPINCOUNT"] = str(SPINS)
 
 
 def _high_water_mark() -> int | None:
