@@ -6,22 +6,19 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from osp_opt.base.artifacts import read_json
+from osp_opt.generate.manifest import open_take
 
 
 def summary(baseline: Path, candidate: Path) -> str:
-    """One line from the manifests of two `sample` folders of the same prompts and seeds."""
+    """One line from two folders of `sample` of the same prompts and seeds."""
+    takes = open_take(baseline, "baseline"), open_take(candidate, "candidate")
     before, after = (
-        [
-            video["denoising_seconds"]
-            for video in read_json(folder / "manifest.json", "manifest")["videos"]
-        ]
-        for folder in (baseline, candidate)
+        median(video.seconds for video in take.videos if video.seconds is not None)
+        for take in takes
     )
-    video = read_json(candidate / "manifest.json", "manifest")["videos"][0]["file"]
     return (
-        f"demo: {candidate / video} denoised {median(before) / median(after):.2f}x faster "
-        f"than the original ({median(after):.2f} s instead of {median(before):.2f} s)"
+        f"demo: {takes[1].videos[0].path} denoised {before / after:.2f}x faster "
+        f"than the original ({after:.2f} s instead of {before:.2f} s)"
     )
 
 

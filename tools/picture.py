@@ -1,6 +1,6 @@
 """The moving picture of the README: original and faster videos side by side.
 
-    python docs/demo.py BASELINE FASTER docs/demo.webp
+    python -m tools.picture BASELINE FASTER docs/demo.webp
 
 BASELINE and FASTER are two folders that `osp-opt sample` made of the same prompts and seeds; the
 suffix of the picture chooses its format (.webp or .gif).
@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from osp_opt.base.artifacts import atomic_write_bytes
 from osp_opt.base.video import Frames
-from osp_opt.evaluate.pairs import VideoFile, VideoSet, pair_videos
+from osp_opt.evaluate.pairs import pair_videos
+from osp_opt.generate.manifest import Take, VideoFile, open_take
 
 SCALE = 2  # of the pixels: the bundled model's videos are small
 GAP = 6  # pixels
@@ -68,12 +69,11 @@ def encode(pictures: Sequence[Image.Image], fps: float, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def title_of(name: str, videos: VideoSet, own: Sequence[VideoFile]) -> str:
+def title_of(name: str, take: Take, own: Sequence[VideoFile]) -> str:
     """What a row shows, in two lines."""
     seconds = [video.seconds for video in own if video.seconds is not None]
-    manifest = videos.manifest or {}
-    steps = manifest.get("setting", {}).get("steps", "?")
-    how = f"{steps} steps" + (", blocks reused" if manifest.get("cache") else "")
+    steps = len(take.timesteps) or "?"
+    how = f"{steps} steps" + (", blocks reused" if (take.settings or {}).get("cache") else "")
     return f"{name}\n{how}" + (f", {median(seconds):.1f} s a video" if seconds else "")
 
 
@@ -83,8 +83,8 @@ def main() -> None:
     parser.add_argument("faster", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    baseline = VideoSet.open(args.baseline, "BASELINE")
-    faster = VideoSet.open(args.faster, "FASTER")
+    baseline = open_take(args.baseline, "BASELINE")
+    faster = open_take(args.faster, "FASTER")
     pairs = pair_videos(baseline, faster)[:MOST]
     rows: list[list[Frames]] = [[], []]
     for pair in pairs:
