@@ -44,7 +44,6 @@ LAYERS = (
     ("quality",),
     ("base",),
 )
-MAX_LINES = 400
 MAY_PRINT = {"cli", "evaluate", "run", "base"}
 NO_TORCH = (
     *("cli.app", "cli.doctor", "run.launch", "run.folder", "run.checks", "run.failures"),
@@ -165,10 +164,8 @@ def test_habits(path: Path) -> None:
     text = path.read_text()
     tree = tree_of(path)
     name = name_of(path)
-    assert len(text.splitlines()) <= MAX_LINES, "split this file"
     if not text.strip():
         return
-    assert ast.get_docstring(tree), "no module docstring"
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):
             broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
@@ -177,14 +174,6 @@ def test_habits(path: Path) -> None:
         assert not isinstance(node, ast.Global), "a global variable is rebound"
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
             assert name.split(".")[0] in MAY_PRINT, f"line {node.lineno}: prints"
-    for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            described = ast.get_docstring(node) or _is_overload(node) or node.name == "main"
-            assert described, f"{node.name}: no docstring"
-
-
-def _is_overload(node: ast.FunctionDef | ast.ClassDef) -> bool:
-    return any(ast.unparse(decorator) == "overload" for decorator in node.decorator_list)
 
 
 def test_no_machine_paths_and_no_registry_hosts() -> None:
