@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from official import random_transformer
 from running import Job
 
 from osp_opt.options import JobOptions
@@ -72,24 +73,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import torch
 
-    from osp_opt.model.transformer import OpenSoraT2V
     from osp_opt.model.vae.autoencoder import CausalVAEModel
 
     folder = tmp_path_factory.mktemp("tiny-checkpoint")
     config = json.loads((GOLDEN / "vae" / "d4_4x8x8" / "config.json").read_text())
     kept = {name: value for name, value in config.items() if not name.startswith("_")}
-    text_config = json.loads((GOLDEN / "pipeline" / "text_encoder" / "config.json").read_text())
+    random_transformer().save_pretrained(folder / "transformer")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        OpenSoraT2V(
-            num_layers=4,
-            num_attention_heads=2,
-            attention_head_dim=12,
-            cross_attention_dim=24,
-            caption_channels=text_config["d_model"],
-            sample_size_t=2,
-            sample_size=(2, 2),
-        ).save_pretrained(folder / "transformer")
         CausalVAEModel(**kept).save_pretrained(folder / "vae")
     shutil.copytree(GOLDEN / "pipeline" / "text_encoder", folder / "text_encoder")
     (folder / "defaults.json").write_text(json.dumps(TINY_DEFAULTS))

@@ -47,8 +47,8 @@ LINES = {
 }
 
 
-def write_checkpoint(folder: Path) -> Path:
-    """The folders 29x480p, vae (with a .ckpt, as released) and mt5, with random weights."""
+def random_transformer() -> Any:
+    """4 layers, 24 wide, RoPE, for 5x16x16 videos; its captions are the golden text encoder's."""
     import torch
 
     from osp_opt.model.transformer import OpenSoraT2V
@@ -56,7 +56,7 @@ def write_checkpoint(folder: Path) -> Path:
     text_config = json.loads((GOLDEN / "pipeline" / "text_encoder" / "config.json").read_text())
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        OpenSoraT2V(
+        return OpenSoraT2V(
             num_layers=4,
             num_attention_heads=2,
             attention_head_dim=12,
@@ -64,7 +64,12 @@ def write_checkpoint(folder: Path) -> Path:
             caption_channels=text_config["d_model"],
             sample_size_t=2,
             sample_size=(2, 2),
-        ).save_pretrained(folder / "29x480p")
+        )
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """The folders 29x480p, vae (with a .ckpt, as released) and mt5, with random weights."""
+    random_transformer().save_pretrained(folder / "29x480p")
     shutil.copytree(GOLDEN / "vae" / "d4_4x8x8", folder / "vae")
     shutil.copytree(GOLDEN / "pipeline" / "text_encoder", folder / "mt5")
     return folder

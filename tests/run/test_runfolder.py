@@ -19,7 +19,13 @@ from osp_opt.base.errors import (
 )
 from osp_opt.base.ledger import TrialLedger
 from osp_opt.generate.prompts import given_prompts, read_prompt_file
-from osp_opt.options import OPTIONS_FILE, SampleOptions, SearchCacheOptions, SearchStepsOptions
+from osp_opt.options import (
+    OPTIONS_FILE,
+    CalibrateOptions,
+    SampleOptions,
+    SearchCacheOptions,
+    SearchStepsOptions,
+)
 from osp_opt.run.checks import check_before_launch, with_predecessors
 from osp_opt.run.folder import Run, load_run, open_run
 
@@ -118,6 +124,27 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
         (videos / ".hidden.mp4").write_text("the user's")
     with open_run(options(tmp_path)):
         assert os.listdir(videos) == [".hidden.mp4"]
+
+
+def test_what_another_command_is_writing_is_no_leftover(tmp_path: Path) -> None:
+    """`sample` and `calibrate` may be at work in one folder at once."""
+    out = tmp_path / "videos"
+    with open_run(CalibrateOptions(workdir=tmp_path, out=out)):
+        (out / ".v.0123abcd.part.mp4").write_text("being written")
+        with open_run(options(tmp_path, out=out)):
+            assert (out / ".v.0123abcd.part.mp4").exists()
+    with open_run(options(tmp_path, out=out)):
+        assert not (out / ".v.0123abcd.part.mp4").exists()
+
+
+def test_a_finished_search_that_is_begun_again_refuses_nobody(tmp_path: Path) -> None:
+    with open_run(search(tmp_path, steps=50)) as run:
+        measure(run, 3)
+        run.finish()
+    with open_run(search(tmp_path, steps=50)):
+        pass  # killed before it measured anything new
+    with open_run(search(tmp_path, steps=25)):
+        pass
 
 
 def test_machines_of_one_job_share_a_folder(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from osp_opt.options import (
     CALIBRATION_FILE,
     COMMANDS,
     OPTIONS_FILE,
+    STATE_FOLDER,
     JobOptions,
     SearchOptions,
     SearchStepsOptions,
@@ -90,9 +91,8 @@ def open_run(options: JobOptions) -> Iterator[Run]:
         difference = None if earlier is None else _difference(earlier, record)
         if difference is not None and options.overwrite:
             _move_aside(results)
-            locks.enter_context(
-                _locked(folder, results, wait=shared)
-            )  # the other one went with the folder
+            # The other lock went with the folder.
+            locks.enter_context(_locked(folder, results, wait=shared))
             earlier = None
         elif difference is not None and _is_unfinished(folder, earlier):
             raise OptionError(
@@ -100,12 +100,11 @@ def open_run(options: JobOptions) -> Iterator[Run]:
                 "with the options it was begun with, start afresh with --overwrite, or choose "
                 "another --workdir"
             )
-        elif not shared:
+        elif not shared and _is_alone(folder, results):
             remove_leftovers(results)
-        if difference is None and earlier is not None:
-            record["measured"] = earlier.get("measured", 0)
-        else:
-            record["measured"] = _measured(folder)
+        record["measured"] = _measured(folder)
+        if difference is None and _is_unfinished(folder, earlier):
+            record["measured"] = (earlier or {}).get("measured", 0)  # gone on with
         write_json(folder / OPTIONS_FILE, record)
         if shared:
             locks.close()
@@ -152,6 +151,18 @@ def _locked(folder: Path, named: Path, *, wait: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _is_alone(folder: Path, results: Path) -> bool:
+    """Whether no other command is at work in the folder of results, which several may share."""
+    for lock in (results / STATE_FOLDER).glob(f"*/{LOCK_FILE}"):
+        if lock.parent != folder:
+            try:
+                with FileLock(lock, mode=FILE_MODE).acquire(timeout=0):
+                    pass
+            except (Timeout, OSError):
+                return False
+    return True
 
 
 def results_folder(options: JobOptions) -> Path:
