@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -280,3 +281,20 @@ def test_a_job_that_did_nothing_did_not_succeed(tmp_path: Path) -> None:
     code, _, err = finish(start(tmp_path, "leave"))
     assert code == 1
     assert "without having finished" in err
+
+
+@pytest.mark.parametrize("shell", ["{} >&-", "{} | head -c 1", "PYTHONIOENCODING=ascii {}"])
+def test_no_output_fails_a_job(tmp_path: Path, shell: str) -> None:
+    """Closed, left by its reader, or unable to say what a prompt says."""
+    job = f"{sys.executable} -m osp_opt sample --device cpu --workdir w --text-prompt '\u7403'"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {shell.format(job)}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(STAND_IN)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    record = json.loads((tmp_path / "w" / STATE / "options.json").read_text())
+    assert record["finished"] is True

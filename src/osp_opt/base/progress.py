@@ -79,10 +79,13 @@ class Progress:
         """Print a line (above the bars, when there are any)."""
         if not self._speaks:
             return
-        if self._display is None:
-            print(text, flush=True)
-        else:
-            self._display.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        try:
+            if self._display is None:
+                print(text, flush=True)
+            else:
+                self._display.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        except OSError:  # nobody reads any more: a job goes on without words
+            self._speaks = False
 
     def _begin(self, task: Task) -> TaskID | None:
         if not self._interactive:

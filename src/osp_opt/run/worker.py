@@ -25,6 +25,7 @@ from osp_opt.run.folder import LOG_FOLDER, load_run, remove_leftovers, results_f
 from osp_opt.run.launch import LIFELINE_VARIABLE
 from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device, is_out_of_memory, settle_torch_npu
+from osp_opt.system.host import keep_output_harmless
 from osp_opt.system.parallel import Parallel
 
 Job: TypeAlias = Callable[[Any, WorkerContext], None]
@@ -38,9 +39,11 @@ def run() -> None:
     Without what Python and libraries do at an end: threads of gloo that still run then abort the
     process (std::terminate) once in a hundred times, after all its work is done.
     """
+    keep_output_harmless()
     code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 

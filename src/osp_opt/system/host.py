@@ -51,6 +51,20 @@ def share_cores(environment: MutableMapping[str, str]) -> None:
         environment["GOMP_SPINCOUNT"] = str(SPINS)
 
 
+def keep_output_harmless() -> None:
+    """Let no output fail a process: for entry points, before anything is printed.
+
+    A closed stream becomes the null device, and what an encoding cannot say is escaped.
+    """
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell; processes that we start inherit what is there
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _high_water_mark() -> int | None:
     """The most resident memory, in bytes; None where the kernel does not say."""
     try:
