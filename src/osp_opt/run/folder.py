@@ -49,6 +49,7 @@ class Run:
     def finish(self) -> None:
         """Note that the run came to its end: others with other options may use the folder now."""
         record = read_json(self.folder / OPTIONS_FILE, "run file")
+        record.pop("measured", None)  # of runs on their way
         write_json(self.folder / OPTIONS_FILE, {**record, "finished": True})
 
     def forget(self) -> None:
