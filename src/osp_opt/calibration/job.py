@@ -71,8 +71,8 @@ def run(options: CalibrateOptions, context: WorkerContext) -> None:
 
 def record_calibration(
     options: CalibrateOptions, maker: VideoMaker, context: WorkerContext, *, last: bool = True
-) -> Calibration:
-    """The calibration that `options` describe, made with `maker`, kept where they say.
+) -> None:
+    """Make the calibration that `options` describe with `maker`, and keep it where they say.
 
     `last` says that the maker will be asked for no other prompts.
     Raises OptionError for a layout or a sampler that cannot be recorded.
@@ -92,7 +92,7 @@ def record_calibration(
             for number, request in enumerate(_requests(options), start=1)
         ]
     )
-    todo = context.parallel.broadcast_object([v for v in videos if not _is_whole(v, metadata)])
+    todo = context.parallel.broadcast_object([v for v in videos if _finished(v, metadata) is None])
     if len(todo) < len(videos):
         context.progress.say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
     mine = context.parallel.share(todo)
@@ -102,7 +102,6 @@ def record_calibration(
     if context.parallel.is_main:
         _join(videos, metadata, options, context)
     context.parallel.barrier()
-    return Calibration.load(folder / CALIBRATION_FILE)
 
 
 def can_be_recorded(sampler: str) -> bool:
@@ -168,12 +167,12 @@ def _is_of(found: Calibration, request: Request, metadata: dict[str, Any]) -> bo
     return same and found.lags == LAGS and found.metadata == metadata
 
 
-def _is_whole(video: _Video, metadata: dict[str, Any]) -> bool:
-    """Whether all files of a video are there, recorded in this very way."""
+def _finished(video: _Video, metadata: dict[str, Any]) -> Calibration | None:
+    """The statistics of a video of which all files are there, recorded in this very way."""
     if not (video.latents.is_file() and video.video.is_file()):
-        return False
+        return None
     found = _recorded(video.statistics)
-    return found is not None and _is_of(found, video.request, metadata)
+    return found if found is not None and _is_of(found, video.request, metadata) else None
 
 
 def _record(
@@ -229,7 +228,7 @@ def _join(
     """Merge the statistics, list the videos, note for the searches where the calibration is."""
     parts = []
     for video in videos:
-        part = _recorded(video.statistics) if _is_whole(video, metadata) else None
+        part = _finished(video, metadata)
         if part is None:
             raise CalibrationError(f"{video.statistics}: gone or damaged; run calibrate again")
         parts.append(part)

@@ -145,7 +145,8 @@ def _made_now(options: OptionsT, context: WorkerContext) -> Source[OptionsT]:
     if not can_be_recorded(wanted.sampler):
         wanted = wanted.model_copy(update={"sampler": _ANY_SAMPLER})
     maker = VideoMaker(options, context)
-    calibration = record_calibration(wanted, maker.for_options(wanted), context, last=False)
+    record_calibration(wanted, maker.for_options(wanted), context, last=False)
+    calibration = Calibration.load(calibration_file(wanted.out_dir))
     return Source(options, context, calibration, wanted.out_dir, maker)
 
 

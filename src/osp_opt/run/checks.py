@@ -160,8 +160,8 @@ def _is_local(path: str) -> bool:
 
 def _check_output(options: JobOptions) -> None:
     if isinstance(options, (CalibrateOptions, SampleOptions)):
-        if options.run_dir.exists() and not options.run_dir.is_dir():
-            raise FileError(f"--out {options.run_dir}: is a file; give a folder")
+        if options.out_dir.exists() and not options.out_dir.is_dir():
+            raise FileError(f"--out {options.out_dir}: is a file; give a folder")
         return
     out = options.out
     if out is not None and out.exists() and not (out.is_dir() or out.is_file()):
