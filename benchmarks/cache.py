@@ -110,7 +110,7 @@ def policy_entrant(
 def _opener(
     lab: Lab, policy: CachePolicy, schedule: TimestepSchedule
 ) -> Callable[[], AbstractContextManager[Runtime]]:
-    cache = lab.maker.block_cache(policy, schedule, _memory(lab))
+    cache = lab.maker.block_cache(policy, _memory(lab))
     return lambda: nullcontext(Runtime(cache=cache))
 
 

@@ -73,12 +73,14 @@ def test_the_widest_policies_that_are_allowed() -> None:
 
 
 def test_plan_survives_its_file(tmp_path: Path) -> None:
-    plan = CachePolicy.explicit({3: [(4, 6), (0, 2)], 5: [(0, 2)], 6: [(1, 6)]}, 8, order=2)
+    plan = CachePolicy.explicit({3: [(4, 6), (0, 2)], 5: [(0, 2)], 6: [(1, 6)]}, 8, order=1)
     plan.save(tmp_path / "plan.json")
     assert CachePolicy.from_file(tmp_path / "plan.json") == plan
     assert plan.reuse_ranges(3) == ((0, 2), (4, 6))
     assert not plan.is_four_field
     plan.validate(6, 8)
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert CachePolicy.from_json(written | {"coordinate": "step"}) == plan  # of earlier versions
     with pytest.raises(PolicyError, match="for 8 steps and the video has 9"):
         plan.validate(6, 9)
     with pytest.raises(PolicyError, match="reuses block 5"):
@@ -134,7 +136,6 @@ GOOD = {
             "format": "osp-opt/cache-policy/1",
             "num_steps": 10**9,
             "order": 0,
-            "coordinate": "step",
             "reuse": [],
         },
     ],

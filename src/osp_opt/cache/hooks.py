@@ -11,7 +11,7 @@ again. The step is told, never counted:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,6 @@ def apply_cache(
     policy: CachePolicy,
     *,
     num_steps: int | None = None,
-    timesteps: Sequence[float] | None = None,
     dtype: torch.dtype | None = None,
     offload: bool = False,
 ) -> CacheHandle:
@@ -69,8 +68,7 @@ def apply_cache(
                 f"blocks {start}..{end - 1} carry one stream and two streams; "
                 f"the change is at block {streams.index(not streams[start], start)}"
             )
-    DeltaStore(policy, timesteps)  # refuses a policy that needs timesteps and has none
-    run = _Run(policy, timesteps, dtype, offload)
+    run = _Run(policy, dtype, offload)
     for index, (block, meta) in enumerate(blocks):
         hook = _BlockHook(run, index, index == len(blocks) - 1, meta)
         HookRegistry.check_if_exists_or_initialize(block).register_hook(hook, HOOK_NAME)
@@ -121,12 +119,11 @@ class _Run:
     def __init__(
         self,
         policy: CachePolicy,
-        timesteps: Sequence[float] | None,
         dtype: torch.dtype | None,
         offload: bool,
     ) -> None:
         self.policy = policy
-        self._options = (timesteps, dtype, offload)
+        self._options = (dtype, offload)
         self.told = StateManager(BaseState)  # type: ignore[arg-type] # where diffusers' cache_context leaves its name
         self.reset()
 

@@ -5,7 +5,7 @@ Two forms share one type:
 * the *four-field rule* of the reference tool: one range of blocks, refreshed every
   ``step_interval`` steps from ``step_start`` on, reused on the steps between;
 * an *explicit plan* for a fixed number of steps: per step, the block ranges that are reused, with
-  an extrapolation order (0 reuses the last change, 1 and 2 forecast it).
+  an order (0 reuses the last change, 1 forecasts it linearly from the last two).
 
 Blocks and steps count from 0; a range ``(start, end)`` excludes its end.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from osp_opt.base.artifacts import read_json, write_json
 from osp_opt.base.errors import PolicyError
@@ -29,10 +29,7 @@ from osp_opt.cache.policy_file import (
     plan_to_json,
 )
 
-__all__ = ["MAX_ORDER", "BlockRange", "CachePolicy", "Coordinate", "FourField"]
-
-MAX_ORDER = 2  # higher differences of noisy changes only amplify the noise
-Coordinate = Literal["step", "timestep"]
+__all__ = ["BlockRange", "CachePolicy", "FourField"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,6 @@ class CachePolicy:
     rule: FourField | None = None
     plan: tuple[tuple[BlockRange, ...], ...] = ()
     order: int = 0
-    coordinate: Coordinate = "step"
 
     @classmethod
     def four_field(
@@ -94,22 +90,21 @@ class CachePolicy:
         reuse: Mapping[int, Sequence[BlockRange]],
         num_steps: int,
         order: int = 0,
-        coordinate: Coordinate = "step",
     ) -> CachePolicy:
         """Reuse `reuse[step]` at each named step of a video of exactly `num_steps` steps.
 
         Raises PolicyError for overlapping or empty ranges, for a step outside the video, and for
         a range that is reused before any step computed it in full.
         """
-        if order not in range(MAX_ORDER + 1):
-            raise PolicyError(f"extrapolation order is {order}; it must be 0, 1 or 2")
-        if coordinate not in ("step", "timestep"):
-            raise PolicyError(f"extrapolation over {coordinate!r}; use 'step' or 'timestep'")
+        if order not in (0, 1):
+            raise PolicyError(
+                f"order is {order}; it must be 0 (reuse the last change) or 1 (forecast it)"
+            )
         outside = [step for step in reuse if not 0 <= step < num_steps]
         if outside:
             raise PolicyError(f"step {outside[0]} is outside the {num_steps} steps of the policy")
         plan = tuple(_ordered(reuse.get(step, ()), step) for step in range(num_steps))
-        policy = cls(plan=plan, order=order, coordinate=coordinate)
+        policy = cls(plan=plan, order=order)
         policy._stores  # noqa: B018 - raises where a range is reused before it was computed
         return policy
 
@@ -191,12 +186,10 @@ class CachePolicy:
                 f"use at most {num_steps - 2}"
             )
 
-    def expanded(
-        self, num_steps: int, order: int = 0, coordinate: Coordinate = "step"
-    ) -> CachePolicy:
-        """The same reuse as an explicit plan for `num_steps` steps, with an extrapolation order."""
+    def expanded(self, num_steps: int, order: int = 0) -> CachePolicy:
+        """The same reuse as an explicit plan for `num_steps` steps, of an order."""
         reuse = {step: self.reuse_ranges(step) for step in range(num_steps)}
-        return CachePolicy.explicit(reuse, num_steps, order, coordinate)
+        return CachePolicy.explicit(reuse, num_steps, order)
 
     @classmethod
     def from_file(cls, path: str | Path) -> CachePolicy:
@@ -215,14 +208,14 @@ class CachePolicy:
         if "format" not in data:
             values = parse_four_field(data)
             return cls.four_field(**{k.removeprefix("cache_"): v for k, v in values.items()})
-        num_steps, order, coordinate, reuse = parse_plan(data)
-        return cls.explicit(reuse, num_steps, order, coordinate)  # type: ignore[arg-type]
+        num_steps, order, reuse = parse_plan(data)
+        return cls.explicit(reuse, num_steps, order)
 
     def to_json(self) -> dict[str, Any]:
         """The four integer keys where the policy is expressible so, else the richer format."""
         if self.rule is not None:
             return {key: getattr(self.rule, key.removeprefix("cache_")) for key in FOUR_KEYS}
-        return plan_to_json(self.plan, self.order, self.coordinate)
+        return plan_to_json(self.plan, self.order)
 
     def save(self, path: str | Path) -> None:
         """Write the file that `from_file` reads, atomically."""

@@ -15,7 +15,7 @@ FOUR_KEYS = (
     "cache_step_interval",
 )
 PLAN_FORMAT = "osp-opt/cache-policy/1"
-_PLAN_KEYS = ("format", "num_steps", "order", "coordinate", "reuse")
+_PLAN_KEYS = ("format", "num_steps", "order", "reuse")
 _MAX_STEPS = 100_000  # a bound on what a file can make us allocate
 
 
@@ -31,10 +31,12 @@ def parse_four_field(data: Mapping[str, Any]) -> dict[str, int]:
 
 def parse_plan(
     data: Mapping[str, Any],
-) -> tuple[int, int, str, dict[int, tuple[BlockRange, ...]]]:
-    """(num_steps, order, coordinate, reuse per step) of the richer format. Raises PolicyError."""
+) -> tuple[int, int, dict[int, tuple[BlockRange, ...]]]:
+    """(num_steps, order, reuse per step) of the richer format. Raises PolicyError."""
     if data["format"] != PLAN_FORMAT:
         raise PolicyError(f"format is {data['format']!r}; this version reads {PLAN_FORMAT!r}")
+    # Earlier versions wrote what a forecast counts in; only steps were ever searched.
+    data = {k: v for k, v in data.items() if (k, v) != ("coordinate", "step")}
     extra = [key for key in data if key not in _PLAN_KEYS]
     missing = [key for key in _PLAN_KEYS if key not in data]
     if missing or extra:
@@ -43,8 +45,6 @@ def parse_plan(
     num_steps = _integer(data["num_steps"], "num_steps")
     if not 1 <= num_steps <= _MAX_STEPS:
         raise PolicyError(f"num_steps is {num_steps}; it must be within 1 and {_MAX_STEPS}")
-    if not isinstance(data["coordinate"], str):
-        raise PolicyError("coordinate must be 'step' or 'timestep'")
     reuse: dict[int, tuple[BlockRange, ...]] = {}
     for group in _list(data["reuse"], "reuse"):
         if not isinstance(group, dict) or set(group) != {"steps", "blocks"}:
@@ -54,12 +54,10 @@ def parse_plan(
             if _integer(step, "steps") in reuse:
                 raise PolicyError(f"step {step} appears twice in reuse")
             reuse[step] = blocks
-    return num_steps, _integer(data["order"], "order"), data["coordinate"], reuse
+    return num_steps, _integer(data["order"], "order"), reuse
 
 
-def plan_to_json(
-    plan: Sequence[tuple[BlockRange, ...]], order: int, coordinate: str
-) -> dict[str, Any]:
+def plan_to_json(plan: Sequence[tuple[BlockRange, ...]], order: int) -> dict[str, Any]:
     """The richer format; steps that reuse the same ranges are written together."""
     groups: dict[tuple[BlockRange, ...], list[int]] = {}
     for step, ranges in enumerate(plan):
@@ -69,7 +67,6 @@ def plan_to_json(
         "format": PLAN_FORMAT,
         "num_steps": len(plan),
         "order": order,
-        "coordinate": coordinate,
         "reuse": [
             {"steps": steps, "blocks": [list(blocks) for blocks in ranges]}
             for ranges, steps in groups.items()

@@ -19,7 +19,7 @@ from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.policy_file import BlockRange
 
-__all__ = ["BlockCache", "DeltaStore", "extrapolation_weights"]
+__all__ = ["BlockCache", "DeltaStore", "forecast_weights"]
 
 Hidden = Tensor | tuple[Tensor, ...]
 # As models.transformer.BlockLoop, but open to hidden states of several streams.
@@ -31,7 +31,6 @@ class _Delta:
     """Change of the hidden state across a block range at one step."""
 
     step: int
-    coordinate: float
     streams: tuple[Tensor, ...]
 
 
@@ -41,14 +40,10 @@ class DeltaStore:
     def __init__(
         self,
         policy: CachePolicy,
-        timesteps: Sequence[float] | None = None,
         dtype: torch.dtype | None = None,
         offload: bool = False,
     ) -> None:
-        if policy.coordinate == "timestep" and timesteps is None:
-            raise PolicyError("this cache policy extrapolates over timesteps: pass timesteps=")
         self._policy = policy
-        self._timesteps = timesteps
         self._dtype = dtype
         self._offload = offload
         self._history: dict[BlockRange, list[_Delta]] = {}
@@ -69,7 +64,7 @@ class DeltaStore:
         )
         # What a video that was not reset left behind lies at or after this step; drop it.
         history = [delta for delta in self._history.get(blocks, []) if delta.step < step]
-        history.insert(0, _Delta(step, self._coordinate(step), streams))
+        history.insert(0, _Delta(step, streams))
         self._history[blocks] = history[: self._policy.order + 1]
 
     def apply(self, step: int, blocks: BlockRange, x: Hidden) -> Hidden:
@@ -83,8 +78,7 @@ class DeltaStore:
             )
         if [s.shape for s in history[0].streams] != [s.shape for s in _streams(x)]:
             raise PolicyError("the hidden state changed shape: call reset() between videos")
-        at = self._coordinate(step)
-        weights = extrapolation_weights([delta.coordinate for delta in history], at)
+        weights = forecast_weights([delta.step for delta in history], step)
         out = tuple(
             stream + self._combined([delta.streams[i] for delta in history], weights, stream)
             for i, stream in enumerate(_streams(x))
@@ -92,11 +86,6 @@ class DeltaStore:
         if self._policy.last_use(blocks) == step:
             del self._history[blocks]
         return out if isinstance(x, tuple) else out[0]
-
-    def _coordinate(self, step: int) -> float:
-        if self._policy.coordinate == "step" or self._timesteps is None:
-            return float(step)
-        return float(self._timesteps[step])
 
     def _packed(self, delta: Tensor) -> Tensor:
         delta = delta.detach() if self._dtype is None else delta.detach().to(self._dtype)
@@ -117,7 +106,6 @@ class BlockCache:
 
     Args:
         policy: what to reuse.
-        timesteps: per step, for policies that extrapolate over timesteps.
         dtype: stores the changes in this dtype (None: as computed).
         offload: keeps the changes in host memory between steps.
 
@@ -129,17 +117,13 @@ class BlockCache:
         self,
         policy: CachePolicy,
         *,
-        timesteps: Sequence[float] | None = None,
         dtype: torch.dtype | None = None,
         offload: bool = False,
     ) -> None:
         self.policy = policy
-        self._timesteps = timesteps
         self._dtype = dtype
         self._offload = offload
         self._branches: dict[str, DeltaStore] = {}
-        self._store("both")  # a wrong combination of arguments fails here, not mid-video
-        self.reset()
 
     def reset(self) -> None:
         """Forget every stored change."""
@@ -190,27 +174,21 @@ class BlockCache:
 
     def _store(self, branch: str) -> DeltaStore:
         if branch not in self._branches:
-            self._branches[branch] = DeltaStore(
-                self.policy, self._timesteps, self._dtype, self._offload
-            )
+            self._branches[branch] = DeltaStore(self.policy, self._dtype, self._offload)
         return self._branches[branch]
 
 
-def extrapolation_weights(known: Sequence[float], at: float) -> list[float]:
-    """Lagrange weights of the polynomial through `known`, evaluated at `at`.
+def forecast_weights(known: Sequence[int], step: int) -> list[float]:
+    """Weights of the changes stored at the steps `known` (newest first) that predict `step`'s.
 
-    With one point this is plain reuse; with two or three it is the finite-difference forecast of
-    TaylorSeer (Liu et al. 2025, arXiv 2503.06923, eq. 5) in Newton's form, which is exact for
-    changes linear or quadratic in the coordinate even where the points are unevenly spaced.
+    Of one change this is plain reuse; of two the first-order finite-difference forecast of
+    TaylorSeer (Liu et al. 2025, arXiv 2503.06923, eq. 5), exact for changes linear in the step.
     """
-    weights = []
-    for i, own in enumerate(known):
-        weight = 1.0
-        for j, other in enumerate(known):
-            if i != j:
-                weight *= (at - other) / (own - other)
-        weights.append(weight)
-    return weights
+    if len(known) == 1:
+        return [1.0]
+    newest, older = known
+    ahead = (step - newest) / (newest - older)
+    return [1.0 + ahead, -ahead]
 
 
 def _run(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:

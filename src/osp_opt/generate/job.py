@@ -185,7 +185,7 @@ def _make(
     context: WorkerContext,
 ) -> None:
     timesteps = maker.call_timesteps(schedule)
-    cache = None if policy is None else maker.block_cache(policy, schedule, options)
+    cache = None if policy is None else maker.block_cache(policy, options)
     maker.prefetch_prompts(video.request.prompt for video in videos)
     if not videos:
         return

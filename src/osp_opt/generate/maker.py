@@ -163,13 +163,10 @@ class VideoMaker:
         set_schedule(scheduler, schedule)
         return tuple(float(t) for t in scheduler.timesteps)
 
-    def block_cache(
-        self, policy: CachePolicy, schedule: TimestepSchedule, memory: CacheMemoryOptions
-    ) -> BlockCache:
-        """The runtime of `policy` for this schedule."""
+    def block_cache(self, policy: CachePolicy, memory: CacheMemoryOptions) -> BlockCache:
+        """The runtime of `policy`."""
         dtype = None if memory.cache_dtype == "auto" else DTYPES[memory.cache_dtype]
-        timesteps = self.call_timesteps(schedule)
-        return BlockCache(policy, timesteps=timesteps, dtype=dtype, offload=memory.cache_offload)
+        return BlockCache(policy, dtype=dtype, offload=memory.cache_offload)
 
     def setting(self, schedule: TimestepSchedule) -> Setting:
         """What a searched artifact has to fit."""

@@ -138,7 +138,7 @@ class CacheTrials:
 
     def step_speedups(self, policy: CachePolicy, requests: Sequence[Request]) -> list[float]:
         """Per request the speed-up of denoising, from steps run without and with the cache."""
-        cache = self._maker.block_cache(policy, self._schedule, self._options)
+        cache = self._maker.block_cache(policy, self._options)
         timer = PairedTimer(cache, self._maker.device.synchronize)
         found = []
         mine = self._parallel.share(requests)
@@ -186,7 +186,7 @@ class CacheTrials:
     def _sample(self, request: Request, policy: CachePolicy | None) -> Any:
         cache = None
         if policy is not None:
-            cache = self._maker.block_cache(policy, self._schedule, self._options)
+            cache = self._maker.block_cache(policy, self._options)
         return self._maker.denoise(request, self._schedule, cache)
 
     def _cost(self, policy: CachePolicy) -> float:
