@@ -11,10 +11,10 @@ import pytest
 
 from osp_opt.base.errors import FileError, ShapeError
 from osp_opt.base.video import (
-    film_strips,
     grid,
     read_image,
     read_video,
+    video_frames,
     write_grid,
     write_image,
     write_lossless,
@@ -168,26 +168,19 @@ def test_image_round_trip_is_exact(tmp_path: Path) -> None:
             read_image(tmp_path / "bad.png")
 
 
-def test_grid_places_videos_row_by_row() -> None:
-    videos = [np.full((3, 5, 7, 3), value, np.uint8) for value in (10, 20, 30, 40, 50)]
-    sheet = grid(videos, columns=3, gap=2)
-    assert sheet.shape == (3, 12, 26, 3)  # 2 x 5 + 2, and 3 x 7 + 2 x 2 made even
+def test_grid_places_images_row_by_row() -> None:
+    images = [np.full((5, 7, 3), value, np.uint8) for value in (10, 20, 30, 40, 50)]
+    sheet = grid(images, columns=3, gap=2)
+    assert sheet.shape == (12, 26, 3)  # 2 x 5 + 2, and 3 x 7 + 2 x 2 made even
     for index, value in enumerate((10, 20, 30, 40, 50, 0)):
         top, left = index // 3 * 7, index % 3 * 9
-        assert (sheet[:, top : top + 5, left : left + 7] == value).all()
-    assert (sheet[:, 5:7] == 0).all()
-    assert grid(videos, gap=0).shape == (3, 10, 22, 3)
+        assert (sheet[top : top + 5, left : left + 7] == value).all()
+    assert (sheet[5:7] == 0).all()
+    assert grid(images, gap=0).shape == (10, 22, 3)
     with pytest.raises(ShapeError, match="one shape"):
-        grid([*videos, np.zeros((3, 6, 7, 3), np.uint8)])
+        grid([*images, np.zeros((6, 7, 3), np.uint8)])
     with pytest.raises(ShapeError, match="none"):
         grid([])
-
-
-def test_film_strips_show_first_to_last() -> None:
-    video = np.tile(np.arange(9, dtype=np.uint8)[:, None, None, None], (1, 4, 4, 3))
-    strip = film_strips([video, video], frames=5, gap=0)
-    assert strip.shape == (8, 20, 3)
-    assert strip[0, ::4, 0].tolist() == [0, 2, 4, 6, 8]
 
 
 def test_write_grid(tmp_path: Path) -> None:
@@ -196,3 +189,17 @@ def test_write_grid(tmp_path: Path) -> None:
     assert read_video(tmp_path / "a.mp4").shape == (9, 48, 130, 3)
     write_grid(tmp_path / "a.png", videos, fps=12)
     assert read_image(tmp_path / "a.png").shape == (48, 130, 3)
+    with pytest.raises(ShapeError, match="one length"):
+        write_grid(tmp_path / "b.mp4", [moving_square(3), moving_square(4)], fps=12)
+    with pytest.raises(ShapeError, match="none"):
+        write_grid(tmp_path / "b.mp4", [], fps=12)
+    assert sorted(os.listdir(tmp_path)) == ["a.mp4", "a.png"]
+
+
+def test_a_grid_of_files_is_that_of_their_frames(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.mp4", "b.mp4")]
+    for k, path in enumerate(paths):
+        write_video(path, np.roll(moving_square(5), 8 * k, axis=2), fps=12)
+    write_grid(tmp_path / "files.mp4", [video_frames(path) for path in paths], fps=12)
+    write_grid(tmp_path / "frames.mp4", [read_video(path) for path in paths], fps=12)
+    assert (tmp_path / "files.mp4").read_bytes() == (tmp_path / "frames.mp4").read_bytes()

@@ -6,10 +6,12 @@ at all. No torch, though its CPU tensors are taken where arrays are.
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -23,6 +25,8 @@ from osp_opt.base.artifacts import atomic_path
 from osp_opt.base.errors import FileError, ShapeError
 
 Frames: TypeAlias = npt.NDArray[np.uint8]
+Film: TypeAlias = Iterable[Frames]
+"""Frames [h w c] one after the other: a video [t h w c], or what `video_frames` reads."""
 
 H264_CRF = 14
 """Constant rate factor of libx264: 0 is lossless, 23 its default, below 18 visually lossless."""
@@ -42,7 +46,20 @@ def write_video(path: str | Path, frames: npt.ArrayLike, fps: float) -> None:
     be written.
     """
     video = _checked(frames, ndim=4)
-    _, height, width, _ = video.shape
+    _write_film(path, video.shape[1:3], video, fps)
+
+
+def write_lossless(path: str | Path, frames: npt.ArrayLike, fps: float) -> None:
+    """Write uint8 frames [t h w c] to a Matroska file, FFV1 in RGB: `read_video` returns them bit
+    by bit. For measuring; most players and browsers do not show it. Raises as `write_video`.
+    """
+    video = _checked(frames, ndim=4)
+    encoding = ("-c:v", "ffv1", "-level", "3", "-slicecrc", "1", "-pix_fmt", "bgr0")
+    _encode(path, video.shape[1:3], video, fps, (*encoding, "-f", "matroska"))
+
+
+def _write_film(path: str | Path, size: tuple[int, ...], film: Film, fps: float) -> None:
+    height, width = size
     if height % 2 or width % 2:
         raise ShapeError(f"video {path}: {width}x{height} is odd, h264 needs even sizes; pad it")
     encoding = (
@@ -52,30 +69,36 @@ def write_video(path: str | Path, frames: npt.ArrayLike, fps: float) -> None:
         *("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(H264_CRF)),
         *("-movflags", "+faststart", "-f", "mp4"),
     )
-    _encode(path, video, fps, encoding)
+    _encode(path, size, film, fps, encoding)
 
 
-def write_lossless(path: str | Path, frames: npt.ArrayLike, fps: float) -> None:
-    """Write uint8 frames [t h w c] to a Matroska file, FFV1 in RGB: `read_video` returns them bit
-    by bit. For measuring; most players and browsers do not show it. Raises as `write_video`.
-    """
-    encoding = ("-c:v", "ffv1", "-level", "3", "-slicecrc", "1", "-pix_fmt", "bgr0")
-    _encode(path, _checked(frames, ndim=4), fps, (*encoding, "-f", "matroska"))
-
-
-def _encode(path: str | Path, video: Frames, fps: float, encoding: Sequence[str]) -> None:
-    _, height, width, _ = video.shape
+def _encode(
+    path: str | Path, size: tuple[int, ...], film: Film, fps: float, encoding: Sequence[str]
+) -> None:
+    """Hand the frames to ffmpeg one by one, so that no copy of them all is made."""
+    height, width = size
     if not (math.isfinite(fps) and fps > 0):
         raise ShapeError(f"video {path}: {fps} frames per second; give a number above 0")
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, tempfile.TemporaryFile() as log:
         command = [
             *_ffmpeg(),
             *("-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
             *("-r", f"{fps:g}", "-i", "pipe:0", "-an", *encoding, _argument(temporary)),
         ]
-        done = subprocess.run(command, input=video.tobytes(), capture_output=True, check=False)
-        if done.returncode != 0:
-            reason = _last_line(done.stderr) or f"ffmpeg ended with {done.returncode}"
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log) as process:
+            assert process.stdin is not None
+            try:
+                with suppress(BrokenPipeError):  # ffmpeg died; its exit code tells
+                    for frame in film:
+                        process.stdin.write(np.ascontiguousarray(frame).data)
+            except BaseException:
+                process.kill()
+                raise
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        if process.returncode != 0:
+            log.seek(0)
+            reason = _last_line(log.read()) or f"ffmpeg ended with {process.returncode}"
             raise FileError(f"video {path}: cannot be written ({reason})")
 
 
@@ -83,6 +106,21 @@ def read_video(path: str | Path, max_frames: int | None = None) -> Frames:
     """Read a video -> [t h w c], all frames or the first ``max_frames``, in order, as stored.
 
     Raises FileError when the file is missing, no video, damaged or larger than MAX_VIDEO_BYTES.
+    """
+    frames: list[Frames | None] = [*video_frames(path, max_frames)]
+    first = frames[0]
+    assert first is not None
+    video = np.empty((len(frames), *first.shape), np.uint8)
+    for index, frame in enumerate(frames):
+        video[index] = frame
+        frames[index] = None  # so that memory never holds the video twice
+    return video
+
+
+def video_frames(path: str | Path, max_frames: int | None = None) -> Iterator[Frames]:
+    """The frames [h w c] of a video one by one, as `read_video` returns them all; at least one.
+
+    Raises FileError as `read_video` does; that a file is damaged may show at its end only.
     """
     source = Path(path)
     if not source.is_file():
@@ -92,7 +130,8 @@ def read_video(path: str | Path, max_frames: int | None = None) -> Frames:
         # Local files only: a playlist in disguise shall not fetch anything. -xerror and explode
         # make a truncated or damaged file an error instead of a shorter or smeared video.
         *("-protocol_whitelist", "file,pipe", "-xerror", "-err_detect", "explode"),
-        *("-i", _argument(source), "-map", "0:v:0"),
+        # Each thread of a decoder holds frames of its own; an overview reads many files at once.
+        *("-threads", "1", "-i", _argument(source), "-map", "0:v:0"),
         *(() if max_frames is None else ("-frames:v", str(max_frames))),
         # PPM frames state their size; passthrough neither drops nor repeats frames.
         *("-fps_mode", "passthrough", "-c:v", "ppm", "-f", "image2pipe", "pipe:1"),
@@ -101,19 +140,21 @@ def read_video(path: str | Path, max_frames: int | None = None) -> Frames:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
         )
+        count = 0
         with process:
             assert process.stdout is not None
             try:
-                frames = _read_ppm_frames(process.stdout, path)
+                for frame in _read_ppm_frames(process.stdout, path):
+                    count += 1
+                    yield frame
             finally:
                 process.stdout.close()  # ends ffmpeg, should it still want to write
         log.seek(0)
         said = log.read()
         # ffmpeg paints over a damaged slice of a lossless video and ends well.
-        if process.returncode != 0 or not frames or _DAMAGED_SLICE in said:
+        if process.returncode != 0 or not count or _DAMAGED_SLICE in said:
             reason = _last_line(said) or "no frames in it"
             raise FileError(f"video {path}: cannot be read ({reason})")
-    return np.stack(frames)
 
 
 def frame_size(path: str | Path) -> tuple[int, int]:
@@ -143,45 +184,50 @@ def read_image(path: str | Path) -> Frames:
         raise FileError(f"image {path}: cannot be read ({error})") from error
 
 
-def grid(videos: Sequence[npt.ArrayLike], columns: int | None = None, gap: int = 2) -> Frames:
-    """Tile videos of one shape, row by row -> [t h w c] with even h and w.
+def grid(images: Sequence[npt.ArrayLike], columns: int | None = None, gap: int = 2) -> Frames:
+    """Tile images [h w c] of one shape, row by row -> [h w c] with even h and w.
 
     ``columns`` defaults to about as many as rows; ``gap`` is the black seam in pixels. Raises
-    ShapeError when there are no videos or their shapes differ.
+    ShapeError when there are no images or their shapes differ.
     """
-    tiles = _same_shape(videos)
+    tiles = [_checked(image, ndim=3) for image in images]
+    shapes = sorted({tile.shape for tile in tiles})
+    if len(shapes) != 1:
+        raise ShapeError(f"a grid needs pictures of one shape, got {shapes or 'none'}")
+    height, width, _ = tiles[0].shape
     columns = columns or math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
-    missing = rows * columns - len(tiles)
-    padded = np.pad(tiles, ((0, missing), (0, 0), (0, gap), (0, gap), (0, 0)))
-    sheet = rearrange(padded, "(r n) t h w c -> t (r h) (n w) c", r=rows)[:, : -gap or None]
-    return _even(sheet[:, :, : -gap or None])
-
-
-def film_strips(videos: Sequence[npt.ArrayLike], frames: int = 8, gap: int = 2) -> Frames:
-    """One row per video, ``frames`` of its frames from first to last evenly spaced -> [h w c].
-
-    Raises ShapeError when there are no videos or their shapes differ.
-    """
-    tiles = _same_shape(videos)
-    count = min(frames, tiles.shape[1])
-    picked = np.linspace(0, tiles.shape[1] - 1, count).round().astype(int)
-    stills = rearrange(tiles[:, picked], "n t h w c -> (n t) 1 h w c")
-    return rearrange(grid(list(stills), columns=count, gap=gap), "1 h w c -> h w c")
+    tall, wide = (n * (side + gap) - gap for n, side in ((rows, height), (columns, width)))
+    sheet = np.full((tall + tall % 2, wide + wide % 2, 3), _BLACK, np.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = tile
+    return sheet
 
 
 def write_grid(
-    path: str | Path, videos: Sequence[npt.ArrayLike], fps: float, columns: int | None = None
+    path: str | Path, videos: Sequence[Film], fps: float, columns: int | None = None
 ) -> None:
     """Write several videos side by side: an mp4, or the first frames if ``path`` ends in .png.
 
-    Raises ShapeError when their shapes differ, FileError.
+    Memory holds one frame of each. Raises ShapeError when their shapes differ, FileError.
     """
-    sheet = grid(videos, columns)
+    sheets = (grid(frames, columns) for frames in _in_step(path, videos))
+    first = next(sheets, None)
+    if first is None:
+        raise ShapeError(f"{path}: a grid needs videos, got none")
     if Path(path).suffix.lower() == ".png":
-        write_image(path, sheet[0])
+        write_image(path, first)
     else:
-        write_video(path, sheet, fps)
+        _write_film(path, first.shape[:2], itertools.chain((first,), sheets), fps)
+
+
+def _in_step(path: str | Path, videos: Sequence[Film]) -> Iterator[tuple[Frames, ...]]:
+    """The first frames of all, then the second ones, and so on."""
+    try:
+        yield from zip(*videos, strict=True)
+    except ValueError as error:
+        raise ShapeError(f"{path}: a grid needs videos of one length") from error
 
 
 def _checked(array: npt.ArrayLike, ndim: int) -> Frames:
@@ -192,22 +238,9 @@ def _checked(array: npt.ArrayLike, ndim: int) -> Frames:
     return np.ascontiguousarray(frames)
 
 
-def _same_shape(videos: Sequence[npt.ArrayLike]) -> Frames:
-    checked = [_checked(video, ndim=4) for video in videos]
-    shapes = sorted({video.shape for video in checked})
-    if len(shapes) != 1:
-        raise ShapeError(f"a grid needs videos of one shape, got {shapes or 'none'}")
-    return np.stack(checked)
-
-
-def _even(video: Frames) -> Frames:
-    _, height, width, _ = video.shape
-    return np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), constant_values=_BLACK)
-
-
-def _read_ppm_frames(stream: IO[bytes], path: str | Path) -> list[Frames]:
-    frames: list[Frames] = []
-    total = 0
+def _read_ppm_frames(stream: IO[bytes], path: str | Path) -> Iterator[Frames]:
+    count = total = 0
+    size = None
     while header := _ppm_header(stream):
         width, height = header
         total += height * width * 3
@@ -215,12 +248,13 @@ def _read_ppm_frames(stream: IO[bytes], path: str | Path) -> list[Frames]:
             raise FileError(f"video {path}: more than {MAX_VIDEO_BYTES:,} bytes of frames")
         data = stream.read(height * width * 3)
         if len(data) != height * width * 3:
-            break  # ffmpeg died; its exit code tells
+            return  # ffmpeg died; its exit code tells
+        count += 1
+        size = size or header
+        if header != size:
+            raise FileError(f"video {path}: its frame size changes at frame {count}")
         frame = np.frombuffer(data, np.uint8)
-        frames.append(rearrange(frame, "(h w c) -> h w c", h=height, w=width))
-        if frames[0].shape != frames[-1].shape:
-            raise FileError(f"video {path}: its frame size changes at frame {len(frames)}")
-    return frames
+        yield rearrange(frame, "(h w c) -> h w c", h=height, w=width)
 
 
 def _ppm_header(stream: IO[bytes]) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from osp_opt.base.errors import FileError, PolicyError
 from osp_opt.base.video import (
     Frames,
     read_image,
-    read_video,
+    video_frames,
     write_grid,
     write_image,
     write_lossless,
@@ -249,7 +249,7 @@ def _summarise(
     if 1 < len(videos) <= GRID_LIMIT:
         place = free_path(folder, OVERVIEW, videos[0].path.suffix, key)
         tiles = [
-            read_image(v.path)[None] if v.path.suffix == ".png" else read_video(v.path)
+            read_image(v.path)[None] if v.path.suffix == ".png" else video_frames(v.path)
             for v in videos
         ]
         write_grid(place, tiles, maker.fps)
