@@ -78,12 +78,17 @@ def multistep_distance(timesteps: np.ndarray, variances: np.ndarray = VARIANCES)
 
 
 def coupled_error(
-    timesteps: np.ndarray, reference: np.ndarray, variances: np.ndarray = VARIANCES[::20]
+    timesteps: np.ndarray,
+    reference: np.ndarray,
+    variances: np.ndarray = VARIANCES[::20],
+    correction: float = 0.0,
 ) -> float:
     """Mean squared difference of two ancestral runs on one noise path, exactly.
 
     In y = x / s^2 with clock tau = 1 / s^2 every step is y += D dtau + dW: the result is linear in
-    the path's increments over the levels of both runs, so its coefficients say everything.
+    the path's increments over the levels of both runs, so its coefficients say everything. With a
+    `correction` the steps of `timesteps`, but the first and the last, hold
+    D + correction h / (2 h_before) (D - D_before), h in log s.
     """
     levels = np.unique(np.concatenate([timesteps, reference]))[::-1]
     sigmas = sigma_at(levels)
@@ -98,5 +103,23 @@ def coupled_error(
         last = sigmas[places[-1]] ** 2
         return result * variances / (variances + last) * last
 
-    difference = coefficients(timesteps) - coefficients(reference)
+    def corrected(own: np.ndarray) -> np.ndarray:
+        places = [int(np.flatnonzero(levels == t)[0]) for t in own]
+        y = np.zeros((len(levels), len(variances)))  # coefficients of the increments known so far
+        y[: places[0] + 1] = 1.0
+        before: tuple[np.ndarray, float] | None = None
+        for a, b in pairwise(places):
+            s2 = sigmas[a] ** 2
+            denoised = held = variances / (variances + s2) * s2 * y
+            h = float(np.log(sigmas[a] / sigmas[b]))
+            if before is not None:
+                held = denoised + correction * h / (2 * before[1]) * (denoised - before[0])
+            before = denoised, h
+            y = y + held * (tau[b] - tau[a])
+            y[a + 1 : b + 1] += 1.0
+        last = sigmas[places[-1]] ** 2
+        return y * variances / (variances + last) * last
+
+    own = corrected(timesteps) if correction else coefficients(timesteps)
+    difference = own - coefficients(reference)
     return float(np.mean(np.diff(tau, prepend=0.0) @ difference**2))

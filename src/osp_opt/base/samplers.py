@@ -30,6 +30,13 @@ class SamplerKind:
     fewest: int = 1
     most: int = MAX_STEPS
 
+    @property
+    def takes_corrections(self) -> bool:
+        """Whether its steps can be corrected by the prediction before; not those of second order,
+        which are already.
+        """
+        return self.order == 1 and self.timesteps is not None
+
 
 SAMPLER_KINDS: Mapping[str, SamplerKind] = MappingProxyType(
     {

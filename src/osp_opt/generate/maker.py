@@ -180,6 +180,7 @@ class VideoMaker:
             sampler=self.options.sampler,
             guidance_scale=self.guidance_scale,
             dtype=str(self.device.dtype).removeprefix("torch."),
+            corrections=schedule.corrections,
         )
 
     def how(self, schedule: TimestepSchedule) -> dict[str, Any]:

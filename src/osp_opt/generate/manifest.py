@@ -159,7 +159,8 @@ def original_of(takes: Sequence[Take]) -> Take:
     def rank(take: Take) -> tuple[bool, bool, int, bool]:
         settings = take.settings or {}
         steps = len(take.timesteps)
-        return settings.get("cache") is None, take.is_uniform, steps, "cache" in settings
+        plain = take.is_uniform and not _is_corrected(settings)
+        return settings.get("cache") is None, plain, steps, "cache" in settings
 
     return max(takes, key=rank)
 
@@ -172,6 +173,8 @@ def take_label(settings: Mapping[str, Any]) -> str:
         words.append("calibration")
     if not _is_uniform(timesteps):
         words.append("searched")
+    if _is_corrected(settings):
+        words.append("corrected")
     if settings.get("cache") is not None:
         words.append("cached")
     return "-".join(words)
@@ -185,7 +188,9 @@ def free_path(folder: Path, stem: str, suffix: str, about: Mapping[str, Any]) ->
     is the same when the file is there already.
     """
     label = take_label(about)
-    plain = about.get("cache") is None and _is_uniform(_timesteps(about))
+    plain = (
+        about.get("cache") is None and _is_uniform(_timesteps(about)) and not _is_corrected(about)
+    )
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
     names = [stem] if plain else []
     for name in (*names, f"{stem}-{label}", f"{stem}-{label}-{digest}"):
@@ -360,6 +365,11 @@ def _timesteps(settings: Mapping[str, Any]) -> list[float]:
     if not isinstance(timesteps, list):
         return []
     return [float(t) for t in timesteps if isinstance(t, (int, float))]
+
+
+def _is_corrected(settings: Mapping[str, Any]) -> bool:
+    setting = settings.get("setting")
+    return isinstance(setting, dict) and bool(setting.get("corrections"))
 
 
 def _is_uniform(timesteps: Sequence[float]) -> bool:

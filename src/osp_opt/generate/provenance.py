@@ -22,6 +22,7 @@ _WORDS = {
     "model": "model",
     "steps": "number of steps",
     "timesteps": "timestep schedule",
+    "corrections": "correction of the steps",
     "num_frames": "number of frames",
     "height": "height",
     "width": "width",
@@ -44,10 +45,13 @@ class Setting:
     sampler: str
     guidance_scale: float
     dtype: str
+    corrections: tuple[float, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values; the timesteps as a list."""
-        return {**asdict(self), "timesteps": list(self.timesteps)}
+        """JSON values; timesteps and corrections as lists, these only where there are some."""
+        values = {**asdict(self), "timesteps": list(self.timesteps)}
+        del values["corrections"]
+        return {**values, "corrections": [*self.corrections]} if self.corrections else values
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Names of the recorded fields that are otherwise now; fields not recorded agree."""
@@ -55,7 +59,7 @@ class Setting:
         return [
             key
             for key in _WORDS
-            if recorded.get(key) is not None and not _agree(recorded[key], now[key])
+            if recorded.get(key) is not None and not _agree(recorded[key], now.get(key))
         ]
 
 
@@ -80,7 +84,7 @@ def check_provenance(
     different = setting.differences(recorded)
     now = setting.as_json()
     told = ", ".join(
-        f"another {_WORDS[key]}{_values(key, recorded[key], now[key])}" for key in different
+        f"another {_WORDS[key]}{_values(key, recorded[key], now.get(key))}" for key in different
     )
     if any(key in fatal for key in different) and not allow_mismatch:
         raise OptionError(
@@ -103,4 +107,5 @@ def _agree(recorded: Any, now: Any) -> bool:
 
 
 def _values(key: str, recorded: Any, now: Any) -> str:
-    return "" if key in ("model", "timesteps") else f" ({recorded}, here {now})"
+    told = key not in ("model", "timesteps", "corrections")
+    return f" ({recorded}, here {now})" if told else ""

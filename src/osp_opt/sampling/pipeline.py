@@ -187,7 +187,9 @@ class OpenSoraPlanPipeline(DiffusionPipeline):
         if ancestral:
             x = sample_euler_ancestral(denoiser, x, schedule, noise, report)
         else:
-            x = sample_with_scheduler(scheduler, denoiser.predict_noise, x, noise, report)
+            x = sample_with_scheduler(
+                scheduler, denoiser.predict_noise, x, noise, report, schedule.corrections
+            )
         if not bool(torch.isfinite(x).all()):  # the only wait for the device
             raise OspOptError(
                 f"sampling in {model.dtype} gave NaN or infinite latents; "

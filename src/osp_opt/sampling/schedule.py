@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import overload
@@ -82,11 +82,17 @@ class TimestepSchedule:
     own (DDIM, PNDM, DPM-Solver, ...) then uses that spacing, as the original pipeline does. It
     takes no part in comparison.
 
-    Raises ScheduleError when a timestep is not finite, lies outside [0, 999], or does not descend.
+    `corrections` weigh the two-step rule at each step (`steps.correction_factors`): 0 is the plain
+    step, 1 the rule of DPM-Solver++ (2M). Empty, which all zeros become, means plain steps. Files
+    of schedules do not hold them; recipes do.
+
+    Raises ScheduleError when a timestep is not finite, lies outside [0, 999], or does not descend,
+    and when a correction is outside [0, 1] or at the first or last step, which can have none.
     """
 
     timesteps: tuple[float, ...]
     is_default: bool = field(default=False, compare=False)
+    corrections: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.timesteps:
@@ -101,6 +107,28 @@ class TimestepSchedule:
                     f"schedule: timestep {index} is {t} after {self.timesteps[index - 1]}; "
                     "timesteps must strictly descend"
                 )
+        if any(self.corrections):
+            self._check_corrections()
+        else:
+            object.__setattr__(self, "corrections", ())
+
+    def _check_corrections(self) -> None:
+        if len(self.corrections) != len(self.timesteps):
+            raise ScheduleError(
+                f"schedule: {len(self.corrections)} corrections for {len(self.timesteps)} steps"
+            )
+        for index, weight in enumerate(self.corrections):
+            if not 0.0 <= weight <= 1.0:
+                raise ScheduleError(
+                    f"schedule: correction {index} is {weight}; it must lie in [0, 1]"
+                )
+        if self.corrections[0] or self.corrections[-1]:
+            raise ScheduleError("schedule: the first and the last step can have no correction")
+
+    def corrected(self, weight: float) -> TimestepSchedule:
+        """The same timesteps with `weight` as the correction of every step that can have one."""
+        inner = (weight,) * (len(self.timesteps) - 2)
+        return replace(self, corrections=(0.0, *inner, 0.0) if inner else ())
 
     @classmethod
     def uniform(cls, num_steps: int) -> TimestepSchedule:

@@ -275,12 +275,18 @@ def set_schedule(scheduler: Scheduler, schedule: TimestepSchedule) -> None:
     """Make `scheduler` follow `schedule`; its own spacing when that is the default one.
 
     Raises ScheduleError when the method takes no timesteps of one's own, or only whole ones and
-    two of the schedule's round to one.
+    two of the schedule's round to one; and when the schedule has corrections and the method steps
+    of second order.
     """
+    name = sampler_name(scheduler)
+    if schedule.corrections and not SAMPLER_KINDS[name].takes_corrections:
+        raise ScheduleError(
+            f"sampler {name} takes no corrected steps: its own are of second order; use one of "
+            f"{', '.join(n for n, kind in SAMPLER_KINDS.items() if kind.takes_corrections)}"
+        )
     if schedule.is_default:
         scheduler.set_timesteps(len(schedule), device="cpu")
         return
-    name = sampler_name(scheduler)
     kind = SAMPLER_KINDS[name].timesteps
     if kind is None:
         raise ScheduleError(

@@ -29,7 +29,7 @@ _MIN_SSIM_SIZE = 11  # pixels; smaller frames have no SSIM
 
 def schedule_key(schedule: TimestepSchedule) -> str:
     """A short name of a schedule's content, for ledgers."""
-    text = ",".join(f"{t:.4f}" for t in schedule.timesteps)
+    text = ",".join(f"{t:.4f}" for t in (*schedule.timesteps, *schedule.corrections))
     return f"{len(schedule)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
