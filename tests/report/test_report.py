@@ -11,21 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import PROMPTS, clips, noisy, sampled
+from folders import BLOCKS, PROMPTS, STEPS, calibration, clips, noisy, sampled, searches
 
-from osp_opt.base.artifacts import write_json, write_meta
-from osp_opt.base.ledger import TrialLedger
+from osp_opt.base.artifacts import write_json
 from osp_opt.base.video import read_video
-from osp_opt.cache.policy import CachePolicy
-from osp_opt.calibration import Calibration
 from osp_opt.cli.app import main
+from osp_opt.generate.manifest import Take
+from osp_opt.quality.intervals import Interval
+from osp_opt.report.comparison import Comparison, Row
 from osp_opt.report.figures import block_changes
-from osp_opt.report.runs import read_runs
-from osp_opt.report.trials import Trial, pareto_front, trials_of
-from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
-from osp_opt.search.steps.trials import schedule_key
 
-STEPS, BLOCKS, VIDEOS = 12, 4, 2
 HOSTILE = 'a <script>alert("x")</script> & a red circle'
 
 
@@ -55,60 +50,11 @@ class Page(HTMLParser):
         self.text += data + " "
 
 
-def calibration(seed: int = 0) -> tuple[Calibration, np.ndarray]:
-    """Statistics of random predictions and changes; also the changes g [P K B+1 n]."""
-    rng = np.random.default_rng(seed)
-    timesteps = np.linspace(999, 0, STEPS)
-    denoised = rng.normal(size=(VIDEOS, STEPS, 50)).cumsum(axis=1)
-    changes = rng.normal(size=(VIDEOS, STEPS, BLOCKS + 1, 30)).cumsum(axis=2)
-    changes[:, 0] = np.nan
-    gram = np.einsum("pkan,pkbn->pkab", changes, changes)[:, :, None]
-    return Calibration(
-        timesteps=timesteps,
-        sigmas=sigma_of(timesteps),
-        step_gram=np.einsum("pkn,pjn->pkj", denoised, denoised) / 50,
-        block_gram=gram,
-        guided_block_gram=gram,
-        lags=(1,),
-        prompts=PROMPTS[:VIDEOS],
-        seeds=(0,) * VIDEOS,
-        metadata={"setting": {"sampler": "EulerAncestralDiscrete"}},
-    ), changes
-
-
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     """A working folder with every kind of run, made by hand."""
     place = tmp_path / "work"
-    calibration()[0].save(place / "calibration" / "calibration.safetensors")
-    schedule = TimestepSchedule((999.0, 800.0, 600.0, 300.0, 100.0, 0.0))
-    uniform = TimestepSchedule.uniform(6)
-    steps, cache = place / "search-steps", place / "search-cache"
-    schedule.save(steps / "searched_schedule.txt")
-    interval = {"estimate": -0.5, "low": -0.8, "high": -0.2, "count": 4}
-    write_meta(
-        steps / "searched_schedule.txt",
-        {
-            "search": {
-                "log_predicted_error_over_uniform": interval,
-                "log_measured_error_over_uniform": interval,
-            }
-        },
-    )
-    ledger = TrialLedger(steps / "trials.jsonl")
-    for each, error in ((uniform, 0.2), (schedule, 0.1)):
-        for seed in (0, 1):
-            values = {"mse": error * 2**seed, "seconds": 2.0 + seed}
-            about = {"steps": 6, "uniform": each is uniform, "seed": seed, "prompt": "some words"}
-            ledger.add({"what": "error", "schedule": schedule_key(each), **about}, values)
-    policy = CachePolicy.four_field(1, 2, 2, 2)
-    policy.save(cache / "dit_cache_config.json")
-    measured = {"speedup": {"estimate": 1.31, "low": 1.29, "high": 1.33, "count": 4}}
-    write_meta(cache / "dit_cache_config.json", {"predicted_speedup": 1.3, "measured": measured})
-    TrialLedger(cache / "trials.jsonl").add(
-        {"what": "error", "policy": "0123456789abcdef", "seed": 0, "prompt": "p"},
-        {"mse": 0.01, "seconds": 5.0},
-    )
+    policy = searches(place)
     made = clips()
     prompts = (*PROMPTS[:2], HOSTILE)
     sampled(place / "baseline", made, prompts, seconds=6.0)
@@ -148,15 +94,20 @@ def test_the_page_holds_the_runs_and_nothing_from_outside(work: Path) -> None:
     assert f"{found['metrics']['psnr']['candidate']['estimate']:.2f} [" in page.text
     assert "1.50 [" in page.text, "the measured speed-up"
     assert "undecided" in page.text
-    assert re.search(r"loss of SSIM \d+\.\d % \[-?\d+\.\d, \d+\.\d\]", page.text)
+    said = re.search(r"faster denoises 1\.50 .* times faster than baseline, is .* dB .*", page.text)
+    assert said, "the verdict in words"
+    assert re.search(r"a loss of \d+\.\d\d \[.*\] %, limit 50 %: undecided", said.group())
+    assert page.text.index(said.group()) < page.text.index("Times faster")
+    assert page.text.index("Times faster") < page.text.index("PSNR, dB") < page.text.index("SSIM")
+    assert "winner" in page.text
     assert "blocks 1..2 every 2 steps from step 2" in page.text
     assert HOSTILE in page.text
-    for name in ("schedule", "errors", "heatmap", "pareto", "predicted"):
+    for name in ("quality", "schedule", "errors", "heatmap", "promises"):
         assert name in page.ids
     assert "searched 6" in page.text, "figures keep their words"
     assert "cache_num_blocks" in page.text, "provenance"
     digests = re.findall(r"\b[0-9a-f]{64}\b", page.text)
-    assert len(set(digests)) == 8, "of every file"
+    assert len(set(digests)) == 7, "of every file"
 
 
 def test_figures_of_runs_that_were_not_evaluated_are_measured(work: Path) -> None:
@@ -165,7 +116,30 @@ def test_figures_of_runs_that_were_not_evaluated_are_measured(work: Path) -> Non
     assert main(["report", str(work / "faster"), str(work / "baseline")]) == 0
     text = Page((work / "faster" / "report.html").read_text()).text
     assert "this report, 3 pairs" in text
-    assert "baseline (baseline)" in text, "the uncached run is the baseline, whatever the order"
+    assert "faster than baseline" in text, "the uncached run is the baseline, whatever the order"
+
+
+def test_the_winner_is_the_fastest_that_keeps_the_videos() -> None:
+    def row(name: str, speedup: float, psnr: float, verdict: str | None = None) -> Row:
+        spread = {"speedup": (speedup, 0.1), "psnr": (psnr, 1.0)}
+        figures = {k: Interval(at, at - by, at + by, 5) for k, (at, by) in spread.items()}
+        return Row(name, "", figures, verdict=verdict)
+
+    baseline = Row("baseline", "", {"seconds": None})
+    rows = [
+        row("good", 2.0, 43.0),
+        row("another video", 8.0, 25.0),
+        row("lost", 5.0, 35.0, "lost"),
+        row("undecided", 3.0, 36.0, "undecided"),
+        row("not surely faster", 1.05, 60.0),
+    ]
+    take = Take(Path("baseline"), ())
+
+    def winner(*rows: Row) -> Row | None:
+        return Comparison(take, (), (baseline, *rows)).winner
+
+    assert winner(*rows) is rows[3]
+    assert winner(*rows[1:3], rows[4]) is None
 
 
 def test_heat_map_is_the_change_of_each_block() -> None:
@@ -178,31 +152,6 @@ def test_heat_map_is_the_change_of_each_block() -> None:
             own = changes[:, step, block + 1] - changes[:, step, block]
             expected = (own**2).sum(axis=-1).mean()
             assert found[block, step] == pytest.approx(expected)
-
-
-def test_trials_come_out_of_the_ledgers(work: Path) -> None:
-    trials = trials_of(read_runs([work]))
-    assert [(t.kind, t.steps, t.videos) for t in trials] == [
-        ("cache", None, 1),
-        ("steps", 6, 2),
-        ("steps", 6, 2),
-    ]
-    assert [t.is_uniform for t in trials] == [False, True, False]
-    assert trials[1].error == pytest.approx(0.2 * 2**0.5)
-    assert trials[1].seconds == 2.5
-
-
-def test_pareto_front_is_what_nothing_beats(rng: np.random.Generator) -> None:
-    trials = [
-        Trial("cache", str(i), float(s), float(e), 1)
-        for i, (s, e) in enumerate(rng.random((40, 2)))
-    ]
-    expected = {
-        t.key
-        for t in trials
-        if not any(o.seconds < t.seconds and o.error < t.error for o in trials)
-    }
-    assert {t.key for t in pareto_front(trials)} == expected
 
 
 def test_refusals(

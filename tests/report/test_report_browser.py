@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
-from folders import PROMPTS, clips, noisy, sampled
+from folders import PROMPTS, clips, noisy, sampled, searches
 
 from osp_opt.cli.app import main
 
@@ -54,12 +54,29 @@ seen.unnamed = [...document.querySelectorAll("button, select, input, video, svg"
 ).length;
 return seen;
 """
-# What reaches beyond the window and does not scroll by itself.
+# What reaches beyond the window, or would have to be scrolled sideways to be read.
 TOO_WIDE = """
-return [...document.querySelectorAll("body *")].filter((item) =>
-  item.getBoundingClientRect().right > innerWidth + 1
-  && !item.closest(".wide, pre, [hidden]") && !item.closest("option, script")
-).map((item) => `${item.tagName} ${item.className} ${item.getBoundingClientRect().right}`);
+for (const item of document.querySelectorAll("details")) item.open = true;
+const beyond = (item) => item.getBoundingClientRect().right > innerWidth + 1
+  || item.scrollWidth > item.clientWidth + 1;
+const wide = [...document.querySelectorAll("body *")].filter((item) =>
+  !item.closest("[hidden], option, svg, script") && beyond(item)
+  && getComputedStyle(item).display !== "inline"
+).map((item) => `${item.tagName} ${item.className} ${item.scrollWidth} ${item.clientWidth}`);
+const whole = document.scrollingElement;
+return whole.scrollWidth > whole.clientWidth ? ["the page", ...wide] : wide;
+"""
+# How much of its card's inner width each plot takes, and the smallest text drawn in it.
+PLOTS = """
+return [...document.querySelectorAll(".plot svg")].map((svg) => {
+  const style = getComputedStyle(svg.closest(".plot"));
+  const inner = svg.closest(".plot").clientWidth
+    - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+  const width = svg.getBoundingClientRect().width;
+  const texts = [...svg.querySelectorAll("text")];
+  const size = Math.min(...texts.map((text) => parseFloat(getComputedStyle(text).fontSize)));
+  return [width / inner, size * width / svg.viewBox.baseVal.width];
+});
 """
 COLOURS = """
 const style = getComputedStyle(document.body);
@@ -70,7 +87,8 @@ return [level(style.backgroundColor), level(style.color)];
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    """A report of two runs of two prompts."""
+    """A report of two runs of two prompts and of both searches."""
+    searches(tmp_path / "work")
     made = clips()[:2]
     sampled(tmp_path / "work" / "baseline", made, PROMPTS[:2], seconds=6.0)
     sampled(tmp_path / "work" / "faster", [noisy(clip, 5) for clip in made], PROMPTS[:2])
@@ -85,7 +103,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 
 def test_a_browser_shows_it(page: Path, browser: Browser) -> None:
-    browser.open(page, 1280)
+    browser.open(page, 1400)
     seen = browser.run(DRIVER)
     assert (seen["scenes"], seen["start"]) == (2, "1 / 29")
     assert seen["videos"] == [[64, 29]] * 3, "baseline, candidate and difference are decoded"
@@ -101,5 +119,8 @@ def test_a_browser_shows_it(page: Path, browser: Browser) -> None:
     browser.open(page, 390, dark=True)
     assert browser.run("return innerWidth;") == 390
     assert browser.run(TOO_WIDE) == [], "a phone does not scroll sideways"
+    plots = browser.run(PLOTS)
+    assert len(plots) == 4
+    assert all(0.98 < width <= 1.001 and size >= 9 for width, size in plots), plots
     paper, ink = browser.run(COLOURS)
     assert ink > paper + 300

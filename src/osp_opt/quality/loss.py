@@ -8,10 +8,18 @@ from typing import Any, Literal
 
 from osp_opt.quality.intervals import FEWEST, Interval, mean_ci, positive_mean_ci
 
-__all__ = ["VISIBLE_PSNR", "Loss", "Verdict", "loss_of"]
+__all__ = ["CHANGED_PSNR", "VISIBLE_PSNR", "Loss", "Verdict", "loss_of", "visibility"]
 
 Verdict = Literal["kept", "lost", "undecided"]
 VISIBLE_PSNR = 40.0  # dB, at which differences can hardly be seen
+CHANGED_PSNR = 30.0  # dB, below which a video is visibly another one
+
+
+def visibility(psnr: float) -> str:
+    """What a viewer makes of a distance in dB."""
+    if psnr < CHANGED_PSNR:
+        return "visibly another video"
+    return "differences can hardly be seen" if psnr >= VISIBLE_PSNR else "small differences"
 
 
 @dataclass(frozen=True)

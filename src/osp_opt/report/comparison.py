@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from osp_opt.evaluate.pairs import Pair
 from osp_opt.evaluate.summary import Summary, summarise
 from osp_opt.generate.manifest import Take, open_take, original_of, read_takes
 from osp_opt.quality.intervals import Interval, mean_ci
+from osp_opt.quality.loss import CHANGED_PSNR
 from osp_opt.report.runs import Material
 
 __all__ = ["Comparison", "Row", "compare_runs", "describe"]
@@ -27,6 +29,19 @@ class Row:
     how: str
     figures: Mapping[str, Interval | None]
     measured_by: str = ""
+    verdict: str | None = None
+    max_loss: float | None = None
+    notes: tuple[str, ...] = ()
+    """What evaluate could not measure."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it is faster and not visibly another video, so far as was measured."""
+        faster, near = self.figures.get("speedup"), self.figures.get("psnr")
+        if faster is None or near is None or self.verdict == "lost":
+            return False
+        sure = faster.low if math.isfinite(faster.low) else faster.estimate
+        return sure > 1.0 and near.estimate >= CHANGED_PSNR
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,12 @@ class Comparison:
     baseline: Take
     candidates: tuple[tuple[Take, tuple[Pair, ...]], ...]
     rows: tuple[Row, ...]
+
+    @property
+    def winner(self) -> Row | None:
+        """The fastest row that keeps the baseline's videos."""
+        kept = [row for row in self.rows if row.keeps]
+        return max(kept, key=lambda row: row.figures["speedup"].estimate, default=None)  # type: ignore[union-attr]
 
 
 def compare_runs(found: Material, reference: Path | None) -> Comparison | None:
@@ -124,6 +145,7 @@ def _baseline_row(videos: Take) -> Row:
 
 def _row(found: Material, baseline: Take, videos: Take, pairs: list[Pair]) -> Row:
     figures: dict[str, Interval | None] = {"seconds": _seconds(videos)}
+    judged: dict[str, Any] = {}
     evaluation = _evaluation_of(found, baseline, videos)
     if evaluation is not None:
         figures["speedup"] = _interval(evaluation.get("speedup"))
@@ -131,11 +153,13 @@ def _row(found: Material, baseline: Take, videos: Take, pairs: list[Pair]) -> Ro
         for name, parts in evaluation["metrics"].items():
             figures[name] = _interval(parts["difference"] or parts["candidate"])
         by = f"evaluate, {evaluation['pairs']} pairs; loss of {evaluation['loss']['measure']}"
+        judged = {"verdict": evaluation.get("verdict"), "max_loss": evaluation.get("max_loss")}
+        judged["notes"] = tuple(map(str, evaluation["not_measured"]))
     else:
         summary = summarise([measure_pair(pair) for pair in pairs])
         figures |= _of_summary(summary)
         by = f"this report, {len(pairs)} pairs; loss of {summary.loss.measure}"
-    return Row(videos.name, describe(videos), figures, by)
+    return Row(videos.name, describe(videos), figures, by, **judged)
 
 
 def _of_summary(summary: Summary) -> dict[str, Interval | None]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BASE", "CACHE", "MUTED", "STEPS", "Draw", "draw"]
+__all__ = ["BASE", "CACHE", "MUTED", "STEPS", "Draw", "draw", "legend", "require_matplotlib"]
 
 TEXT = "#010203"
 MUTED = "#020304"
@@ -36,14 +36,14 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "osp-opt",  # the same figure gives the same file
     "font.family": "sans-serif",
-    "font.size": 11,
+    "font.size": 10,
     "text.color": TEXT,
     "axes.labelcolor": TEXT,
     "axes.edgecolor": MUTED,
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 11,
+    "axes.titlesize": 10,
     "grid.color": MUTED,
     "grid.alpha": 0.25,
     "xtick.color": TEXT,
@@ -58,20 +58,17 @@ _STYLE: Any = {
 Draw = Callable[["Figure"], None]
 
 
-def draw(name: str, text: str, plot: Draw, width: float = 7.2, height: float = 3.4) -> str:
+def draw(name: str, text: str, plot: Draw, width: float = 4.6, height: float = 3.2) -> str:
     """The SVG of what `plot` draws on an empty figure, in inches.
 
     name: a word, unique on the page; text: what the figure shows, for those who cannot see it.
     Raises OptionError when matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OptionError(
-            "report: its figures need matplotlib; install it with pip install 'osp-opt[report]'"
-        ) from error
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -80,6 +77,16 @@ def draw(name: str, text: str, plot: Draw, width: float = 7.2, height: float = 3
         nothing: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing)
     return _inline(buffer.getvalue(), name, text)
+
+
+def require_matplotlib() -> None:
+    """Raises OptionError when it is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise OptionError(
+            "report: its figures need matplotlib; install it with pip install 'osp-opt[report]'"
+        ) from error
 
 
 def legend(axes: Axes) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from osp_opt.calibration import Calibration
-from osp_opt.report.drawing import BASE, CACHE, MUTED, STEPS, draw, legend
+from osp_opt.quality.intervals import Interval
+from osp_opt.report.comparison import Comparison
+from osp_opt.report.drawing import BASE, CACHE, STEPS, draw, legend
 from osp_opt.report.runs import Material, PolicyFile, ScheduleFile
-from osp_opt.report.trials import Trial, pareto_front, speedup_checks, trials_of
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.steps.candidates import StepTable, objectives_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Plot", "all_figures", "block_changes"]
 
-LENGTHS = (5, 6, 8, 10, 12, 16, 20, 25, 33, 50, 67)  # steps at which the prediction is drawn
-LEVELS = 160  # of the grid on which it is made: enough for a curve, and quick
 MOST_SCHEDULES = 5
-_SAMPLER = "EulerAncestralDiscrete"
 
 
 @dataclass(frozen=True)
@@ -38,16 +34,14 @@ class Plot:
     svg: str
 
 
-def all_figures(found: Material) -> list[Plot]:
+def all_figures(found: Material, comparison: Comparison | None) -> list[Plot]:
     """Every figure for which there is material. Raises OptionError without matplotlib."""
-    trials = trials_of(found)
     calibration = found.calibrations[0] if found.calibrations else None
     plots = [
+        _quality(found, comparison),
+        *map(_errors, found.curves[:1]),
         _schedules(found.schedules),
-        _errors(calibration, trials, found.schedules),
         None if calibration is None else _heat_map(calibration, found.policies),
-        _pareto(trials),
-        _predictions(found),
     ]
     return [plot for plot in plots if plot is not None]
 
@@ -104,65 +98,49 @@ def _schedules(schedules: Sequence[ScheduleFile]) -> Plot | None:
     )
 
 
-def _errors(
-    calibration: Calibration | None, trials: Sequence[Trial], schedules: Sequence[ScheduleFile]
-) -> Plot | None:
-    """Error against the number of steps: predicted from the table, measured by the race."""
-    raced = [trial for trial in trials if trial.steps is not None]
-    if calibration is None and not raced:
-        return None
+def _errors(curve: Mapping[str, Any]) -> Plot:
+    """Error against the number of steps, as `search-steps` left it: measured and predicted."""
+    points = curve["points"]
+    colors = {"uniform": BASE, "dp": STEPS, "ays": CACHE}
+    words = {"uniform": "uniform", "dp": "searched", "ays": "ays"}
 
     def plot(figure: Figure) -> None:
-        count = (calibration is not None) + bool(raced)
-        places = iter(figure.subplots(1, count, squeeze=False)[0])
-        if calibration is not None:
-            _draw_predicted(next(places), calibration)
-        if raced:
-            _draw_raced(next(places), raced, len(schedules) > 0)
+        axes = figure.add_subplot()
+        for name, color in colors.items():
+            own = [point for point in points if point["schedule"] == name]
+            predicted = [point for point in own if point["kind"] == "predicted"]
+            if predicted:
+                lengths, errors = zip(*((p["steps"], p["error"]) for p in predicted), strict=True)
+                axes.plot(lengths, errors, "--", color=color, label=f"{words[name]}, predicted")
+            measured = [point for point in own if point["kind"] != "predicted"]
+            if measured:
+                spread = _spread([(p["error"], p["low"], p["high"]) for p in measured])
+                lengths, errors = zip(*((p["steps"], p["error"]) for p in measured), strict=True)
+                label = f"{words[name]}, measured"
+                axes.errorbar(lengths, errors, spread, fmt="o", color=color, capsize=3, label=label)
+        _by_steps(axes, sorted({point["steps"] for point in points}))
+        axes.set_ylabel("squared error of latents")
+        legend(axes)
 
+    scaled = curve.get("predictions_scaled_to_uniform")
     return Plot(
         "errors",
         "Error against the number of steps",
-        "Predicted: cost of the best and of the uniform schedule on the table that calibrate "
-        "recorded, nothing is sampled. Measured: latent error of every schedule that was sampled, "
-        "against the full-length video (geometric mean over videos).",
+        f"To the video of {curve['reference_steps']} steps. Bars are 95 % intervals over prompts; "
+        + (
+            "predictions are scaled by one factor to uniform's measurements."
+            if scaled
+            else "predictions are in a unit of their own."
+        ),
         draw("errors", "Predicted and measured error by number of steps", plot),
     )
 
 
-def _draw_predicted(axes: Axes, calibration: Calibration) -> None:
-    setting = calibration.metadata.get("setting", {})
-    sampler = str(setting.get("sampler", _SAMPLER))
-    table = StepTable(calibration, sampler, levels=LEVELS)
-    objective = objectives_for(sampler)[0]
-    lengths = [n for n in LENGTHS if n < len(calibration.timesteps)] or [2]
-    uniform = [table.costs(table.uniform(n).schedule, objective).mean() for n in lengths]
-    best = [table.costs(table.best(objective, n).schedule, objective).mean() for n in lengths]
-    axes.plot(lengths, uniform, "o-", color=BASE, label="uniform", markersize=4)
-    axes.plot(lengths, best, "s-", color=STEPS, label="searched", markersize=4)
-    _by_steps(axes, lengths)
-    axes.set_title(f"predicted, {objective.label}")
-    legend(axes)
-
-
-def _draw_raced(axes: Axes, raced: Sequence[Trial], searched: bool) -> None:
-    even = sorted((t for t in raced if t.is_uniform), key=lambda t: t.steps or 0)
-    others = [t for t in raced if not t.is_uniform]
-    axes.plot(
-        [t.steps or 0 for t in even], [t.error for t in even], "o-", color=BASE, label="uniform"
-    )
-    axes.plot(
-        [t.steps or 0 for t in others],
-        [t.error for t in others],
-        "s",
-        color=STEPS,
-        label="candidates" if searched else "others",
-        alpha=0.7,
-        linestyle="none",
-    )
-    _by_steps(axes, sorted({t.steps for t in raced if t.steps is not None}))
-    axes.set_title("measured, latent error")
-    legend(axes)
+def _spread(values: Sequence[tuple[float, float | None, float | None]]) -> list[list[float]]:
+    """(estimate, low, high) as matplotlib wants it: lengths below and above; an unknown is none."""
+    below = [0.0 if low is None else max(at - low, 0.0) for at, low, _ in values]
+    above = [0.0 if high is None else max(high - at, 0.0) for at, _, high in values]
+    return [below, above]
 
 
 def _by_steps(axes: Axes, lengths: Sequence[int]) -> None:
@@ -234,93 +212,61 @@ def _frame(column: float, first: int, last: int) -> Any:
     return Rectangle(corner, 1.0, last - first, fill=False, edgecolor="white", linewidth=0.8)
 
 
-def _pareto(trials: Sequence[Trial]) -> Plot | None:
-    """Time against error of every trial of both searches."""
-    if not trials:
+def _quality(found: Material, comparison: Comparison | None) -> Plot | None:
+    """Speed-up against PSNR of all that was measured, each against its own baseline."""
+    rows = () if comparison is None else comparison.rows[1:]
+    runs = [(row.figures.get("speedup"), row.figures.get("psnr")) for row in rows]
+    schedules = [_verified(item.meta.get("search"), "verification") for item in found.schedules]
+    policies = [_verified(item.meta, "measured") for item in found.policies]
+    groups = [
+        ("finished runs", BASE, "o", _whole(runs)),
+        ("schedules", STEPS, "s", _whole(schedules)),
+        ("caches", CACHE, "^", _whole(policies)),
+    ]
+    if not any(points for *_, points in groups):
         return None
 
     def plot(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for kind, color, marker, label in (
-            ("steps", STEPS, "s", "schedules"),
-            ("cache", CACHE, "^", "caches"),
-        ):
-            own = [trial for trial in trials if trial.kind == kind]
-            if not own:
-                continue
-            axes.plot(
-                [t.seconds for t in own],
-                [t.error for t in own],
-                marker,
-                color=color,
-                alpha=0.7,
-                label=label,
-                linestyle="none",
-            )
-            front = pareto_front(own)
-            axes.plot([t.seconds for t in front], [t.error for t in front], "-", color=color)
-        axes.set_yscale("log")
-        axes.set_xlabel("seconds of denoising per video")
-        axes.set_ylabel("latent error")
+        for label, color, marker, points in groups:
+            for number, (faster, near) in enumerate(points):
+                axes.errorbar(
+                    faster.estimate,
+                    near.estimate,
+                    _spread([(near.estimate, near.low, near.high)]),
+                    _spread([(faster.estimate, faster.low, faster.high)]),
+                    fmt=marker,
+                    color=color,
+                    label=None if number else label,
+                )
+        axes.set_xlabel("times faster denoising")
+        axes.set_ylabel("PSNR, dB")
         legend(axes)
 
-    count = f"{len(trials)} trials" if len(trials) > 1 else "One trial"
     return Plot(
-        "pareto",
-        "Speed against error, all trials",
-        f"{count}; lines join those that no other of their kind beats in both. Schedules are "
-        "measured against the full-length video, caches against the uncached video of their own "
-        "schedule.",
-        draw("pareto", "Seconds per video and latent error of every trial", plot),
+        "quality",
+        "Speed against quality",
+        "Higher and further right is better. Finished runs are measured against the baseline, "
+        "schedules against the full-length video, caches against no cache on their own schedule; "
+        "bars are 95 % intervals.",
+        draw("quality", "Speed-up and PSNR of everything that was measured", plot),
     )
 
 
-def _predictions(found: Material) -> Plot | None:
-    """What was predicted, and what was then measured."""
-    speedups = speedup_checks(found)
-    errors = [
-        (item.path.name, search["log_predicted_error_over_uniform"], measured)
-        for item in found.schedules
-        if isinstance(search := item.meta.get("search"), dict)
-        and isinstance(measured := search.get("log_measured_error_over_uniform"), dict)
-        and isinstance(search.get("log_predicted_error_over_uniform"), dict)
-    ]
-    if not speedups and not errors:
-        return None
-
-    def plot(figure: Figure) -> None:
-        places = iter(figure.subplots(1, bool(speedups) + bool(errors), squeeze=False)[0])
-        if speedups:
-            axes = next(places)
-            for check in speedups:
-                below, above = check.measured - check.low, check.high - check.measured
-                spread = [[max(below, 0.0)], [max(above, 0.0)]]
-                axes.errorbar(check.predicted, check.measured, spread, fmt="^", color=CACHE)
-            _diagonal(axes, "speed-up of denoising by caches")
-        if errors:
-            axes = next(places)
-            for _, predicted, measured in errors:
-                x, y = (math.exp(part["estimate"]) for part in (predicted, measured))
-                low, high = (
-                    y if part is None else math.exp(min(part, 50.0))
-                    for part in (measured.get("low"), measured.get("high"))
-                )
-                spread = [[max(y - low, 0.0)], [max(high - y, 0.0)]]
-                axes.errorbar(x, y, spread, fmt="s", color=STEPS)
-            _diagonal(axes, "error of schedules / uniform's")
-
-    return Plot(
-        "predicted",
-        "Predicted against measured",
-        "On the line: the prediction held. Bars are 95 % intervals.",
-        draw("predicted", "Predicted and measured speed-up and error", plot),
-    )
+def _whole(
+    points: Sequence[tuple[Interval | None, Interval | None]],
+) -> list[tuple[Interval, Interval]]:
+    return [(faster, near) for faster, near in points if faster is not None and near is not None]
 
 
-def _diagonal(axes: Axes, title: str) -> None:
-    low = min(axes.get_xlim()[0], axes.get_ylim()[0])
-    high = max(axes.get_xlim()[1], axes.get_ylim()[1])
-    axes.plot([low, high], [low, high], "--", color=MUTED, linewidth=1)
-    axes.set_title(title)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("measured")
+def _verified(meta: Any, part: str) -> tuple[Interval | None, Interval | None]:
+    """(speed-up, PSNR) that a search measured on prompts that did not choose."""
+    content = meta.get(part) if isinstance(meta, dict) else None
+    if not isinstance(content, dict):
+        return None, None
+    faster, near = content.get("speedup"), content.get("psnr")
+    if isinstance(faster, float):
+        faster = {"estimate": faster, "low": None, "high": None, "count": 1}
+    if not isinstance(faster, dict) or not isinstance(near, dict):
+        return None, None
+    return Interval.from_json(faster), Interval.from_json(near)

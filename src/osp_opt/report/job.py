@@ -10,6 +10,7 @@ from rich.markup import escape
 from osp_opt.base.artifacts import atomic_write_text
 from osp_opt.options import ReportOptions
 from osp_opt.report.comparison import compare_runs
+from osp_opt.report.drawing import require_matplotlib
 from osp_opt.report.figures import all_figures
 from osp_opt.report.page import build_page
 from osp_opt.report.runs import read_runs
@@ -21,12 +22,13 @@ __all__ = ["run"]
 def run(options: ReportOptions) -> int:
     """Write the report and say where it is."""
     console = Console()
+    require_matplotlib()  # without it nothing is worth the wait
     with console.status("reading the runs"):
         found = read_runs([Path(place) for place in options.runs] or [options.workdir])
-        plots = all_figures(found)  # first: without matplotlib nothing else is worth the wait
     with console.status("comparing the videos"):
         comparison = compare_runs(found, options.reference)
         scenes = [] if comparison is None else scenes_of(comparison, options.max_videos)
+    plots = all_figures(found, comparison)
     path = options.report_path
     atomic_write_text(path, build_page(found, comparison, scenes, plots))
     size = path.stat().st_size / 1e6

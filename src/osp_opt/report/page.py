@@ -1,203 +1,139 @@
-"""The page: sections of HTML around what was read, drawn and compared. Everything is escaped."""
+"""The page: what was read, compared and drawn, in words and tables, through `page.html.j2`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from html import escape
+import math
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
+
+import jinja2
 
 from osp_opt import __version__
 from osp_opt.evaluate.job import shown
 from osp_opt.quality.intervals import Interval
+from osp_opt.quality.loss import visibility
 from osp_opt.report.comparison import Comparison, Row
 from osp_opt.report.figures import Plot
 from osp_opt.report.runs import Material
-from osp_opt.report.views import Scene, View
+from osp_opt.report.views import Scene
 
 __all__ = ["build_page"]
 
-_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src data:; media-src data:"
-)
-_COLUMNS = (
-    ("seconds", "Denoising, s", False),
-    ("speedup", "Times faster", False),
-    ("loss", "Loss", False),
-    ("psnr", "PSNR, dB", False),
-    ("ssim", "SSIM", False),
-    ("lpips", "LPIPS", False),
-    ("all", "All attributes", True),
-    ("shape", "Shape", True),
-    ("color", "Colour", True),
-    ("background", "Background", True),
-    ("motion", "Motion", True),
-    ("flicker", "Flicker", True),
-)
-_KNOWN = {name for name, _, _ in _COLUMNS}
+_FIRST = {
+    "speedup": "Times faster",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "loss": "Loss",
+    "seconds": "Denoising, s",
+}
+_MORE = {
+    "lpips": "LPIPS",
+    "all": "All attributes",
+    "shape": "Shape",
+    "color": "Colour",
+    "background": "Background",
+    "motion": "Motion",
+    "flicker": "Flicker",
+}
 
 
 def build_page(
     found: Material, comparison: Comparison | None, scenes: Sequence[Scene], plots: Sequence[Plot]
 ) -> str:
-    """The whole file, as text."""
-    sections = [
-        ("videos", "Videos", _videos(scenes)),
-        ("figures", "Speed and quality", _table(comparison.rows) if comparison else ""),
-        ("searches", "Searches", "".join(map(_figure, plots))),
-        ("verdicts", "Verdicts", _verdicts(found)),
-        ("provenance", "Provenance", _provenance(found)),
-    ]
-    present = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in present)
-    body = "".join(
-        f'<section id="{name}"><h2>{title}</h2>{content}</section>'
-        for name, title, content in present
+    """The whole file, as text; everything that comes from files is escaped by the template."""
+    loader = jinja2.FunctionLoader(_asset)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>osp-opt report</title><style>{_asset('page.css')}</style></head><body>"
-        f"<header><h1>osp-opt report</h1><p>{_subtitle(found, comparison)}</p>"
-        f'<nav aria-label="Sections">{links}</nav></header><main>{body}</main>'
-        f"<footer>made by osp-opt {escape(__version__)}</footer>"
-        f"<script>{_asset('page.js')}</script></body></html>\n"
+    rows = () if comparison is None else comparison.rows
+    scored = {name: name.replace("_", " ") for row in rows for name in row.figures}
+    more = {name: title for name, title in (scored | _MORE).items() if name not in _FIRST}
+    return environment.get_template("page.html.j2").render(
+        version=__version__,
+        style=_asset("page.css"),
+        script=_asset("page.js"),
+        names=", ".join(folder.name for folder in found.folders),
+        verdict=[] if comparison is None else list(_verdict(comparison)),
+        winner=None if comparison is None else comparison.winner,
+        tables=[_table(rows, _FIRST), _table(rows, more)],
+        scenes=scenes,
+        plots=plots,
+        promises=list(_promises(found)),
+        digests=found.digests,
+        documents={
+            name: json.dumps(content, indent=2, ensure_ascii=False)
+            for name, content in found.documents.items()
+        },
     )
-
-
-def _subtitle(found: Material, comparison: Comparison | None) -> str:
-    names = escape(", ".join(folder.name for folder in found.folders))
-    if comparison is None or len(comparison.rows) < 2:
-        return f"From {names}."
-    best = max(
-        comparison.rows[1:],
-        key=lambda row: s.estimate if (s := row.figures.get("speedup")) else 0.0,
-    )
-    faster, fidelity = best.figures.get("speedup"), best.figures.get("psnr")
-    parts = [f"{faster.estimate:.2f} times faster denoising"] if faster else []
-    parts += [f"{fidelity.estimate:.1f} dB to the baseline"] if fidelity else []
-    return f"<strong>{escape(best.name)}: {', '.join(parts)}.</strong> From {names}."
-
-
-def _videos(scenes: Sequence[Scene]) -> str:
-    if not scenes:
-        return ""
-    choices = "".join(
-        f'<option value="{i}">{escape(scene.title)}</option>' for i, scene in enumerate(scenes)
-    )
-    controls = (
-        '<div class="controls" hidden>'
-        f'<label>Prompt <select id="prompt">{choices}</select></label>'
-        '<div class="player">'
-        '<button type="button" id="back" aria-label="one frame back">&#9664;&#65038;</button>'
-        '<button type="button" id="play" aria-pressed="false">Play</button>'
-        '<button type="button" id="forward" aria-label="one frame on">&#9654;&#65038;</button>'
-        '<input type="range" id="scrub" min="0" value="0" step="1" aria-label="frame">'
-        '<output id="frame" for="scrub"></output>'
-        '<label>Speed <select id="rate"><option value="1">1x</option>'
-        '<option value="0.5">1/2</option><option value="0.25">1/4</option></select></label>'
-        "</div><p class='hint'>Keys: space plays, arrows step by a frame, Home and End jump, "
-        "N and P change the prompt.</p></div>"
-    )
-    return controls + "".join(_scene(scene) for scene in scenes)
-
-
-def _scene(scene: Scene) -> str:
-    views = "".join(_view(view) for view in scene.views)
-    return (
-        f'<article class="scene" data-frames="{scene.frames}" data-fps="{scene.fps:g}">'
-        f'<h3>{escape(scene.title)}</h3><div class="views">{views}</div></article>'
-    )
-
-
-def _view(view: View) -> str:
-    label = escape(f"{view.caption}, {view.detail}", quote=True)
-    media = (
-        f'<img alt="{label}" src="{view.uri}">'
-        if view.is_image
-        else f'<video controls muted playsinline preload="auto" aria-label="{label}" '
-        f'src="{view.uri}"></video>'
-    )
-    caption = f"<strong>{escape(view.caption)}</strong> {escape(view.detail)}"
-    return f"<figure>{media}<figcaption>{caption}</figcaption></figure>"
-
-
-def _table(rows: Sequence[Row]) -> str:
-    extra = sorted({name for row in rows for name in row.figures} - _KNOWN)
-    columns = [*_COLUMNS, *((name, name.replace("_", " "), True) for name in extra)]
-    columns = [c for c in columns if any(row.figures.get(c[0]) is not None for row in rows)]
-    head = "".join(
-        f'<th scope="col">{escape(title)}{" (change)" if change else ""}</th>'
-        for _, title, change in columns
-    )
-    body = "".join(
-        f'<tr><th scope="row">{escape(row.name)}<small>{escape(row.how)}</small></th>'
-        + "".join(f"<td>{_cell(row.figures.get(name), name)}</td>" for name, _, _ in columns)
-        + f"<td>{escape(row.measured_by)}</td></tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="table of runs"><table><thead>'
-        f'<tr><th scope="col">Run</th>{head}<th scope="col">Measured by</th></tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-        '<p class="hint">In brackets: 95 % intervals over prompts, of pairs of the same prompt and '
-        "seed (bootstrap; Newcombe's for attributes). (change): candidate less baseline. Loss: "
-        "share of quality lost.</p>"
-    )
-
-
-def _cell(interval: Interval | None, name: str) -> str:
-    return escape(shown(interval, "psnr" if name == "seconds" else name)) or "&ndash;"
-
-
-def _figure(plot: Plot) -> str:
-    return (
-        f'<figure class="plot" id="{plot.name}"><h3>{escape(plot.title)}</h3>'
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(plot.title)}">'
-        f"{plot.svg}</div><figcaption>{escape(plot.caption)}</figcaption></figure>"
-    )
-
-
-def _verdicts(found: Material) -> str:
-    items = []
-    for evaluation in found.evaluations:
-        sides = [escape(str(evaluation[side]["folder"])) for side in ("candidate", "reference")]
-        loss = evaluation["loss"]
-        text = f"{sides[0]} against {sides[1]}: loss of {escape(str(loss['measure']))} "
-        text += f"{100 * float(loss['share']['estimate']):.1f} %"
-        bounds = loss["share"]["low"], loss["share"]["high"]
-        if None not in bounds:
-            text += " [" + ", ".join(f"{100 * float(bound):.1f}" for bound in bounds) + "]"
-        if evaluation.get("verdict"):
-            limit = 100 * float(evaluation["max_loss"])
-            text += f"; limit {limit:g} %: <strong>{escape(evaluation['verdict'])}</strong>"
-        notes = "".join(f"<li>{escape(note)}</li>" for note in evaluation["not_measured"])
-        items.append(f"<p>{text}</p>" + (f"<p>Not measured:</p><ul>{notes}</ul>" if notes else ""))
-    return "".join(items)
-
-
-def _provenance(found: Material) -> str:
-    files = "".join(
-        f"<tr><th scope='row'>{escape(name)}</th><td><code>{digest}</code></td></tr>"
-        for name, digest in found.digests.items()
-    )
-    table = (
-        "<details><summary>Files and their SHA-256</summary><div class='wide' tabindex='0'>"
-        f"<table><tbody>{files}</tbody></table></div></details>"
-    )
-    return table + "".join(_documents(found.documents.items()))
-
-
-def _documents(documents: Iterable[tuple[str, Any]]) -> Iterable[str]:
-    for name, content in documents:
-        text = escape(json.dumps(content, indent=2, ensure_ascii=False))
-        yield f"<details><summary>{escape(name)}</summary><pre tabindex='0'>{text}</pre></details>"
 
 
 def _asset(name: str) -> str:
-    place = resources.files("osp_opt") / "assets" / "report" / name
-    return place.read_text(encoding="utf-8")
+    return (resources.files("osp_opt.report") / name).read_text(encoding="utf-8")
+
+
+def _verdict(comparison: Comparison) -> Iterator[str]:
+    """What was gained and lost, a sentence for each run, the winner first."""
+    baseline, *candidates = comparison.rows
+    winner = comparison.winner
+    if candidates and winner is None:
+        yield f"No run is faster than {baseline.name} and keeps its videos."
+    for row in sorted(candidates, key=lambda row: row is not winner):
+        yield _in_words(row, baseline)
+
+
+def _in_words(row: Row, baseline: Row) -> str:
+    parts = []
+    if faster := row.figures.get("speedup"):
+        parts.append(f"denoises {faster.text(digits=2)} times faster than {baseline.name}")
+    if near := row.figures.get("psnr"):
+        text = f"is {near.text(digits=1, unit=' dB')} from its videos"
+        parts.append(f"{text} ({visibility(near.estimate)})")
+    if row.verdict is not None and (loss := row.figures.get("loss")):
+        limit = f"{100 * (row.max_loss or 0.0):g} %"
+        lost = f"a loss of {loss.text(100, 2, ' %')}, limit {limit}: {row.verdict}"
+        parts.append(f"has {lost}")
+    return f"{row.name} {', '.join(parts)}." if parts else f"{row.name} was not measured."
+
+
+def _table(rows: Sequence[Row], titles: dict[str, str]) -> dict[str, Any]:
+    """Columns that hold anything, and for each run its figures as text."""
+    columns = [name for name in titles if any(row.figures.get(name) for row in rows)]
+    return {
+        "titles": [titles[name] for name in columns],
+        "rows": [(row, [_cell(row.figures.get(name), name) for name in columns]) for row in rows],
+    }
+
+
+def _cell(interval: Interval | None, name: str) -> str:
+    return shown(interval, "psnr" if name == "seconds" else name) or "\N{EN DASH}"
+
+
+def _promises(found: Material) -> Iterator[tuple[str, str, str, str]]:
+    """(file, quantity, what was predicted, what was measured) of everything that was verified."""
+    for item in found.policies:
+        measured = _interval(item.meta.get("measured"), "speedup")
+        if measured is not None and "predicted_speedup" in item.meta:
+            predicted = f"{float(item.meta['predicted_speedup']):.2f}"
+            yield item.path.name, "times faster", predicted, measured.text(digits=2)
+    for schedule in found.schedules:
+        search = schedule.meta.get("search")
+        expected = _interval(search, "log_predicted_error_over_uniform")
+        seen = _interval(search, "log_measured_error_over_uniform")
+        if expected is not None and seen is not None:
+            what = "error as a multiple of uniform steps'"
+            yield schedule.path.name, what, _of_log(expected).text(), _of_log(seen).text()
+
+
+def _interval(content: Any, name: str) -> Interval | None:
+    value = content.get(name) if isinstance(content, dict) else None
+    return Interval.from_json(value) if isinstance(value, dict) else None
+
+
+def _of_log(part: Interval) -> Interval:
+    def power(x: float) -> float:
+        return math.exp(min(x, 700.0)) if math.isfinite(x) else x
+
+    values = tuple(map(power, part.values))
+    return Interval(power(part.estimate), power(part.low), power(part.high), part.count, values)

@@ -9,7 +9,6 @@ from typing import Any
 
 from osp_opt.base.artifacts import fingerprint_folder, read_json, read_meta
 from osp_opt.base.errors import FileError
-from osp_opt.base.ledger import TrialLedger
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
 from osp_opt.evaluate.job import EVALUATION_FORMAT
@@ -21,6 +20,7 @@ __all__ = ["Material", "PolicyFile", "ScheduleFile", "read_runs"]
 
 _LEDGER = "trials.jsonl"
 _EVALUATION = "evaluation.json"
+_CURVE = "curve.json"
 _SCHEDULES = "*schedule*.txt"
 _POLICIES = "*cache_config*.json"
 _SIDECAR = ".meta.json"
@@ -53,7 +53,7 @@ class Material:
     videos: list[Take] = field(default_factory=list)
     schedules: list[ScheduleFile] = field(default_factory=list)
     policies: list[PolicyFile] = field(default_factory=list)
-    ledgers: list[TrialLedger] = field(default_factory=list)
+    curves: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     documents: dict[str, Any] = field(default_factory=dict)
     """Name of every JSON that says where something came from, to its content."""
@@ -118,8 +118,10 @@ def _read(folder: Path, found: Material) -> None:
             found.policies.append(PolicyFile(path, CachePolicy.from_file(path), meta))
         note(path, meta or None)
     if (folder / _LEDGER).is_file():
-        found.ledgers.append(TrialLedger(folder / _LEDGER))
         note(folder / _LEDGER)
+    if (folder / _CURVE).is_file():
+        found.curves.append(read_json(folder / _CURVE, "curve"))
+        note(folder / _CURVE)
     if (folder / _EVALUATION).is_file():
         content = read_json(folder / _EVALUATION, "evaluation", max_bytes=2**28)
         if not isinstance(content, dict) or content.get("format") != EVALUATION_FORMAT:

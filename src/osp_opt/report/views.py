@@ -72,7 +72,8 @@ def _scene(
     baseline = comparison.baseline
     frames = read_frames(reference.path)
     how = describe(baseline)
-    views = [_view(f"{baseline.name} (baseline)", how, reference.path)]
+    named = "baseline" in baseline.name
+    views = [_view(baseline.name, how if named else f"the baseline, {how}", reference.path)]
     for name, description, video in candidates:
         views.append(_view(name, description, video.path))
         other = read_frames(video.path)

@@ -1,34 +1,28 @@
 """Error against number of steps: searched, uniform and others, measured and predicted.
 
-`curve.json` holds the points; `curve.png` draws them where matplotlib is installed (the `report`
-extra). Measured points are geometric means of the latent error against the full-length videos,
-with intervals over prompts; predicted ones are costs of the table, marked as such.
+`curve.json` holds the points, which `osp-opt report` draws. Measured points are geometric means of
+the latent error against the full-length videos, with intervals over prompts; predicted ones are
+costs of the table, marked as such.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from osp_opt.base.artifacts import atomic_write_bytes, write_json
+from osp_opt.base.artifacts import write_json
 from osp_opt.quality.intervals import mean_ci
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps.candidates import objectives_for
 from osp_opt.search.steps.decide import Decision, Search
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 __all__ = ["CurvePoint", "curve_points", "write_curve"]
 
 LENGTHS = (5, 8, 10, 12, 16, 20, 25, 33, 50, 67)  # at which the table predicts
-_COLORS = {"uniform": "tab:gray", "dp": "tab:blue", "ays": "tab:orange"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class CurvePoint:
 
 
 def write_curve(search: Search, decisions: Mapping[int, Decision]) -> None:
-    """Leave curve.json, and curve.png where it can be drawn, in the run folder."""
+    """Leave curve.json in the run folder."""
     points, scaled = curve_points(search, decisions)
     folder = search.context.run_dir
     write_json(
@@ -59,13 +53,6 @@ def write_curve(search: Search, decisions: Mapping[int, Decision]) -> None:
             "points": [asdict(point) for point in points],
         },
     )
-    if importlib.util.find_spec("matplotlib") is None:
-        search.context.progress.say(
-            f"error against steps: {folder / 'curve.json'} (pip install 'osp-opt[report]' draws it)"
-        )
-        return
-    atomic_write_bytes(folder / "curve.png", _drawn(points, len(search.reference), scaled))
-    search.context.progress.say(f"error against steps: {folder / 'curve.png'}")
 
 
 def curve_points(
@@ -142,57 +129,3 @@ def _predicted(search: Search, decisions: Mapping[int, Decision]) -> Iterator[Cu
         found = decisions.get(length)
         if found is not None and found.candidate.origin.startswith("ays"):
             yield CurvePoint(length, "ays", "predicted", cost(found.candidate.schedule))
-
-
-def _drawn(points: Sequence[CurvePoint], full: int, scaled: bool) -> bytes:
-    """The plot as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for name in _COLORS:
-        _draw_series(axes, name, [point for point in points if point.schedule == name])
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    lengths = sorted({point.steps for point in points})
-    axes.set_xticks(lengths, [str(n) for n in lengths], fontsize=8)
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("steps")
-    axes.set_ylabel(f"squared error of latents against {full} steps")
-    note = "scaled by one factor to uniform's measurements" if scaled else "unit of the cost"
-    axes.set_title(f"error against steps (predictions: {note})", fontsize=9)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _draw_series(axes: Axes, name: str, points: Sequence[CurvePoint]) -> None:
-    predicted = [point for point in points if point.kind == "predicted"]
-    if predicted:
-        axes.plot(
-            [p.steps for p in predicted],
-            [p.error for p in predicted],
-            "--",
-            color=_COLORS[name],
-            linewidth=1,
-            label=f"{name}, predicted",
-        )
-    for kind, marker in (("verified", "o"), ("race", "s")):
-        measured = [point for point in points if point.kind == kind]
-        if not measured:
-            continue
-        below = [p.error - (p.error if p.low is None else p.low) for p in measured]
-        above = [(p.error if p.high is None else p.high) - p.error for p in measured]
-        axes.errorbar(
-            [p.steps for p in measured],
-            [p.error for p in measured],
-            [below, above],
-            fmt=marker,
-            color=_COLORS[name],
-            capsize=3,
-            label=f"{name}, measured ({'fresh' if kind == 'verified' else 'race'} prompts)",
-        )
