@@ -2,28 +2,100 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from osp_opt.base.errors import FileError
 
 FILE_MODE = 0o640
 """Permissions of what we write, before the umask takes more away."""
 
-JSON_MAX_BYTES = 16 * 2**20
+JSON_MAX_BYTES = 2 * 2**20
 JSON_MAX_DEPTH = 16
 
 _WHOLE_BYTES = 64 * 2**20  # files up to this size are hashed whole
 _EDGE_BYTES = 2**20  # of larger ones this much is hashed at the start, in the middle, at the end
 _FINGERPRINT_NAMES = (".json", ".safetensors", ".bin", ".ckpt", ".model")
 _PRIVATE_NAMES = (".meta.json",)
+
+
+def open_for_writing(path: str | Path, *, keep: bool = False) -> FileIO:
+    """Open a file of ours, unbuffered: emptied, or with `keep` to be added to.
+
+    Only a plain file: a symbolic link is not followed, a file with several names, whose others
+    would change too, is not touched. Its permissions become 0640 or tighter. Raises FileError.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags | (os.O_APPEND if keep else 0), FILE_MODE)
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise OSError(errno.EEXIST, "no plain file of its own stands there; remove it")
+            if found.st_mode & 0o777 & ~FILE_MODE:
+                os.fchmod(descriptor, found.st_mode & FILE_MODE)
+            if not keep:
+                os.ftruncate(descriptor, 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        if getattr(error, "errno", None) == errno.ELOOP:
+            reason = "a symbolic link stands there, which is not followed; remove it"
+        raise FileError(f"{path}: cannot be written ({reason})") from error
+    return os.fdopen(descriptor, "wb", buffering=0)
+
+
+def check_place(path: Path, flag: str) -> None:
+    """Refuse a place where nothing can be written, before any work is done for it.
+
+    Raises FileError naming `flag`.
+    """
+    standing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    reason = "" if standing.is_dir() or standing == path else "is no folder"
+    if not os.access(standing, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        reason = "is not ours to write in" if standing.is_dir() else "is not ours to write"
+    if reason:
+        raise FileError(f"{flag} {path}: cannot be written ({standing} {reason})")
+
+
+def file_lock(path: str | Path) -> FileLock:
+    """The lock on a file of ours, which is made with its folder. Raises FileError, OSError."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    open_for_writing(path, keep=True).close()
+    return FileLock(path)
+
+
+def open_for_reading(path: str | Path, what: str) -> FileIO:
+    """Open a regular file, unbuffered; ``what`` names its role in error texts.
+
+    Nothing else can be opened by mistake: a pipe or a device would be waited for. Raises FileError.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise FileError(f"{what} {path}: no such file; check the path") from error
+    except (OSError, ValueError) as error:
+        # ValueError: a path with a null byte in it.
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        raise FileError(f"{what} {path}: cannot be read ({reason})") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileError(f"{what} {path}: is not a regular file; check the path")
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 @contextmanager
@@ -78,30 +150,22 @@ def read_json(
     Raises FileError when the file is missing, unreadable, larger than ``max_bytes``, not JSON,
     nested deeper than ``max_depth``, has a key twice, or holds NaN or an infinity.
     """
-    source = Path(path)
-    text = read_bytes(source, what, max_bytes)
+    text = read_bytes(path, what, max_bytes)
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-        _check(value, max_depth)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{what} {source}: not valid JSON ({_first_line(error)})") from error
-    return value
+        return parse_json(text, max_depth)
+    except ValueError as error:
+        raise FileError(f"{what} {path}: not valid JSON ({_first_line(error)})") from error
 
 
 def read_bytes(path: str | Path, what: str, max_bytes: int) -> bytes:
     """The content of a regular file of at most ``max_bytes``. Raises FileError."""
-    source = Path(path)
-    try:
-        if not source.is_file():
-            state = "is not a regular file" if source.exists() else "no such file"
-            raise FileError(f"{what} {source}: {state}; check the path")
-        with source.open("rb") as stream:
-            data = stream.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
-        # ValueError: a path with a null byte in it.
-        raise FileError(f"{what} {source}: cannot be read ({_first_line(error)})") from error
+    with open_for_reading(path, what) as stream:
+        try:
+            data = _at_most(stream, max_bytes + 1)
+        except OSError as error:
+            raise FileError(f"{what} {path}: cannot be read ({error.strerror})") from error
     if len(data) > max_bytes:
-        raise FileError(f"{what} {source}: larger than {max_bytes:,} bytes; not a {what}")
+        raise FileError(f"{what} {path}: larger than {max_bytes:,} bytes; not a {what}")
     return data
 
 
@@ -197,18 +261,42 @@ def _counts(file: Path) -> bool:
 def _digest_file(digest: Any, name: str, file: Path) -> None:
     size = file.stat().st_size
     digest.update(f"{name}\0{size}\0".encode())
-    with file.open("rb") as stream:
+    with open_for_reading(file, "model file") as stream:
         if size <= _WHOLE_BYTES:
             while chunk := stream.read(_EDGE_BYTES):
                 digest.update(chunk)
             return
         for offset in (0, size // 2, size - _EDGE_BYTES):
             stream.seek(offset)
-            digest.update(stream.read(_EDGE_BYTES))
+            digest.update(_at_most(stream, _EDGE_BYTES))
 
 
-def _refuse_constant(name: str) -> float:
+def parse_json(
+    text: str | bytes, max_depth: int = JSON_MAX_DEPTH, *, unique_keys: bool = True
+) -> Any:
+    """The JSON value in a text. Raises ValueError for anything else, for values that no other
+    reader would take (NaN, infinities, half characters) and for deep nesting.
+    """
+    hook = _unique_keys if unique_keys else None
+    try:
+        value = json.loads(
+            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=hook
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    _check(value, max_depth)
+    return value
+
+
+def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not allowed")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.20} is not finite")
+    return value
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -218,15 +306,32 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _check(value: Any, depth: int) -> None:
-    """Refuse what json.loads lets through: overflowing floats such as 1e999, deep nesting."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a number is not finite")
-    if isinstance(value, (dict, list)):
-        if depth == 0:
-            raise ValueError("nested too deeply")
-        for item in value.values() if isinstance(value, dict) else value:
-            _check(item, depth - 1)
+def _check(value: Any, max_depth: int) -> None:
+    """Refuse deep nesting, and texts that have no UTF-8 (halves of surrogate pairs)."""
+    level = [value]
+    for _ in range(max_depth + 1):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                item.encode()  # an error of it is a ValueError
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, dict):
+                below += item
+                below += item.values()
+        if not below:
+            return
+        level = below
+    raise ValueError("nested too deeply")
+
+
+def _at_most(stream: FileIO, size: int) -> bytes:
+    """The next bytes, `size` of them unless the file ends before."""
+    parts = []
+    while size > 0 and (part := stream.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 def _first_line(error: BaseException) -> str:

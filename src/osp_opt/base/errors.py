@@ -19,6 +19,12 @@ The text of an error is one line: which option or file, what was found, what to 
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class OspOptError(Exception):
     """Base of everything that osp-opt raises on purpose."""
@@ -66,3 +72,23 @@ class DeviceError(InputError):
 
 class WorkerError(OspOptError):
     """A worker process died, hung or could not be started."""
+
+
+@contextmanager
+def naming_files() -> Iterator[None]:
+    """Errors of the file system that nobody foresaw become FileErrors, with the path's name.
+
+    A look at a path can fail anywhere: no permission for a folder above it, a name too long, a
+    disk that went away. For the entry points of commands and workers.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        if error.filename is not None:
+            path = error.filename
+            path = path.decode(errors="replace") if isinstance(path, bytes) else path
+            raise FileError(f"{path}: cannot be used ({reason}); check the path") from error
+        if error.errno in _FULL:
+            raise FileError(f"{reason}; make room, then run the same command again") from error
+        raise

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from osp_opt.base.artifacts import open_for_writing, parse_json, read_bytes
 from osp_opt.base.errors import FileError
 
 __all__ = ["Key", "TrialLedger", "key_text"]
@@ -16,7 +18,6 @@ Key: TypeAlias = str | Mapping[str, Any]
 """What was measured: a name, or fields (JSON values), which a report can read back."""
 
 _MAX_BYTES = 1 << 28
-_MODE = 0o640
 
 
 def key_text(key: Key) -> str:
@@ -65,11 +66,8 @@ class TrialLedger:
         line = json.dumps({"key": key, "values": values}, allow_nan=False) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
-            descriptor = os.open(self.path, flags, _MODE)
-            with os.fdopen(descriptor, "wb") as stream:  # of a descriptor: nothing is truncated
-                stream.seek(self._whole)
-                stream.truncate()  # what a killed process left half-written
+            with BufferedWriter(open_for_writing(self.path, keep=True)) as stream:
+                stream.truncate(self._whole)  # what a killed process left half-written
                 stream.write(line.encode())
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -82,20 +80,15 @@ class TrialLedger:
         """Load the whole lines; the offset behind the last of them."""
         if not self.path.exists():
             return 0
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise FileError(f"{self.path}: cannot be read ({error.strerror})") from error
-        if len(data) > _MAX_BYTES:
-            raise FileError(f"{self.path}: {len(data):,} bytes, more than any ledger of trials")
+        data = read_bytes(self.path, "ledger", _MAX_BYTES)
         *lines, _torn = data.split(b"\n")
         whole = 0
         for number, line in enumerate(lines, start=1):
             try:
-                trial = json.loads(line, parse_constant=_refuse)
+                trial = parse_json(line)
                 key = trial["key"] if isinstance(trial["key"], dict) else str(trial["key"])
                 self._trials[key_text(key)] = key, dict(trial["values"])
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+            except (ValueError, TypeError, KeyError) as error:
                 if number == len(lines) and not _torn:
                     break  # a torn line that happened to end in a newline
                 raise FileError(
@@ -103,7 +96,3 @@ class TrialLedger:
                 ) from error
             whole += len(line) + 1
         return whole
-
-
-def _refuse(name: str) -> float:
-    raise ValueError(f"{name} is no measurement")

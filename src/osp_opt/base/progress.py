@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from osp_opt.base.terminal import make_console, visible
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -79,6 +81,7 @@ class Progress:
         """Print a line (above the bars, when there are any)."""
         if not self._speaks:
             return
+        text = visible(text)
         try:
             if self._display is None:
                 print(text, flush=True)
@@ -117,11 +120,6 @@ class Progress:
             self._display = None
 
 
-def report_error(text: str) -> None:
-    """The one line that a user sees when something went wrong."""
-    print(f"osp-opt: error: {' '.join(text.split())}", file=sys.stderr)
-
-
 def _make_display() -> RichProgress:
     from rich.progress import (
         BarColumn,
@@ -138,5 +136,6 @@ def _make_display() -> RichProgress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=make_console(),
         transient=True,
     )

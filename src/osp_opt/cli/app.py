@@ -10,7 +10,7 @@ import typer
 import typer.main
 
 from osp_opt import __version__
-from osp_opt.base.progress import report_error
+from osp_opt.base.terminal import report_error
 from osp_opt.cli.config_file import field_spellings, suggest
 from osp_opt.cli.flags import OptionsCommand, add_command, dashed, kebab
 from osp_opt.options import (
@@ -26,6 +26,7 @@ from osp_opt.options import (
 )
 
 USAGE_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells have it
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
@@ -117,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         report_error(_usage_line(error))
         return USAGE_EXIT_CODE
-    except KeyboardInterrupt:
-        return 130
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED_EXIT_CODE
     return code if isinstance(code, int) else 0
 
 

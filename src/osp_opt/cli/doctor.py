@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from osp_opt.base.terminal import make_console
 from osp_opt.options import DoctorOptions
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ PROBLEMS_EXIT_CODE = 2
 
 def run(options: DoctorOptions) -> int:
     """Print one table per thing looked at and a list of problems; 0 without any, else 2."""
-    console = Console()
+    console = make_console()
     with console.status("looking"):
         sections = examine(options)
     for section in sections:

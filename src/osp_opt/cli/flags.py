@@ -22,8 +22,8 @@ import typer.core
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from osp_opt.base.errors import OptionError, OspOptError
-from osp_opt.base.progress import report_error
+from osp_opt.base.errors import OptionError, OspOptError, naming_files
+from osp_opt.base.terminal import report_error
 from osp_opt.cli.config_file import field_spellings, read_config, suggest
 from osp_opt.options.base import PANELS, Options, Texts, option_extra
 
@@ -108,7 +108,8 @@ def add_command(
             values.pop("help_all")
             given = _given(values)
             try:
-                code = run(resolve(model, given, Path(config) if config else None))
+                with naming_files():
+                    code = run(resolve(model, given, Path(config) if config else None))
             except OspOptError as error:
                 if given.get("debug"):
                     traceback.print_exc()

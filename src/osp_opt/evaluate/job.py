@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from osp_opt import __version__
-from osp_opt.base.artifacts import write_json
+from osp_opt.base.artifacts import check_place, write_json
 from osp_opt.base.errors import OptionError
 from osp_opt.base.progress import Progress
+from osp_opt.base.terminal import make_console
 from osp_opt.evaluate.finished import Finished
 from osp_opt.evaluate.lpips import Lpips
 from osp_opt.evaluate.measures import Measured, measure_pair
@@ -76,6 +77,7 @@ def run(options: EvaluateOptions) -> int:
     """Evaluate, print, write; 0, or 3 when a limit was given and not shown to be kept."""
     if options.reference is None:
         raise OptionError("--reference: missing; give the folder of the videos to compare with")
+    check_place(options.json_path, "--out" if options.out else "--workdir")
     candidate = options.candidate or options.workdir / "samples"
     reference = open_take(options.reference, "--reference")
     done = Finished(options.json_path)
@@ -88,7 +90,7 @@ def run(options: EvaluateOptions) -> int:
     )
     write_json(options.json_path, found.as_json())
     done.clear()
-    _show(Console(), found, options.json_path)
+    _show(make_console(), found, options.json_path)
     return 0 if found.verdict in (None, "kept") else NOT_KEPT_EXIT_CODE
 
 

@@ -16,9 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from osp_opt.base.artifacts import FILE_MODE, file_inside, read_json, read_meta, write_json
+from osp_opt.base.artifacts import file_inside, file_lock, read_json, read_meta, write_json
 from osp_opt.base.errors import FileError, ScheduleError
 from osp_opt.base.video import IMAGE_SUFFIXES, frame_size
 from osp_opt.options import STATE_FOLDER
@@ -37,6 +35,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+_MANIFEST_MAX_BYTES = 2**26  # some hundred thousand videos
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
 RAW_FRAMES = ".frames.mkv"  # lossless copies beside videos, found through the manifest
 OVERVIEW = "grid"  # of our own; other tools' overviews are known by their size
@@ -117,7 +116,7 @@ def read_takes(folder: Path) -> list[Take]:
     Overviews, raw copies and hidden files are no videos. Raises FileError for a damaged manifest.
     """
     if (folder / MANIFEST).is_file():
-        takes = _listed(folder, read_json(folder / MANIFEST, "manifest"))
+        takes = _listed(folder, _content(folder))
         return _labelled(takes) if len(takes) > 1 else takes
     for place in (folder, folder / "videos"):
         if found := _found(place):
@@ -213,12 +212,10 @@ def add_take(
             "denoising_seconds", "frames", "latents" where there are such.
     """
     names = {entry["file"] for entry in entries}
-    lock = folder / STATE_FOLDER / "manifest.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock, mode=FILE_MODE):
+    with file_lock(folder / STATE_FOLDER / "manifest.lock"):
         takes: list[dict[str, Any]] = []
         with suppress(FileError):  # a damaged list is made anew
-            takes = _raw_takes(read_json(folder / MANIFEST, "manifest"))
+            takes = _raw_takes(_content(folder))
         mine: dict[str, Any] = {**settings, "videos": [*entries]}
         kept = []
         for take in takes:
@@ -237,6 +234,10 @@ def add_take(
         if not any(take is mine for take in kept):
             kept.append(mine)
         write_json(folder / MANIFEST, {"takes": kept})
+
+
+def _content(folder: Path) -> Any:
+    return read_json(folder / MANIFEST, "manifest", max_bytes=_MANIFEST_MAX_BYTES)
 
 
 def _raw_takes(manifest: Any) -> list[dict[str, Any]]:

@@ -6,7 +6,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -20,6 +27,10 @@ STATE_FOLDER = ".osp-opt"
 """Where commands keep their own state (options, logs) in a folder that the user named for results,
 which they share with others."""
 
+PLACES = ("DIR", "FILE", "PATH", "RUN")
+"""Metavars of the options that name a place on the disk."""
+
+_PATHS = (Path, Path | None)
 _NAME_MAX = 255  # bytes in one part of a path, on all file systems in use
 
 
@@ -83,6 +94,22 @@ def _fraction(value: Any) -> Any:
     return value
 
 
+def _look_at(place: str | Path) -> None:
+    """Raise ValueError for a path that cannot be looked at; what is not there can."""
+    if not str(place):
+        raise ValueError("is empty; give a path, or leave the option out")
+    try:
+        name = os.fsencode(place)
+        if b"\0" in name or any(len(part) > _NAME_MAX for part in name.split(b"/")):
+            raise ValueError("no file can be called that; check the path")
+        os.stat(Path(place).expanduser())
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, RuntimeError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot be looked at ({reason}); check the path") from error
+
+
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_split_numbers)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split_texts)]
 Fraction = Annotated[float, BeforeValidator(_fraction)]
@@ -97,18 +124,21 @@ class Options(BaseModel):
         defer_build=True,
         allow_inf_nan=False,
         protected_namespaces=(),
-        str_strip_whitespace=True,
     )
 
-    @field_validator("*")
+    @field_validator("*", mode="before")
     @classmethod
-    def _possible_path(cls, value: Any) -> Any:
-        """Paths that no file can have, which every look at the disk would stumble over."""
-        if isinstance(value, Path):
-            text = os.fsencode(value)
-            if b"\0" in text or any(len(part) > _NAME_MAX for part in text.split(b"/")):
-                raise ValueError("no file can be called that; check the path")
-        return value
+    def _usable_path(cls, value: Any, info: ValidationInfo) -> Any:
+        """Paths as they are, spaces at the ends too; not those that every look would stumble over:
+        names that no file can have, places that we may not look at.
+        """
+        field = cls.model_fields.get(info.field_name or "")
+        if field is None or option_extra(field).get("metavar") not in PLACES:
+            return value
+        for place in [value] if isinstance(value, (str, Path)) else value or ():
+            if isinstance(place, (str, Path)):
+                _look_at(place)
+        return Path(value) if isinstance(value, str) and field.annotation in _PATHS else value
 
     command: ClassVar[str]
     """The subcommand that takes these options."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
-from osp_opt.base.artifacts import atomic_write_text
+from osp_opt.base.artifacts import atomic_write_text, check_place
+from osp_opt.base.terminal import make_console
 from osp_opt.options import ReportOptions
 from osp_opt.report.comparison import compare_runs
 from osp_opt.report.drawing import require_matplotlib
@@ -21,7 +21,8 @@ __all__ = ["run"]
 
 def run(options: ReportOptions) -> int:
     """Write the report and say where it is."""
-    console = Console()
+    console = make_console()
+    check_place(options.report_path, "--out" if options.out else "the report")
     require_matplotlib()  # without it nothing is worth the wait
     with console.status("reading the runs"):
         found = read_runs([Path(place) for place in options.runs] or [options.workdir])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from osp_opt.base.artifacts import read_json
+from osp_opt.base.artifacts import check_place, read_json
 from osp_opt.base.errors import (
     CalibrationError,
     CheckpointError,
@@ -159,6 +159,10 @@ def _is_local(path: str) -> bool:
 
 
 def _check_output(options: JobOptions) -> None:
+    if options.out is not None:
+        check_place(options.out, "--out")
+    if options.out is None or not isinstance(options, SampleOptions):
+        check_place(options.workdir, "--workdir")
     if isinstance(options, (CalibrateOptions, SampleOptions)):
         if options.out_dir.exists() and not options.out_dir.is_dir():
             raise FileError(f"--out {options.out_dir}: is a file; give a folder")

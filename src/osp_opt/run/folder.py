@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import ValidationError
 
 from osp_opt import __version__
-from osp_opt.base.artifacts import FILE_MODE, fingerprint_folder, read_json, write_json
+from osp_opt.base.artifacts import file_lock, fingerprint_folder, read_json, write_json
 from osp_opt.base.errors import FileError, OptionError
 from osp_opt.options import (
     CALIBRATION_FILE,
@@ -137,21 +137,18 @@ def _locked(folder: Path, named: Path, *, wait: bool) -> Iterator[None]:
     The kernel drops it when the process ends, however it ends. Where the file system has no locks
     (some network ones) there is none.
     """
-    lock = FileLock(folder / LOCK_FILE, mode=FILE_MODE)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=_TURN_S if wait else 0)
-    except Timeout as error:
-        raise FileError(
-            f"{named}: another osp-opt is at work there; wait for it, or choose another folder"
-        ) from error
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise FileError(f"{named}: cannot be written ({error.strerror})") from error
-    try:
+    with ExitStack() as held:
+        try:
+            lock = file_lock(folder / LOCK_FILE)
+            held.enter_context(lock.acquire(timeout=_TURN_S if wait else 0))
+        except Timeout as error:
+            raise FileError(
+                f"{named}: another osp-opt is at work there; wait for it, or choose another folder"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise FileError(f"{named}: cannot be written ({error.strerror})") from error
         yield
-    finally:
-        lock.release()
 
 
 def _is_alone(folder: Path, results: Path) -> bool:
@@ -159,9 +156,9 @@ def _is_alone(folder: Path, results: Path) -> bool:
     for lock in (results / STATE_FOLDER).glob(f"*/{LOCK_FILE}"):
         if lock.parent != folder:
             try:
-                with FileLock(lock, mode=FILE_MODE).acquire(timeout=0):
+                with file_lock(lock).acquire(timeout=0):
                     pass
-            except (Timeout, OSError):
+            except (Timeout, OSError, FileError):
                 return False
     return True
 

@@ -26,8 +26,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from osp_opt.base.artifacts import open_for_writing
 from osp_opt.base.errors import FileError, InputError, OptionError, OspOptError
-from osp_opt.base.progress import report_error
+from osp_opt.base.terminal import note, report_error, visible
 from osp_opt.options import OPTIONS_FILE, JobOptions, LaunchOptions
 from osp_opt.run.checks import calibration_to_make, check_before_launch, with_predecessors
 from osp_opt.run.failures import Listener, explain
@@ -57,8 +58,8 @@ def launch(options: JobOptions) -> int:
     """
     _check_not_launched(options)
     options, notes = with_predecessors(options)
-    for note in [*notes, *check_before_launch(options)]:
-        print(f"note: {note}", file=sys.stderr)
+    for text in [*notes, *check_before_launch(options)]:
+        note(text)
     _check_port(options)
     with ExitStack() as folders:
         run = folders.enter_context(open_run(options))
@@ -73,11 +74,8 @@ def launch(options: JobOptions) -> int:
             return 0
         _restore_terminal()
         if ended.by_signal is not None:
-            print(
-                f"osp-opt: stopped; finished work is kept in {run.folder}. "
-                "Run the same command again to go on.",
-                file=sys.stderr,
-            )
+            text = f"osp-opt: stopped; finished work is kept in {run.folder}. "
+            print(visible(text) + "Run the same command again to go on.", file=sys.stderr)
             return 128 + ended.by_signal
         message, code = _explained(ended, options, log)
         if options.debug:
@@ -280,7 +278,7 @@ def _run(options: LaunchOptions, folder: Path, log_path: Path) -> _Ended:
 def _opened(log: Path) -> IO[bytes]:
     try:
         log.parent.mkdir(exist_ok=True)
-        return log.open("wb")
+        return open_for_writing(log)
     except OSError as error:
         raise FileError(f"{log}: cannot be written ({error.strerror})") from error
 

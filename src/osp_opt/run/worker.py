@@ -18,7 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from osp_opt.base.errors import OspOptError, WorkerError
+from osp_opt.base.artifacts import open_for_writing
+from osp_opt.base.errors import OspOptError, WorkerError, naming_files
 from osp_opt.base.progress import Progress
 from osp_opt.run.failures import Failure, tell
 from osp_opt.run.folder import LOG_FOLDER, load_run, remove_leftovers, results_folder
@@ -48,18 +49,23 @@ def run() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the job that the ``options.json`` in ``argv[0]`` describes; return the exit code."""
+    """Run the job that the ``options.json`` in ``argv[0]`` describes; return the exit code.
+
+    The launcher listens where stderr goes at the start.
+    """
     path = Path(argv[0])
     rank = int(os.environ.get("RANK", "0"))
     logs = path.parent / LOG_FOLDER
-    launcher = _redirect_output(logs, rank)
+    launcher = os.dup(sys.stderr.fileno())
     if os.environ.get(LIFELINE_VARIABLE) == "1":
         threading.Thread(target=_end_with_launcher, daemon=True).start()
     tell(launcher, "started", rank=rank)
     progress = Progress(rank)
     _show_own_warnings(progress)
     try:
-        _run_job(path, rank, progress)
+        with naming_files():
+            _redirect_output(logs, rank)
+            _run_job(path, rank, progress)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except OspOptError as error:
@@ -137,21 +143,14 @@ JOBS: Mapping[str, Callable[[], Job]] = MappingProxyType(
 before diffusers is imported, and no job needs the others'."""
 
 
-def _redirect_output(logs: Path, rank: int) -> int:
-    """Stderr, and off rank 0 stdout too, go to this rank's log, native code's included.
-
-    Returns a descriptor of the stderr that was: the launcher listens there.
-    """
+def _redirect_output(logs: Path, rank: int) -> None:
+    """Stderr, and off rank 0 stdout too, go to this rank's log, native code's included."""
     logs.mkdir(parents=True, exist_ok=True)
-    launcher = os.dup(sys.stderr.fileno())
-    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
-    log = os.open(logs / f"rank{rank}.log", flags, 0o640)
-    os.dup2(log, sys.stderr.fileno())
-    if rank != 0:
-        os.dup2(log, sys.stdout.fileno())
-    os.close(log)
+    with open_for_writing(logs / f"rank{rank}.log", keep=True) as log:
+        os.dup2(log.fileno(), sys.stderr.fileno())
+        if rank != 0:
+            os.dup2(log.fileno(), sys.stdout.fileno())
     faulthandler.enable()
-    return launcher
 
 
 def _end_with_launcher() -> None:
