@@ -27,6 +27,8 @@ def cache_dit_arguments(policy: CachePolicy, num_blocks: int, num_steps: int) ->
     Raises PolicyError for what it cannot express: several ranges, forecasts, or reuse of block 0.
     """
     policy.validate(num_blocks, num_steps)
+    if policy.guidance is not None:
+        raise PolicyError("this policy also reuses guidance; cache-dit knows nothing like it")
     reused = [policy.reuse_ranges(step) for step in range(num_steps)]
     ranges = {blocks for step in reused for blocks in step}
     if len(ranges) != 1 or any(len(step) > 1 for step in reused):

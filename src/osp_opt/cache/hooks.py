@@ -47,6 +47,11 @@ def apply_cache(
     fit them, when a range crosses a change of the block's streams (joint to concatenated), or when
     a cache of this kind is already applied.
     """
+    if policy.guidance is not None:
+        raise PolicyError(
+            "this policy also reuses guidance, which a transformer's blocks know nothing of; "
+            "take one without"
+        )
     blocks = _registered_blocks(transformer)
     if not blocks:
         raise PolicyError(

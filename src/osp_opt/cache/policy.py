@@ -4,8 +4,9 @@ Two forms share one type:
 
 * the *four-field rule* of the reference tool: one range of blocks, refreshed every
   ``step_interval`` steps from ``step_start`` on, reused on the steps between;
-* an *explicit plan* for a fixed number of steps: per step, the block ranges that are reused, with
-  an order (0 reuses the last change, 1 forecasts it linearly from the last two).
+* an *explicit plan* for a fixed number of steps: per step, the block ranges that are reused, and
+  whether the difference of the guidance branches is (`guidance.py`), with an order (0 reuses the
+  last change, 1 forecasts it linearly from the last two).
 
 Blocks and steps count from 0; a range ``(start, end)`` excludes its end.
 """
@@ -21,6 +22,7 @@ from typing import Any
 
 from osp_opt.base.artifacts import read_json, write_json
 from osp_opt.base.errors import PolicyError
+from osp_opt.cache.guidance import GuidancePlan, check_order
 from osp_opt.cache.policy_file import (
     FOUR_KEYS,
     BlockRange,
@@ -64,6 +66,7 @@ class CachePolicy:
     rule: FourField | None = None
     plan: tuple[tuple[BlockRange, ...], ...] = ()
     order: int = 0
+    guidance: GuidancePlan | None = None
 
     @classmethod
     def four_field(
@@ -90,21 +93,24 @@ class CachePolicy:
         reuse: Mapping[int, Sequence[BlockRange]],
         num_steps: int,
         order: int = 0,
+        guidance: GuidancePlan | None = None,
     ) -> CachePolicy:
         """Reuse `reuse[step]` at each named step of a video of exactly `num_steps` steps.
 
+        With a `guidance` plan both branches refresh together: a step that runs the positive branch
+        alone may reuse blocks, and what it computes is not stored, so that a change is as old for
+        one branch as for the other and cancels in their difference.
+
         Raises PolicyError for overlapping or empty ranges, for a step outside the video, and for
-        a range that is reused before any step computed it in full.
+        a range that is reused before any step computed it in full (in both branches).
         """
-        if order not in (0, 1):
-            raise PolicyError(
-                f"order is {order}; it must be 0 (reuse the last change) or 1 (forecast it)"
-            )
-        outside = [step for step in reuse if not 0 <= step < num_steps]
+        check_order(order)
+        named = (*reuse, *(guidance.steps if guidance is not None else ()))
+        outside = [step for step in named if not 0 <= step < num_steps]
         if outside:
             raise PolicyError(f"step {outside[0]} is outside the {num_steps} steps of the policy")
         plan = tuple(_ordered(reuse.get(step, ()), step) for step in range(num_steps))
-        policy = cls(plan=plan, order=order)
+        policy = cls(plan=plan, order=order, guidance=guidance)
         policy._stores  # noqa: B018 - raises where a range is reused before it was computed
         return policy
 
@@ -112,6 +118,10 @@ class CachePolicy:
     def is_four_field(self) -> bool:
         """Whether the reference tool can read the file that `save` writes."""
         return self.rule is not None
+
+    def reuses_guidance(self, step: int) -> bool:
+        """Whether `step` runs the positive branch alone."""
+        return self.guidance is not None and self.guidance.reuses(step)
 
     def reuse_ranges(self, step: int) -> tuple[BlockRange, ...]:
         """Disjoint ascending block ranges that are not run at `step`."""
@@ -145,15 +155,20 @@ class CachePolicy:
         return most
 
     def reused_blocks(self, num_steps: int) -> int:
-        """Block evaluations saved in a video of `num_steps` steps."""
+        """Block evaluations of the positive branch saved in a video of `num_steps` steps."""
         if self.rule is not None:
             return self.rule.count_reuses(num_steps) * self.rule.num_blocks
         return sum(end - start for ranges in self.plan for start, end in ranges)
 
     def speedup(self, num_blocks: int, num_steps: int) -> float:
-        """Block evaluations without the cache over those with it; blocks taken as equal."""
-        total = num_blocks * num_steps
-        saved = self.reused_blocks(num_steps)
+        """Block evaluations without the cache over those with it; blocks taken as equal.
+
+        With a guidance plan those of both branches count.
+        """
+        total = 2 * num_blocks * num_steps
+        saved = 2 * self.reused_blocks(num_steps)
+        for step in self.guidance.steps if self.guidance is not None else ():
+            saved += num_blocks - sum(end - start for start, end in self.reuse_ranges(step))
         return total / (total - saved) if saved < total else float("inf")
 
     def validate(self, num_blocks: int, num_steps: int) -> None:
@@ -209,13 +224,15 @@ class CachePolicy:
             values = parse_four_field(data)
             return cls.four_field(**{k.removeprefix("cache_"): v for k, v in values.items()})
         num_steps, order, reuse = parse_plan(data)
-        return cls.explicit(reuse, num_steps, order)
+        guidance = GuidancePlan.from_json(data["guidance"]) if "guidance" in data else None
+        return cls.explicit(reuse, num_steps, order, guidance)
 
     def to_json(self) -> dict[str, Any]:
         """The four integer keys where the policy is expressible so, else the richer format."""
         if self.rule is not None:
             return {key: getattr(self.rule, key.removeprefix("cache_")) for key in FOUR_KEYS}
-        return plan_to_json(self.plan, self.order)
+        plan = plan_to_json(self.plan, self.order)
+        return plan if self.guidance is None else {**plan, "guidance": self.guidance.to_json()}
 
     def save(self, path: str | Path) -> None:
         """Write the file that `from_file` reads, atomically."""
@@ -229,7 +246,11 @@ class CachePolicy:
                 f"from step {self.rule.step_start}"
             )
         steps = sum(bool(ranges) for ranges in self.plan)
-        return f"plan: {steps} of {len(self.plan)} steps reuse blocks, order {self.order}"
+        told = [f"{steps} of {len(self.plan)} steps reuse blocks, order {self.order}"]
+        if self.guidance is not None:
+            guided = f"{len(self.guidance.steps)} of {len(self.plan)} steps reuse guidance"
+            told = [*told[: bool(steps)], f"{guided}, order {self.guidance.order}"]
+        return f"plan: {'; '.join(told)}"
 
     def _check_step(self, step: int) -> None:
         if not 0 <= step < len(self.plan):
@@ -254,7 +275,9 @@ class CachePolicy:
                         )
                     for source in computed[-(self.order + 1) :]:
                         stores[source].add(blocks)
-                elif not any(_overlap(blocks, other) for other in reused):
+                elif not self.reuses_guidance(step) and not any(
+                    _overlap(blocks, other) for other in reused
+                ):
                     computed.append(step)
         return tuple(tuple(sorted(ranges)) for ranges in stores)
 

@@ -16,6 +16,7 @@ FOUR_KEYS = (
 )
 PLAN_FORMAT = "osp-opt/cache-policy/1"
 _PLAN_KEYS = ("format", "num_steps", "order", "reuse")
+_OPTIONAL_KEYS = ("guidance",)
 _MAX_STEPS = 100_000  # a bound on what a file can make us allocate
 
 
@@ -37,11 +38,13 @@ def parse_plan(
         raise PolicyError(f"format is {data['format']!r}; this version reads {PLAN_FORMAT!r}")
     # Earlier versions wrote what a forecast counts in; only steps were ever searched.
     data = {k: v for k, v in data.items() if (k, v) != ("coordinate", "step")}
-    extra = [key for key in data if key not in _PLAN_KEYS]
+    extra = [key for key in data if key not in (*_PLAN_KEYS, *_OPTIONAL_KEYS)]
     missing = [key for key in _PLAN_KEYS if key not in data]
     if missing or extra:
         found = f"no {missing[0]}" if missing else f"unknown key {extra[0]!r}"
-        raise PolicyError(f"{found}; a cache plan has exactly the keys {', '.join(_PLAN_KEYS)}")
+        raise PolicyError(
+            f"{found}; a cache plan has the keys {', '.join(_PLAN_KEYS)}, and may have guidance"
+        )
     num_steps = _integer(data["num_steps"], "num_steps")
     if not 1 <= num_steps <= _MAX_STEPS:
         raise PolicyError(f"num_steps is {num_steps}; it must be within 1 and {_MAX_STEPS}")

@@ -9,29 +9,58 @@ transformers, a tuple of tensors; changes are kept per stream.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from osp_opt.base.errors import PolicyError
+from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.policy_file import BlockRange
 
-__all__ = ["BlockCache", "DeltaStore", "forecast_weights"]
+__all__ = ["BlockCache", "DeltaStore", "GuidanceStore", "forecast_weights"]
 
 Hidden = Tensor | tuple[Tensor, ...]
 # As models.transformer.BlockLoop, but open to hidden states of several streams.
 AnyLoop = Callable[[Sequence[Callable[[Any], Any]], Any], Any]
 
 
-@dataclass(frozen=True)
-class _Delta:
-    """Change of the hidden state across a block range at one step."""
+class _History:
+    """What one thing was at the last `order + 1` steps that stored it; each a tuple of tensors."""
 
-    step: int
-    streams: tuple[Tensor, ...]
+    def __init__(self, order: int) -> None:
+        self._order = order
+        self._known: list[tuple[int, tuple[Tensor, ...]]] = []  # newest first
+
+    def put(self, step: int, values: tuple[Tensor, ...]) -> None:
+        # What a video that was not reset left behind lies at or after this step; drop it.
+        earlier = [known for known in self._known if known[0] < step]
+        self._known = [(step, values), *earlier][: self._order + 1]
+
+    def forecast(self, step: int, what: str, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What `what` will be at `step`, on the device and in the format of `like`.
+
+        Of a batch of both branches, of which `like` is the half of the positive one, that half.
+        Raises PolicyError where nothing usable is stored.
+        """
+        if not self._known or self._known[0][0] >= step:
+            found = (
+                f"what is stored is of step {self._known[0][0]}" if self._known else "none stored"
+            )
+            raise PolicyError(
+                f"step {step} reuses {what}: {found}; run the steps in order and call reset() "
+                "between videos"
+            )
+        weights = forecast_weights([known for known, _ in self._known], step)
+        by_stream = zip(*(values for _, values in self._known), strict=True)
+        return tuple(
+            _combined([_half(value, own) for value in values], weights, own)
+            for values, own in zip(by_stream, like, strict=True)
+        )
+
+    def memory_bytes(self) -> int:
+        return sum(v.numel() * v.element_size() for _, values in self._known for v in values)
 
 
 class DeltaStore:
@@ -46,63 +75,65 @@ class DeltaStore:
         self._policy = policy
         self._dtype = dtype
         self._offload = offload
-        self._history: dict[BlockRange, list[_Delta]] = {}
+        self._histories: dict[BlockRange, _History] = {}
 
     def memory_bytes(self) -> int:
         """Bytes held by the stored changes, wherever they are."""
-        return sum(
-            stream.numel() * stream.element_size()
-            for history in self._history.values()
-            for delta in history
-            for stream in delta.streams
-        )
+        return sum(history.memory_bytes() for history in self._histories.values())
 
     def put(self, step: int, blocks: BlockRange, before: Hidden, after: Hidden) -> None:
         """Remember ``after - before`` as the change of `blocks` at `step`."""
         streams = tuple(
             self._packed(y - x) for x, y in zip(_streams(before), _streams(after), strict=True)
         )
-        # What a video that was not reset left behind lies at or after this step; drop it.
-        history = [delta for delta in self._history.get(blocks, []) if delta.step < step]
-        history.insert(0, _Delta(step, streams))
-        self._history[blocks] = history[: self._policy.order + 1]
+        self._histories.setdefault(blocks, _History(self._policy.order)).put(step, streams)
 
     def apply(self, step: int, blocks: BlockRange, x: Hidden) -> Hidden:
         """`x` plus the stored (or forecast) change of `blocks`. Raises PolicyError when stale."""
-        history = self._history.get(blocks, [])
-        if not history or history[0].step >= step:
-            found = f"the stored change is of step {history[0].step}" if history else "none stored"
-            raise PolicyError(
-                f"step {step} reuses blocks {blocks[0]}..{blocks[1] - 1}: {found}; run the steps "
-                "in order and call reset() between videos"
-            )
-        if [s.shape for s in history[0].streams] != [s.shape for s in _streams(x)]:
-            raise PolicyError("the hidden state changed shape: call reset() between videos")
-        weights = forecast_weights([delta.step for delta in history], step)
-        out = tuple(
-            stream + self._combined([delta.streams[i] for delta in history], weights, stream)
-            for i, stream in enumerate(_streams(x))
-        )
+        history = self._histories.get(blocks, _History(0))
+        what = f"blocks {blocks[0]}..{blocks[1] - 1}"
+        changes = history.forecast(step, what, _streams(x))
+        out = tuple(stream + change for stream, change in zip(_streams(x), changes, strict=True))
         if self._policy.last_use(blocks) == step:
-            del self._history[blocks]
+            del self._histories[blocks]
         return out if isinstance(x, tuple) else out[0]
 
     def _packed(self, delta: Tensor) -> Tensor:
         delta = delta.detach() if self._dtype is None else delta.detach().to(self._dtype)
         return delta.cpu() if self._offload else delta
 
-    def _combined(self, deltas: list[Tensor], weights: list[float], like: Tensor) -> Tensor:
-        deltas = [delta.to(device=like.device, dtype=like.dtype) for delta in deltas]
-        if len(deltas) == 1:
-            return deltas[0]
-        total = weights[0] * deltas[0]
-        for weight, delta in zip(weights[1:], deltas[1:], strict=True):
-            total = total.add_(delta, alpha=weight)
-        return total
+
+class GuidanceStore:
+    """The difference d of the guidance branches, kept by a `GuidancePlan` and told the step.
+
+    Holds at most two tensors of the latents' size.
+    """
+
+    def __init__(self, plan: GuidancePlan) -> None:
+        self.plan = plan
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every stored difference."""
+        self._history = _History(self.plan.order)
+
+    def reuses(self, step: int) -> bool:
+        """Whether `step` runs the positive branch alone."""
+        return self.plan.reuses(step)
+
+    def put(self, step: int, difference: Tensor) -> None:
+        """Remember d = eps_pos - eps_neg of `step`, where a later step will ask for it."""
+        if self.plan.stores(step):
+            self._history.put(step, (difference.detach(),))
+
+    def difference(self, step: int, like: Tensor) -> Tensor:
+        """d at `step`, of `like`'s shape. Raises PolicyError when stale or of another shape."""
+        return self._history.forecast(step, "guidance", (like,))[0]
 
 
 class BlockCache:
-    """Supplies, for each step of a video, a block loop that follows `policy`.
+    """Supplies, for each step of a video, a block loop that follows `policy`; and what the policy
+    says of guidance as `guidance` (None: nothing), which whoever calls the network follows.
 
     Args:
         policy: what to reuse.
@@ -124,10 +155,13 @@ class BlockCache:
         self._dtype = dtype
         self._offload = offload
         self._branches: dict[str, DeltaStore] = {}
+        self.guidance = None if policy.guidance is None else GuidanceStore(policy.guidance)
 
     def reset(self) -> None:
         """Forget every stored change."""
         self._branches.clear()
+        if self.guidance is not None:
+            self.guidance.reset()
 
     def memory_bytes(self) -> int:
         """Bytes held now, over all branches."""
@@ -135,6 +169,9 @@ class BlockCache:
 
     def at(self, step: int, branch: str = "both") -> AnyLoop:
         """The block loop of `step`; `branch` names the guidance branch that the state belongs to.
+
+        "both" is a batch of negative and positive states, one after the other; where a step runs
+        the positive ones alone, they take their half of what such batches stored.
 
         The loop raises PolicyError when the policy names blocks that the model does not have,
         when a change is asked for that this video did not store, or when shapes changed.
@@ -173,6 +210,8 @@ class BlockCache:
         return loop
 
     def _store(self, branch: str) -> DeltaStore:
+        if branch == "positive" and "both" in self._branches:
+            return self._branches["both"]
         if branch not in self._branches:
             self._branches[branch] = DeltaStore(self.policy, self._dtype, self._offload)
         return self._branches[branch]
@@ -189,6 +228,25 @@ def forecast_weights(known: Sequence[int], step: int) -> list[float]:
     newest, older = known
     ahead = (step - newest) / (newest - older)
     return [1.0 + ahead, -ahead]
+
+
+def _half(value: Tensor, like: Tensor) -> Tensor:
+    """`value`, of `like`'s shape, or its second half where it is a batch of both branches."""
+    if len(value) == 2 * len(like):
+        value = value[len(like) :]
+    if value.shape != like.shape:
+        raise PolicyError("what is cached changed shape: call reset() between videos")
+    return value
+
+
+def _combined(values: list[Tensor], weights: list[float], like: Tensor) -> Tensor:
+    values = [value.to(device=like.device, dtype=like.dtype) for value in values]
+    if len(values) == 1:
+        return values[0]
+    total = weights[0] * values[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total = total.add_(value, alpha=weight)
+    return total
 
 
 def _run(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:

@@ -74,7 +74,7 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     todo = context.parallel.broadcast_object([v for v in videos if not _whole(v, key, raw)])
     if len(todo) < len(videos):
         say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
-    context = maker.arranged(context, len(todo))
+    context = maker.arranged(context, len(todo), policy)
     _make(context.parallel.share(todo), maker, schedule, policy, key, raw, options, context)
     context.parallel.barrier()
     if context.parallel.is_main:

@@ -111,12 +111,16 @@ class VideoMaker:
     def _text_settings(self) -> tuple[str, int]:
         return self.negative_prompt, self.max_sequence_length
 
-    def arranged(self, context: WorkerContext, videos: int) -> WorkerContext:
-        """`context` with the layout for making that many videos (collective).
+    def arranged(
+        self, context: WorkerContext, videos: int, policy: CachePolicy | None = None
+    ) -> WorkerContext:
+        """`context` with the layout for making that many videos, by `policy` (collective).
 
         Raises OptionError when the layout asked for cannot make them, naming those that can.
         """
-        context = replace(context, parallel=context.parallel.for_workload(self.workload(videos)))
+        rests = policy is not None and policy.guidance is not None
+        workload = replace(self.workload(videos), one_branch_rests=rests)
+        context = replace(context, parallel=context.parallel.for_workload(workload))
         self._spread_over(context.parallel)
         return context
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from osp_opt.base.errors import OptionError
+from osp_opt.base.errors import OptionError, PolicyError
+from osp_opt.cache.runtime import BlockCache
 from osp_opt.model.transformer import BlockLoop, TextContext, run_blocks
 from osp_opt.sampling.schedule import sigma_of
 from osp_opt.sampling.steps import vp_scale
@@ -45,6 +46,14 @@ class Conditions:
 
     branches: dict[str, TextContext]
     guided: bool
+    prompts: tuple[Tensor, Tensor] | None = None  # embeds and mask, where a call takes both
+
+    def with_positive(self, transformer: Any) -> Conditions:
+        """Also with the positive branch by itself, for steps that run it alone."""
+        if self.prompts is None or "positive" in self.branches:
+            return self
+        own = transformer.encode_text(*self.prompts)
+        return replace(self, branches={**self.branches, "positive": own})
 
     @classmethod
     def encode(
@@ -67,8 +76,8 @@ class Conditions:
                 "positive": transformer.encode_text(embeds, mask),
             }
             return cls(texts, guided=True)
-        embeds, mask = torch.cat([negative[0], embeds]), torch.cat([negative[1], mask])
-        return cls({"both": transformer.encode_text(embeds, mask)}, guided=True)
+        both = torch.cat([negative[0], embeds]), torch.cat([negative[1], mask])
+        return cls({"both": transformer.encode_text(*both)}, True, (embeds, mask))
 
 
 class GuidedDenoiser:
@@ -76,6 +85,8 @@ class GuidedDenoiser:
 
     Guidance (Ho & Salimans 2022, arXiv 2207.12598): eps = eps_neg + g (eps_pos - eps_neg).
     `cache` and `recorder` supply the block loop of each step and exclude each other (OptionError).
+    Where the cache reuses guidance, a step runs the positive branch alone; PolicyError where there
+    is no guidance to reuse.
     The modulations of `timesteps` are computed here in one go; others when they are met.
     Latents stay float32; the network runs in its own dtype. Nothing waits for the device.
     """
@@ -98,6 +109,20 @@ class GuidedDenoiser:
         times = transformer.encode_timesteps(timesteps) if timesteps else ()
         self._times = dict(zip(timesteps, times, strict=True))
         self._loops: BlockLoops | None = cache if recorder is None else recorder
+        self._guidance = cache.guidance if isinstance(cache, BlockCache) else None
+        if self._guidance is not None:
+            if not conditions.guided:
+                raise PolicyError(
+                    f"the cache policy reuses guidance, and guidance scale {guidance_scale:g} has "
+                    "none; use another policy, or a scale above 1"
+                )
+            parallel = getattr(transformer, "parallel", None)
+            if parallel is not None and parallel.layout.cfg > 1:
+                raise PolicyError(
+                    "the cache policy reuses guidance, which saves nothing where the branches are "
+                    "on ranks of their own; use cfg=1"
+                )
+            self.conditions = conditions.with_positive(transformer)
 
     def __call__(self, x: Tensor, sigma: float, *, timestep: float, step: int) -> Tensor:
         denoised = x - sigma * self._eps(x / vp_scale(sigma), timestep, step)
@@ -116,13 +141,20 @@ class GuidedDenoiser:
     def _eps(self, x: Tensor, timestep: float, step: int) -> Tensor:
         if not self.conditions.guided:
             return self._run(x, timestep, step, "both")
+        if self._guidance is not None and self._guidance.reuses(step):
+            positive = self._run(x, timestep, step, "positive")
+            difference = self._guidance.difference(step, positive)
+            return positive + (self.guidance_scale - 1.0) * difference
         if "both" in self.conditions.branches:
             doubled = self._run(torch.cat([x, x]), timestep, step, "both")
             negative, positive = doubled.chunk(2)
         else:
             negative = self._run(x, timestep, step, "negative")
             positive = self._run(x, timestep, step, "positive")
-        return negative + self.guidance_scale * (positive - negative)
+        difference = positive - negative
+        if self._guidance is not None:
+            self._guidance.put(step, difference)
+        return negative + self.guidance_scale * difference
 
     def _run(self, x: Tensor, timestep: float, step: int, branch: str) -> Tensor:
         loop = run_blocks if self._loops is None else self._loops.at(step, branch)

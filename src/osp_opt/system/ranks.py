@@ -87,14 +87,16 @@ class Workload:
     """What a layout has to divide.
 
     ``heads`` and ``tokens`` belong to the transformer's self-attention at the video's shape;
-    ``guided`` says whether there are two guidance branches; ``items`` is the number of
-    independent things to do, ``None`` when it is not known.
+    ``guided`` says whether there are two guidance branches, ``one_branch_rests`` whether one of
+    them does not run at some steps; ``items`` is the number of independent things to do, ``None``
+    when it is not known.
     """
 
     heads: int
     tokens: int
     guided: bool
     items: int | None = None
+    one_branch_rests: bool = False
 
     def obstacle(self, layout: Layout) -> str | None:
         """Why ``layout`` cannot run this workload, or None when it can."""
@@ -104,6 +106,8 @@ class Workload:
             return f"{self.tokens} tokens do not divide by sp={layout.sp}"
         if layout.cfg > 1 and not self.guided:
             return "cfg=2 needs two guidance branches, but the guidance scale is at most 1"
+        if layout.cfg > 1 and self.one_branch_rests:
+            return "cfg=2 saves nothing by reusing guidance: half of the processes would wait"
         return None
 
 
