@@ -146,11 +146,12 @@ def test_text_context_is_exact_and_trimmed(model: OpenSoraT2V, inputs: dict[str,
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
     longest = int(mask.sum(-1).max())
     assert longest < mask.shape[-1]
-    assert text.caption.shape[1] == text.keys[0].shape[1] == text.values[-1].shape[1] == longest
+    for block in model.transformer_blocks:
+        key, value, _ = text.keys_and_values(block.attn2)
+        assert key.shape[:2] == value.shape[:2] == (2, longest)
     assert text.mask is not None
     assert text.mask.dtype == torch.bool
     assert text.mask.shape == (2, 1, 1, longest)
-    assert len(text.keys) == len(text.values) == len(model.transformer_blocks)
 
 
 def test_padding_content_never_matters(model: OpenSoraT2V, inputs: dict[str, Tensor]) -> None:

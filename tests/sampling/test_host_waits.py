@@ -43,12 +43,7 @@ def conditions(model: OpenSoraT2V) -> Conditions:
     mask = (torch.arange(12) < torch.tensor([[5], [9]])).long()
     text = model.encode_text(torch.ones(2, 12, model.config.caption_channels), mask)
     assert text.mask is not None
-    moved = TextContext(
-        text.caption.to("meta"),
-        tuple(key.to("meta") for key in text.keys),
-        tuple(value.to("meta") for value in text.values),
-        text.mask.to("meta"),
-    )
+    moved = TextContext(text.embeds.to("meta"), text.mask.to("meta"))
     return Conditions({"both": moved}, guided=True)
 
 

@@ -7,6 +7,7 @@ d = h * k model width. Attention kernels come from diffusers' dispatch (layout `
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 ROPE_BASE = 10_000.0  # RoFormer, arXiv 2104.09864
 
@@ -146,7 +148,6 @@ class _Attention(nn.Module, AttentionModuleMixin):
         # diffusers asks for a processor; here the kernel is chosen by `backend`.
         self.processor = None  # type: ignore[assignment]
         self.backend = AttentionBackendName.NATIVE
-        self._fused: tuple[Tensor, Tensor | None] | None = None  # weight [3d d], bias [3d]
 
     def set_attention_backend(self, backend: str) -> None:
         """Use one of diffusers' attention backends in this module only."""
@@ -171,52 +172,67 @@ class _Attention(nn.Module, AttentionModuleMixin):
 class SelfAttention(_Attention):
     """Attention among video tokens, rotary embedding on queries and keys.
 
-    After :meth:`fuse_projections` queries, keys and values are one matrix product. Its weights are
-    the memory of the three layers, so parameters and state dict stay what they are.
+    After :meth:`fuse_projections` queries, keys and values are one matrix product over the memory
+    of the three layers: parameters and state dict stay what they are, and no second copy of the
+    weights exists. Whatever is done to a layer (an adapter, a hook, other weights, another dtype)
+    ends that by itself, see :attr:`fused`.
     """
 
     _supports_qkv_fusion = True
     is_cross_attention = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._keep_fused = False  # lay the weights out again after a move, a cast or a copy
+
     @property
     def fused(self) -> bool:
-        """Whether queries, keys and values are one matrix product."""
-        return self._fused is not None
+        """Whether queries, keys and values are one matrix product now.
+
+        They are while the three layers do what an ``nn.Linear`` does and nothing else, and their
+        weights lie end to end in one memory, as :meth:`fuse_projections` has put them.
+        """
+        layers = (self.to_q, self.to_k, self.to_v)
+        if torch.compiler.is_compiling() or not all(map(_is_plain, layers)):
+            return False
+        if _has_any_global_hook():  # type: ignore[no-untyped-call]
+            return False
+        weights, biases = [x.weight for x in layers], [x.bias for x in layers if x.bias is not None]
+        return _end_to_end(weights) and (not biases or len(biases) == 3 and _end_to_end(biases))
 
     @torch.no_grad()
     def fuse_projections(self) -> None:
-        """Lay the weights of q, k and v end to end; again after weights were replaced by others."""
+        """Lay the weights of q, k and v end to end, unless a layer is more than its weights."""
+        self._keep_fused = True
         layers = (self.to_q, self.to_k, self.to_v)
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = None
-        if layers[0].bias is not None:
-            bias = torch.cat([layer.bias for layer in layers])
-        for i, layer in enumerate(layers):
-            _share(layer.weight, weight.chunk(3)[i])
-            if bias is not None:
-                _share(layer.bias, bias.chunk(3)[i])
-        self._fused = weight, bias
+        if not all(map(_is_plain, layers)):
+            return
+        for name in ("weight", "bias"):
+            parts = [getattr(layer, name) for layer in layers]
+            if not any(part is None or part.dtype != parts[0].dtype for part in parts):
+                for part, memory in zip(parts, torch.cat(parts).chunk(3), strict=True):
+                    # The same parameter object: an optimiser or a hook that holds it stays right.
+                    part.data = memory
 
     @torch.no_grad()
     def unfuse_projections(self) -> None:
         """Give each of the three layers memory of its own again."""
-        if self._fused is None:
-            return
-        self._fused = None
-        for layer in (self.to_q, self.to_k, self.to_v):
-            for parameter in layer.parameters():
-                parameter.data = parameter.data.clone()
+        fused, self._keep_fused = self.fused, False
+        if fused:
+            for layer in (self.to_q, self.to_k, self.to_v):
+                for parameter in layer.parameters():
+                    parameter.data = parameter.data.clone()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # A move or a cast gives every parameter memory of its own, and so does a copy (below).
         result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self._fused is not None:
+        if self._keep_fused:
             self.fuse_projections()
         return result
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if self._fused is not None:
+        if self._keep_fused:
             self.fuse_projections()
 
     def forward(
@@ -225,9 +241,14 @@ class SelfAttention(_Attention):
         rotary: Rotary | None = None,
         mask: Tensor | None = None,
         sequence: SequenceParallel | None = None,
+        fused: bool | None = None,
     ) -> Tensor:
-        """``b n d`` to ``b n d``; ``mask`` is boolean ``[b 1 1 n]``, True where a key counts."""
-        query, key, value = self._project(hidden_states)
+        """``b n d`` to ``b n d``; ``mask`` is boolean ``[b 1 1 n]``, True where a key counts.
+
+        ``fused`` is :attr:`fused` where the caller has looked already, as compiled code has to.
+        """
+        project = self._project_fused if fused or fused is None and self.fused else self._project
+        query, key, value = project(hidden_states)
         if sequence is not None:
             query, key, value = (sequence.scatter_heads(part) for part in (query, key, value))
         if rotary is not None:
@@ -239,14 +260,15 @@ class SelfAttention(_Attention):
 
     def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``b n h k`` of ``b n d``."""
-        if self._fused is None or self.training:  # gradients belong to the three layers
-            query, key, value = (
-                self._split_heads(layer(hidden_states))
-                for layer in (self.to_q, self.to_k, self.to_v)
-            )
-            return query, key, value
-        weight, bias = self._fused
-        projected = F.linear(hidden_states, weight, bias)
+        query, key, value = (
+            self._split_heads(layer(hidden_states)) for layer in (self.to_q, self.to_k, self.to_v)
+        )
+        return query, key, value
+
+    def _project_fused(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same as one matrix product, its weight ``[3d d]`` seen through that of ``to_q``."""
+        bias = None if self.to_q.bias is None else _three(self.to_q.bias)
+        projected = F.linear(hidden_states, _three(self.to_q.weight), bias)
         query, key, value = rearrange(
             projected, "b n (three h k) -> three b n h k", three=3, h=self.heads
         )
@@ -270,6 +292,32 @@ class CrossAttention(_Attention):
         return self._merge_heads(self._attend(query, key, value, mask))
 
 
-def _share(parameter: Tensor, memory: Tensor) -> None:
-    # The same parameter object, so that an optimiser or a hook that holds it stays right.
-    parameter.data = memory
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether calling ``layer`` is its matrix product and nothing else, with no gradients asked."""
+    return (
+        type(layer) is nn.Linear
+        and "forward" not in vars(layer)  # how accelerate and diffusers attach their hooks
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (layer._backward_hooks or layer._backward_pre_hooks)
+        and all(type(parameter) is nn.Parameter for parameter in layer.parameters())
+        and not (torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters()))
+    )
+
+
+def _end_to_end(parts: Sequence[Tensor]) -> bool:
+    """Whether three tensors of one shape follow each other in one memory."""
+    first = parts[0]
+    storage = first.untyped_storage().data_ptr()  # 0 where there is no memory, as on "meta"
+    return storage != 0 and all(
+        part.untyped_storage().data_ptr() == storage
+        and part.storage_offset() == first.storage_offset() + i * first.numel()
+        and (part.shape, part.dtype) == (first.shape, first.dtype)
+        and part.is_contiguous()
+        for i, part in enumerate(parts)
+    )
+
+
+def _three(first: Tensor) -> Tensor:
+    """A tensor and the two behind it in its memory as one, joined along the first axis."""
+    first = first.detach()
+    return first.as_strided((3 * len(first), *first.shape[1:]), first.stride())

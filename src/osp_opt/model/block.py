@@ -7,8 +7,9 @@ width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,18 +29,39 @@ def run_blocks(layers: Sequence[Layer], x: Tensor) -> Tensor:
     return x
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextContext:
-    """What the transformer needs of a prompt; it does not depend on latents or timestep.
+    """The prompts of a batch, and what the transformer has made of them so far.
 
-    ``keys[i]`` and ``values[i]`` ``[b l heads k]`` belong to block i; ``mask`` is boolean
-    ``[b 1 1 l]``, or None when every token counts; l is the longest real prompt of the batch.
+    None of it depends on latents or timestep, so it is made once: the caption at the first call of
+    the transformer, keys and values at the first call of each block. They are made inside those
+    calls, where whatever has been attached to the modules (offloading, adapters) is in force.
+
+    ``embeds`` are ``[b l c]``; ``mask`` is boolean ``[b 1 1 l]``, or None when every token counts;
+    l is the longest real prompt of the batch. ``rows`` are the prompts that a caller gets to see.
     """
 
-    caption: Tensor  # [b l d], projected
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    embeds: Tensor
     mask: Tensor | None
+    rows: slice = field(default_factory=lambda: slice(None))
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def project(self, projection: nn.Module, dtype: torch.dtype) -> None:
+        """Make the caption ``[b l d]``, where it has not been made."""
+        if "caption" not in self._made:
+            self._made["caption"] = projection(self.embeds.to(dtype))
+
+    def keys_and_values(self, attention: CrossAttention) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values ``[b l heads k]`` of one block's attention, and the mask."""
+        if attention not in self._made:
+            self._made[attention] = attention.encode(self._made["caption"])
+        key, value = self._made[attention]
+        mask = None if self.mask is None else self.mask[self.rows]
+        return key[self.rows], value[self.rows], mask
+
+    def only(self, rows: slice) -> TextContext:
+        """Some of the prompts. What is made is made for all of them, so it is bit for bit alike."""
+        return replace(self, rows=rows)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -66,9 +88,12 @@ class OpenSoraBlock(nn.Module):
     norm nor gate (PixArt-alpha, arXiv 2310.00426, section 2.3).
     """
 
+    # Set by diffusers' enable_gradient_checkpointing.
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Any = None
+
     def __init__(
         self,
-        index: int,
         width: int,
         heads: int,
         head_width: int,
@@ -81,7 +106,6 @@ class OpenSoraBlock(nn.Module):
         norm_elementwise_affine: bool,
     ) -> None:
         super().__init__()
-        self.index = index  # which keys and values of the text context are its own
         norm = partial(nn.LayerNorm, width, norm_eps, norm_elementwise_affine)
         self.norm1 = norm()
         self.attn1 = SelfAttention(width, heads, head_width, width, attention_bias, dropout)
@@ -102,8 +126,15 @@ class OpenSoraBlock(nn.Module):
         sequence: SequenceParallel | None = None,
     ) -> Tensor:
         """``hidden_states [b n d]``, ``modulation [b 6 d]``; the rest as in models.attention."""
-        key, value = text.keys[self.index], text.values[self.index]
-        return self.run(hidden_states, modulation, key, value, text.mask, rotary, mask, sequence)
+        # What Python has to decide is decided here, outside of what may be compiled.
+        key, value, text_mask = text.keys_and_values(self.attn2)
+        run: Callable[..., Tensor] = self.run
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            run = partial(self._gradient_checkpointing_func, run)
+        fused = self.attn1.fused
+        return run(
+            hidden_states, modulation, key, value, text_mask, rotary, mask, sequence, fused
+        )
 
     def run(
         self,
@@ -115,12 +146,13 @@ class OpenSoraBlock(nn.Module):
         rotary: Rotary | None,
         mask: Tensor | None,
         sequence: SequenceParallel | None,
+        fused: bool,
     ) -> Tensor:
-        """The block proper. It does not know its index, so one compiled graph serves all blocks."""
+        """The block proper. It does not know its place, so one compiled graph serves all blocks."""
         tables = (self.scale_shift_table + modulation)[:, :, None]
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = tables.unbind(1)
         attended = self.attn1(
-            modulated_norm(self.norm1, x, shift_msa, scale_msa), rotary, mask, sequence
+            modulated_norm(self.norm1, x, shift_msa, scale_msa), rotary, mask, sequence, fused
         )
         x = torch.addcmul(x, gate_msa, attended)
         x = x + self.attn2(x, text_key, text_value, text_mask)

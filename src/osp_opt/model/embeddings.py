@@ -6,6 +6,7 @@ Shape letters: b batch, c latent channels, d width, n tokens in (t h w) order, l
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -41,18 +42,6 @@ class TimestepMLP(nn.Module):
         return cast(Tensor, self.linear_2(F.silu(self.linear_1(sinusoids))))
 
 
-@dataclass(frozen=True)
-class TimestepContext:
-    """What the transformer needs of a timestep; it does not depend on latents or prompt.
-
-    ``modulation [b 6 d]`` and ``embedded [b d]`` as :class:`TimestepModulation` makes them; b is 1
-    for a timestep that all videos share.
-    """
-
-    modulation: Tensor
-    embedded: Tensor
-
-
 class TimestepModulation(nn.Module):
     """adaLN-single (PixArt-alpha, arXiv 2310.00426): six modulations shared by all blocks.
 
@@ -71,6 +60,36 @@ class TimestepModulation(nn.Module):
         embedded = self.emb["timestep_embedder"](timestep_sinusoids(timestep).to(dtype))
         modulation = rearrange(self.linear(F.silu(embedded)), "b (six d) -> b six d", six=6)
         return modulation, embedded
+
+
+@dataclass(frozen=True, eq=False)
+class TimestepContext:
+    """One timestep of a schedule, for all videos and guidance branches.
+
+    What the transformer makes of the schedule's timesteps ``[n]`` it makes in one go, at its first
+    call: rows of one matrix product, whose last bits may depend on the schedule, but not on batch,
+    prompt or ranks.
+    """
+
+    timesteps: Sequence[float]
+    index: int
+    _made: dict[str, tuple[Tensor, Tensor]]  # shared by the contexts of a schedule
+
+    @classmethod
+    def of_schedule(cls, timesteps: Sequence[float]) -> tuple[TimestepContext, ...]:
+        """A context for each timestep."""
+        made: dict[str, tuple[Tensor, Tensor]] = {}
+        return tuple(cls(timesteps, index, made) for index in range(len(timesteps)))
+
+    def modulate(
+        self, modulation: TimestepModulation, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """What :class:`TimestepModulation` makes of this timestep alone, b = 1."""
+        if "all" not in self._made:
+            times = torch.tensor(self.timesteps, dtype=torch.float32, device=device)
+            self._made["all"] = modulation(times, dtype)
+        six, embedded = self._made["all"]
+        return six[self.index : self.index + 1], embedded[self.index : self.index + 1]
 
 
 class CaptionProjection(nn.Module):

@@ -86,11 +86,11 @@ class ParallelTransformer:
         return self.transformer.device
 
     def encode_text(self, embeds: Tensor, mask: Tensor | None = None) -> TextContext:
-        """As the model's: every rank holds the whole, small, context."""
+        """As the model's: every rank makes the whole, small, context."""
         return self.transformer.encode_text(embeds, mask)
 
     def encode_timesteps(self, timesteps: Sequence[float]) -> tuple[TimestepContext, ...]:
-        """As the model's: every rank holds the whole, small, table."""
+        """As the model's: every rank makes the whole, small, table."""
         return self.transformer.encode_timesteps(timesteps)
 
     def workload(self, latents_shape: torch.Size | tuple[int, ...], guided: bool) -> Workload:
@@ -149,12 +149,9 @@ class ParallelTransformer:
         return self.parallel.cfg.slice(x, dim=0)
 
     def _branch_text(self, text: TextContext) -> TextContext:
-        return TextContext(
-            caption=self._branch(text.caption),
-            keys=tuple(self._branch(key) for key in text.keys),
-            values=tuple(self._branch(value) for value in text.values),
-            mask=None if text.mask is None else self._branch(text.mask),
-        )
+        cfg = self.parallel.cfg
+        rows = len(text.embeds) // cfg.size
+        return text.only(slice(cfg.rank * rows, (cfg.rank + 1) * rows))
 
 
 def parallelize_transformer(

@@ -86,7 +86,7 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
     CheckpointError when a key asks for a network that was never released and is not built here.
     """
 
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True
     _no_split_modules = ("OpenSoraBlock",)  # type: ignore[assignment]
     _repeated_blocks = ("OpenSoraBlock",)  # type: ignore[assignment]
     _skip_layerwise_casting_patterns = ("pos_embed", "norm", "adaln_single")  # type: ignore[assignment]
@@ -146,7 +146,6 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
         self.caption_projection = CaptionProjection(caption_channels, width)
         blocks = [
             OpenSoraBlock(
-                index,
                 width,
                 num_attention_heads,
                 attention_head_dim,
@@ -157,13 +156,12 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
                 norm_eps=norm_eps,
                 norm_elementwise_affine=norm_elementwise_affine,
             )
-            for index in range(num_layers)
+            for _ in range(num_layers)
         ]
-        self.transformer_blocks = nn.ModuleList(blocks)
         # Outside caches (cache-dit) put one module of their own in place of the block list while
-        # the model runs, and pass it the arguments of the first block: hence no block list in
-        # encode_text, and arguments that are the same for every block. A tuple registers nothing.
-        self._cross_attentions = tuple(block.attn2 for block in blocks)
+        # the model runs, and pass it the arguments of the first block: hence arguments that are
+        # the same for every block.
+        self.transformer_blocks = nn.ModuleList(blocks)
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, patch_size_t * patch_size**2 * self.out_channels)
@@ -220,19 +218,11 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
                 module.unfuse_projections()
 
     def encode_timesteps(self, timesteps: Sequence[float]) -> tuple[TimestepContext, ...]:
-        """Compute once, for a whole schedule, what every video and guidance branch needs of it.
-
-        One context per timestep, to be passed as ``timestep``. They are rows of one matrix product,
-        so their last bits may depend on the schedule, but not on batch, prompt or ranks.
-        """
-        times = torch.tensor(timesteps, dtype=torch.float32, device=self.device)
-        modulation, embedded = self.adaln_single(times, self.dtype)
-        return tuple(
-            TimestepContext(modulation[i : i + 1], embedded[i : i + 1]) for i in range(len(times))
-        )
+        """Contexts of a schedule, to be passed as ``timestep``: computed once for all of it."""
+        return TimestepContext.of_schedule(timesteps)
 
     def encode_text(self, embeds: Tensor, mask: Tensor | None = None) -> TextContext:
-        """Compute once what every step needs of a prompt.
+        """The context of prompts, to be passed as ``text``: computed once for every step.
 
         ``embeds`` is ``[b l c]`` or ``[b 1 l c]``, ``mask`` (nonzero where a token counts)
         ``[b l]`` or ``[b 1 l]``. Padding behind the longest prompt is dropped: its attention
@@ -250,14 +240,7 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
             keep = _attendable(keep)
             longest = int(keep.any(0).nonzero().max()) + 1
             embeds, keep = embeds[:, :longest], keep[:, :longest]
-        caption = self.caption_projection(embeds.to(self.dtype))
-        pairs = [attention.encode(caption) for attention in self._cross_attentions]
-        return TextContext(
-            caption=caption,
-            keys=tuple(key for key, _ in pairs),
-            values=tuple(value for _, value in pairs),
-            mask=_key_mask(keep),
-        )
+        return TextContext(embeds, _key_mask(keep))
 
     def forward(
         self,
@@ -292,12 +275,13 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
         else:
             x = self._add_positions(x, grid)
         if isinstance(timestep, TimestepContext):
-            modulation, embedded = timestep.modulation, timestep.embedded
+            modulation, embedded = timestep.modulate(self.adaln_single, x.dtype, x.device)
         else:
             # A timestep that all share stays one row: a matrix product of other height may differ
             # in its last bit, and so would a video by the batch, or ranks, that it is made with.
             timestep = torch.as_tensor(timestep, device=x.device).reshape(-1)
             modulation, embedded = self.adaln_single(timestep, x.dtype)
+        text.project(self.caption_projection, x.dtype)
         mask = self._latent_mask(attention_mask)
 
         layers: list[Layer] = [
