@@ -16,7 +16,8 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+
+from osp_opt.model.plain import is_plain
 
 ROPE_BASE = 10_000.0  # RoFormer, arXiv 2104.09864
 
@@ -166,7 +167,7 @@ class _Attention(nn.Module, AttentionModuleMixin):
 
     def _merge_heads(self, states: Tensor) -> Tensor:
         result: Tensor = self.to_out[0](rearrange(states, "b n h k -> b n (h k)"))
-        return self.to_out[1](result) if self.training else result
+        return self.to_out[1](result)
 
 
 class SelfAttention(_Attention):
@@ -193,19 +194,17 @@ class SelfAttention(_Attention):
         weights lie end to end in one memory, as :meth:`fuse_projections` has put them.
         """
         layers = (self.to_q, self.to_k, self.to_v)
-        if torch.compiler.is_compiling() or not all(map(_is_plain, layers)):
-            return False
-        if _has_any_global_hook():  # type: ignore[no-untyped-call]
+        if not all(is_plain(layer, nn.Linear) for layer in layers):
             return False
         weights, biases = [x.weight for x in layers], [x.bias for x in layers if x.bias is not None]
-        return _end_to_end(weights) and (not biases or len(biases) == 3 and _end_to_end(biases))
+        return _end_to_end(weights) and (not biases or (len(biases) == 3 and _end_to_end(biases)))
 
     @torch.no_grad()
     def fuse_projections(self) -> None:
         """Lay the weights of q, k and v end to end, unless a layer is more than its weights."""
         self._keep_fused = True
         layers = (self.to_q, self.to_k, self.to_v)
-        if not all(map(_is_plain, layers)):
+        if not all(is_plain(layer, nn.Linear) for layer in layers):
             return
         for name in ("weight", "bias"):
             parts = [getattr(layer, name) for layer in layers]
@@ -247,7 +246,7 @@ class SelfAttention(_Attention):
 
         ``fused`` is :attr:`fused` where the caller has looked already, as compiled code has to.
         """
-        project = self._project_fused if fused or fused is None and self.fused else self._project
+        project = self._project_fused if fused or (fused is None and self.fused) else self._project
         query, key, value = project(hidden_states)
         if sequence is not None:
             query, key, value = (sequence.scatter_heads(part) for part in (query, key, value))
@@ -290,18 +289,6 @@ class CrossAttention(_Attention):
         """``b n d`` to ``b n d``; ``mask`` is boolean ``[b 1 1 l]``, True where a token counts."""
         query = self._split_heads(self.to_q(hidden_states))
         return self._merge_heads(self._attend(query, key, value, mask))
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether calling ``layer`` is its matrix product and nothing else, with no gradients asked."""
-    return (
-        type(layer) is nn.Linear
-        and "forward" not in vars(layer)  # how accelerate and diffusers attach their hooks
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
-        and not (layer._backward_hooks or layer._backward_pre_hooks)
-        and all(type(parameter) is nn.Parameter for parameter in layer.parameters())
-        and not (torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters()))
-    )
 
 
 def _end_to_end(parts: Sequence[Tensor]) -> bool:

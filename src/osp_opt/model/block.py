@@ -17,6 +17,7 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
 from osp_opt.model.attention import CrossAttention, Rotary, SelfAttention, SequenceParallel
+from osp_opt.model.plain import is_plain
 
 Layer = Callable[[Tensor], Tensor]  # one block with everything but the hidden state bound
 BlockLoop = Callable[[Sequence[Layer], Tensor], Tensor]
@@ -69,12 +70,12 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
-def modulated_norm(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulated_norm(norm: nn.Module, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """``norm(x) (1 + scale) + shift`` for ``x [b n d]``, shift and scale ``[b 1 d]``.
 
     A shared row, ``[1 1 d]``, makes it an affine layer norm: one pass over x instead of two.
     """
-    if len(scale) > 1 or norm.elementwise_affine:
+    if len(scale) > 1 or not is_plain(norm, nn.LayerNorm) or norm.elementwise_affine:
         return modulate(norm(x), shift, scale)
     weight, bias = (1 + scale).flatten(), shift.flatten()
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
@@ -132,9 +133,7 @@ class OpenSoraBlock(nn.Module):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             run = partial(self._gradient_checkpointing_func, run)
         fused = self.attn1.fused
-        return run(
-            hidden_states, modulation, key, value, text_mask, rotary, mask, sequence, fused
-        )
+        return run(hidden_states, modulation, key, value, text_mask, rotary, mask, sequence, fused)
 
     def run(
         self,

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _check_attention_backend_requirements,
@@ -78,7 +79,7 @@ SUPPORTED: dict[str, tuple[object, ...]] = {
 }
 
 
-class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
+class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin, PeftAdapterMixin):  # type: ignore[misc]
     """Text-to-video transformer with the released configuration keys and state dict.
 
     The constructor takes the keys of a released ``config.json``; keys that select a kernel
