@@ -9,6 +9,7 @@
     |   |-- CheckpointError     a model folder is not what it should be
     |   |-- ScheduleError       a timestep schedule
     |   |-- PolicyError         a cache policy
+    |   |-- RecipeError         a recipe of `optimize`
     |   |-- CalibrationError    calibration statistics or videos
     |   |-- ShapeError          frames, height or width
     |   `-- DeviceError         the machine lacks a device, or has not so many
@@ -56,6 +57,10 @@ class ScheduleError(InputError):
 
 class PolicyError(InputError):
     """A cache policy is malformed or does not fit the model or the number of steps."""
+
+
+class RecipeError(InputError):
+    """A recipe is malformed, or its parts do not fit each other."""
 
 
 class CalibrationError(InputError):

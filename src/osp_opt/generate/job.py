@@ -26,6 +26,7 @@ from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
 from osp_opt.generate.provenance import check_provenance
+from osp_opt.generate.recipe import Recipe, recipe_of
 from osp_opt.options import SampleOptions
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.tiny.prompts import load_prompts
@@ -37,7 +38,7 @@ __all__ = ["requests_of", "run"]
 
 GRID_LIMIT = 16  # more tiles than that are no overview
 SAMPLE_PROMPTS = 4  # used when none are given
-SCHEDULE_FATAL = ("model",)
+SCHEDULE_FATAL = RECIPE_FATAL = ("model",)
 CACHE_FATAL = ("model", "steps")  # a policy names steps by number
 
 
@@ -57,9 +58,12 @@ class _Video:
 def run(options: SampleOptions, context: WorkerContext) -> None:
     """Make the videos that are not there yet; write manifest and grid; print where they are."""
     say = context.progress.say
+    recipe = recipe_of(options)
+    if recipe is not None:
+        options = options.model_copy(update={"sampler": recipe.sampler})
     maker = VideoMaker(options, context)
-    schedule = _schedule(options)
-    policy = _policy(options)
+    schedule = _schedule(options, recipe)
+    policy = _policy(options, recipe)
     _check(options, maker, schedule, policy, context)
     suffix = ".png" if maker.shape.num_frames == 1 else ".mp4"
     key = _key(options, maker, schedule, policy)
@@ -109,13 +113,18 @@ def _bundled(options: SampleOptions) -> list[str]:
     return default_prompts(options, "verification")[:SAMPLE_PROMPTS]
 
 
-def _schedule(options: SampleOptions) -> TimestepSchedule:
+def _schedule(options: SampleOptions, recipe: Recipe | None) -> TimestepSchedule:
+    if recipe is not None:
+        corrections = tuple(recipe.corrections)
+        return TimestepSchedule(tuple(recipe.timesteps), corrections=corrections)
     if options.schedule is None:
         return TimestepSchedule.uniform(options.steps)
     return TimestepSchedule.from_file(options.schedule)
 
 
-def _policy(options: SampleOptions) -> CachePolicy | None:
+def _policy(options: SampleOptions, recipe: Recipe | None) -> CachePolicy | None:
+    if recipe is not None:
+        return recipe.policy
     return None if options.cache is None else CachePolicy.from_file(options.cache)
 
 
@@ -130,14 +139,19 @@ def _check(
     calls = len(maker.call_timesteps(schedule))
     setting = maker.setting(schedule)
     say, allow = context.progress.say, options.allow_mismatch
+    if options.recipe is not None:
+        check_provenance(options.recipe, "recipe", setting, RECIPE_FATAL, allow, say)
     if options.schedule is not None:
         check_provenance(options.schedule, "schedule", setting, SCHEDULE_FATAL, allow, say)
-    if policy is not None and options.cache is not None:
+    if options.cache is not None:
         check_provenance(options.cache, "cache policy", setting, CACHE_FATAL, allow, say)
+    if policy is not None:
         try:
             policy.validate(maker.num_blocks, calls)
+            if policy.guidance is not None and not maker.guided:
+                raise PolicyError("it reuses guidance, and there is none at scale 1")
         except PolicyError as error:
-            raise PolicyError(f"{options.cache}: {error}") from error
+            raise PolicyError(f"{options.cache or options.recipe}: {error}") from error
         say(
             f"cache: {policy}; {policy.speedup(maker.num_blocks, calls):.2f}x fewer block "
             f"evaluations"

@@ -367,6 +367,7 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
         "text_prompt",
         "prompt_file",
         "num_prompts",
+        "recipe",
         "schedule",
         "cache",
         "steps",
@@ -393,8 +394,14 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
     cache: Path | None = option(
         None, "Cache policy (JSON).", panel="Job", aliases=("dit_cache_config",), metavar="FILE"
     )
+    recipe: Path | None = option(
+        None,
+        "Recipe of optimize: sampler, steps and cache in one file.",
+        panel="Job",
+        metavar="FILE",
+    )
     allow_mismatch: bool = option(
-        False, "Use a schedule or cache that was made for another model or setting.", panel="Job"
+        False, "Use what was searched for another model or setting.", panel="Job"
     )
     num_prompts: int | None = option(
         None,
@@ -424,7 +431,11 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
 
     @model_validator(mode="after")
     def _possible_steps(self) -> SampleOptions:
-        if self.schedule is None:
+        if self.recipe is not None:
+            for name in ("schedule", "cache", "steps"):
+                if name in self.model_fields_set and getattr(self, name) is not None:
+                    raise ValueError(f"--{name}: --recipe says it too; give one of them")
+        elif self.schedule is None:
             _can_make(self.sampler, self.steps)
         return self
 

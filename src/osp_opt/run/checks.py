@@ -15,6 +15,7 @@ from osp_opt.base.errors import (
 )
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.prompts import given_prompts
+from osp_opt.generate.recipe import recipe_of
 from osp_opt.options import (
     CALIBRATED_PROMPTS,
     CALIBRATION_FILE,
@@ -57,6 +58,8 @@ def check_before_launch(options: JobOptions) -> list[str]:
             )
     if isinstance(options, SampleOptions) and options.cache is not None:
         CachePolicy.from_file(options.cache)
+    if isinstance(options, SampleOptions):
+        recipe_of(options)
     if isinstance(options, SearchOptions):
         notes += _check_calibration(options)
     return notes

@@ -201,7 +201,7 @@ def _input_digests(options: JobOptions) -> dict[str, str]:
     """Digests of the files that the result depends on: a name alone does not say what is in it."""
     files = {
         name: path
-        for name in ("prompt_file", "schedule", "cache")
+        for name in ("prompt_file", "schedule", "cache", "recipe")
         if (path := getattr(options, name, None)) is not None
     }
     if isinstance(options, SearchStepsOptions) and options.videos_path is not None:

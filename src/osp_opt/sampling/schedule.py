@@ -10,7 +10,6 @@ linearly between the 1000 trained levels, as diffusers' Euler schedulers do.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,13 +22,13 @@ import torch
 
 from osp_opt.base.artifacts import atomic_write_text, read_json
 from osp_opt.base.errors import ScheduleError
+from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, check_timesteps
 
 FloatArray = npt.NDArray[np.float64]
 
 NUM_TRAIN_TIMESTEPS = 1000
 BETA_START = 1e-4  # beta of t = 0 (linear, dimensionless); default of diffusers' schedulers
 BETA_END = 0.02  # beta of t = 999
-MAX_TIMESTEP = float(NUM_TRAIN_TIMESTEPS - 1)
 SAME_TIMESTEP = 1e-3  # what the decimals of a schedule file may lose
 MAX_SCHEDULE_BYTES = 1 << 20
 
@@ -95,35 +94,11 @@ class TimestepSchedule:
     corrections: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.timesteps:
-            raise ScheduleError("schedule: it is empty; give at least one timestep")
-        for index, t in enumerate(self.timesteps):
-            if not math.isfinite(t) or not 0.0 <= t <= MAX_TIMESTEP:
-                raise ScheduleError(
-                    f"schedule: timestep {index} is {t}; every timestep must lie in [0, 999]"
-                )
-            if index and not t < self.timesteps[index - 1]:
-                raise ScheduleError(
-                    f"schedule: timestep {index} is {t} after {self.timesteps[index - 1]}; "
-                    "timesteps must strictly descend"
-                )
+        check_timesteps(self.timesteps)
         if any(self.corrections):
-            self._check_corrections()
+            check_corrections(self.corrections, len(self.timesteps))
         else:
             object.__setattr__(self, "corrections", ())
-
-    def _check_corrections(self) -> None:
-        if len(self.corrections) != len(self.timesteps):
-            raise ScheduleError(
-                f"schedule: {len(self.corrections)} corrections for {len(self.timesteps)} steps"
-            )
-        for index, weight in enumerate(self.corrections):
-            if not 0.0 <= weight <= 1.0:
-                raise ScheduleError(
-                    f"schedule: correction {index} is {weight}; it must lie in [0, 1]"
-                )
-        if self.corrections[0] or self.corrections[-1]:
-            raise ScheduleError("schedule: the first and the last step can have no correction")
 
     def corrected(self, weight: float) -> TimestepSchedule:
         """The same timesteps with `weight` as the correction of every step that can have one."""

@@ -1,0 +1,40 @@
+"""What a list of timesteps and of step corrections may be. No torch in here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from osp_opt.base.errors import ScheduleError
+
+__all__ = ["MAX_TIMESTEP", "check_corrections", "check_timesteps"]
+
+MAX_TIMESTEP = 999.0
+"""The noisiest of the 1000 trained levels."""
+
+
+def check_timesteps(timesteps: Sequence[float]) -> None:
+    """Raise ScheduleError unless they are finite, in [0, 999] and descend."""
+    if not timesteps:
+        raise ScheduleError("schedule: it is empty; give at least one timestep")
+    for index, t in enumerate(timesteps):
+        if not math.isfinite(t) or not 0.0 <= t <= MAX_TIMESTEP:
+            raise ScheduleError(
+                f"schedule: timestep {index} is {t}; every timestep must lie in [0, 999]"
+            )
+        if index and not t < timesteps[index - 1]:
+            raise ScheduleError(
+                f"schedule: timestep {index} is {t} after {timesteps[index - 1]}; "
+                "timesteps must strictly descend"
+            )
+
+
+def check_corrections(corrections: Sequence[float], num_steps: int) -> None:
+    """Raise ScheduleError unless they fit that many steps, lie in [0, 1], and spare both ends."""
+    if len(corrections) != num_steps:
+        raise ScheduleError(f"schedule: {len(corrections)} corrections for {num_steps} steps")
+    for index, weight in enumerate(corrections):
+        if not 0.0 <= weight <= 1.0:
+            raise ScheduleError(f"schedule: correction {index} is {weight}; it must lie in [0, 1]")
+    if corrections[0] or corrections[-1]:
+        raise ScheduleError("schedule: the first and the last step can have no correction")
