@@ -12,7 +12,8 @@
     |   |-- RecipeError         a recipe of `optimize`
     |   |-- CalibrationError    calibration statistics or videos
     |   |-- ShapeError          frames, height or width
-    |   `-- DeviceError         the machine lacks a device, or has not so many
+    |   |-- DeviceError         the machine lacks a device, or has not so many
+    |   `-- FfmpegError         ffmpeg is missing, or cannot do what it is needed for
     `-- WorkerError             a worker process died, hung or could not be started
 
 The text of an error is one line: which option or file, what was found, what to do about it.
@@ -73,6 +74,10 @@ class ShapeError(InputError):
 
 class DeviceError(InputError):
     """The machine lacks the device that was asked for, or not so many of them."""
+
+
+class FfmpegError(InputError):
+    """The ffmpeg that writes and reads videos is missing or cannot do it."""
 
 
 class WorkerError(OspOptError):

@@ -8,39 +8,30 @@ from __future__ import annotations
 
 import itertools
 import math
-import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import TypeAlias
 
-import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
 from einops import rearrange
 from PIL import Image
 
-from osp_opt.base.artifacts import atomic_path
+from osp_opt.base.artifacts import atomic_path, open_for_reading
 from osp_opt.base.errors import FileError, ShapeError
+from osp_opt.base.ffmpeg import LOSSLESS, MP4, decode, encode
 
 Frames: TypeAlias = npt.NDArray[np.uint8]
 Film: TypeAlias = Iterable[Frames]
 """Frames [h w c] one after the other: a video [t h w c], or what `video_frames` reads."""
 
-H264_CRF = 14
-"""Constant rate factor of libx264: 0 is lossless, 23 its default, below 18 visually lossless."""
-
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_VIDEO_BYTES = 8 * 2**30  # decoded; a guard against files that unpack to more than memory holds
-_PPM = b"P6"
-_PPM_FIELDS = 4  # magic, width, height, largest value
 _BLACK = 0
-_DAMAGED_SLICE = b"CRC mismatch"
 
 
 def write_video(path: str | Path, frames: npt.ArrayLike, fps: float) -> None:
-    """Write uint8 frames [t h w c] as an h264 mp4 (yuv420p, BT.709, no sound), ``fps`` a second.
+    """Write uint8 frames [t h w c] as an h264 mp4 (yuv420p, tagged, no sound), ``fps`` a second.
 
     Raises ShapeError for other arrays or an odd height or width, FileError when the file cannot
     be written.
@@ -54,22 +45,14 @@ def write_lossless(path: str | Path, frames: npt.ArrayLike, fps: float) -> None:
     by bit. For measuring; most players and browsers do not show it. Raises as `write_video`.
     """
     video = _checked(frames, ndim=4)
-    encoding = ("-c:v", "ffv1", "-level", "3", "-slicecrc", "1", "-pix_fmt", "bgr0")
-    _encode(path, video.shape[1:3], video, fps, (*encoding, "-f", "matroska"))
+    _encode(path, video.shape[1:3], video, fps, LOSSLESS)
 
 
 def _write_film(path: str | Path, size: tuple[int, ...], film: Film, fps: float) -> None:
     height, width = size
     if height % 2 or width % 2:
         raise ShapeError(f"video {path}: {width}x{height} is odd, h264 needs even sizes; pad it")
-    encoding = (
-        # Untagged, players guess the colour matrix from the size, and differ.
-        *("-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"),
-        *("-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"),
-        *("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(H264_CRF)),
-        *("-movflags", "+faststart", "-f", "mp4"),
-    )
-    _encode(path, size, film, fps, encoding)
+    _encode(path, size, film, fps, MP4)
 
 
 def _encode(
@@ -79,27 +62,11 @@ def _encode(
     height, width = size
     if not (math.isfinite(fps) and fps > 0):
         raise ShapeError(f"video {path}: {fps} frames per second; give a number above 0")
-    with atomic_path(path) as temporary, tempfile.TemporaryFile() as log:
-        command = [
-            *_ffmpeg(),
-            *("-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
-            *("-r", f"{fps:g}", "-i", "pipe:0", "-an", *encoding, _argument(temporary)),
-        ]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log) as process:
-            assert process.stdin is not None
-            try:
-                with suppress(BrokenPipeError):  # ffmpeg died; its exit code tells
-                    for frame in film:
-                        process.stdin.write(np.ascontiguousarray(frame).data)
-            except BaseException:
-                process.kill()
-                raise
-            with suppress(BrokenPipeError):
-                process.stdin.close()
-        if process.returncode != 0:
-            log.seek(0)
-            reason = _last_line(log.read()) or f"ffmpeg ended with {process.returncode}"
-            raise FileError(f"video {path}: cannot be written ({reason})")
+    with atomic_path(path) as temporary:
+        frames = (np.ascontiguousarray(frame).tobytes() for frame in film)
+        failure = encode(temporary, (height, width), fps, encoding, frames)
+        if failure is not None:
+            raise FileError(f"video {path}: cannot be written ({failure})")
 
 
 def read_video(path: str | Path, max_frames: int | None = None) -> Frames:
@@ -122,39 +89,17 @@ def video_frames(path: str | Path, max_frames: int | None = None) -> Iterator[Fr
 
     Raises FileError as `read_video` does; that a file is damaged may show at its end only.
     """
-    source = Path(path)
-    if not source.is_file():
-        raise FileError(f"video {path}: no such file; check the path")
-    command = [
-        *_ffmpeg(),
-        # Local files only: a playlist in disguise shall not fetch anything. -xerror and explode
-        # make a truncated or damaged file an error instead of a shorter or smeared video.
-        *("-protocol_whitelist", "file,pipe", "-xerror", "-err_detect", "explode"),
-        # Each thread of a decoder holds frames of its own; an overview reads many files at once.
-        *("-threads", "1", "-i", _argument(source), "-map", "0:v:0"),
-        *(() if max_frames is None else ("-frames:v", str(max_frames))),
-        # PPM frames state their size; passthrough neither drops nor repeats frames.
-        *("-fps_mode", "passthrough", "-c:v", "ppm", "-f", "image2pipe", "pipe:1"),
-    ]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
-        )
-        count = 0
-        with process:
-            assert process.stdout is not None
-            try:
-                for frame in _read_ppm_frames(process.stdout, path):
-                    count += 1
-                    yield frame
-            finally:
-                process.stdout.close()  # ends ffmpeg, should it still want to write
-        log.seek(0)
-        said = log.read()
-        # ffmpeg paints over a damaged slice of a lossless video and ends well.
-        if process.returncode != 0 or not count or _DAMAGED_SLICE in said:
-            reason = _last_line(said) or "no frames in it"
-            raise FileError(f"video {path}: cannot be read ({reason})")
+    open_for_reading(path, "video").close()  # ffmpeg would wait for what is no file
+    total = 0
+    size = None
+    for count, (width, height, data) in enumerate(decode(Path(path), max_frames), start=1):
+        total += len(data)
+        if total > MAX_VIDEO_BYTES:
+            raise FileError(f"video {path}: more than {MAX_VIDEO_BYTES:,} bytes of frames")
+        size = size or (width, height)
+        if (width, height) != size:
+            raise FileError(f"video {path}: its frame size changes at frame {count}")
+        yield rearrange(np.frombuffer(data, np.uint8), "(h w c) -> h w c", h=height, w=width)
 
 
 def frame_size(path: str | Path) -> tuple[int, int]:
@@ -236,52 +181,3 @@ def _checked(array: npt.ArrayLike, ndim: int) -> Frames:
         wanted = "t h w 3" if ndim == 4 else "h w 3"
         raise ShapeError(f"expected uint8 frames [{wanted}], got {frames.dtype} {frames.shape}")
     return np.ascontiguousarray(frames)
-
-
-def _read_ppm_frames(stream: IO[bytes], path: str | Path) -> Iterator[Frames]:
-    count = total = 0
-    size = None
-    while header := _ppm_header(stream):
-        width, height = header
-        total += height * width * 3
-        if total > MAX_VIDEO_BYTES:
-            raise FileError(f"video {path}: more than {MAX_VIDEO_BYTES:,} bytes of frames")
-        data = stream.read(height * width * 3)
-        if len(data) != height * width * 3:
-            return  # ffmpeg died; its exit code tells
-        count += 1
-        size = size or header
-        if header != size:
-            raise FileError(f"video {path}: its frame size changes at frame {count}")
-        frame = np.frombuffer(data, np.uint8)
-        yield rearrange(frame, "(h w c) -> h w c", h=height, w=width)
-
-
-def _ppm_header(stream: IO[bytes]) -> tuple[int, int] | None:
-    """Width and height of the next frame; None at the end. "P6 width height 255", then pixels."""
-    fields: list[bytes] = []
-    word = b""
-    while len(fields) < _PPM_FIELDS:
-        byte = stream.read(1)
-        if not byte:
-            return None
-        if not byte.isspace():
-            word += byte
-        elif word:
-            fields.append(word)
-            word = b""
-    return int(fields[1]), int(fields[2])
-
-
-def _ffmpeg() -> list[str]:
-    return [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-v", "error"]
-
-
-def _argument(path: Path) -> str:
-    """Absolute and with its protocol, so that no file name is taken for an option or a protocol."""
-    return f"file:{path.absolute()}"
-
-
-def _last_line(log: bytes) -> str:
-    lines = log.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1].strip() if lines else ""

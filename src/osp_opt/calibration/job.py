@@ -1,7 +1,7 @@
 """`osp-opt calibrate`: sample with the original model and record what the searches need.
 
 In the run folder: `videos/`, `latents/` (float32, as the sampler left them), `statistics/` (one
-calibration file per video, written last: where it is, the video is finished), and, made of them,
+calibration file per video), and, made of them,
 `calibration.safetensors` and `manifest.json`.
 """
 
@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
-from osp_opt.base.artifacts import atomic_write_bytes, write_json
+from osp_opt.base.artifacts import write_json
 from osp_opt.base.errors import CalibrationError, FileError, OptionError
 from osp_opt.base.video import write_image, write_video
 from osp_opt.calibration.recorder import CalibrationRecorder
@@ -27,6 +26,7 @@ from osp_opt.generate.manifest import add_take
 from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
+from osp_opt.generate.references import load_latents, save_latents
 from osp_opt.options import CALIBRATED_PROMPTS, CALIBRATION_FILE, CalibrateOptions
 from osp_opt.sampling.samplers import custom_timestep_samplers, make_scheduler, set_schedule
 from osp_opt.sampling.schedule import TimestepSchedule
@@ -171,8 +171,19 @@ def _finished(video: _Video, metadata: dict[str, Any]) -> Calibration | None:
     """The statistics of a video of which all files are there, recorded in this very way."""
     if not (video.latents.is_file() and video.video.is_file()):
         return None
+    return _is_recorded(video, metadata)
+
+
+def _is_recorded(video: _Video, metadata: dict[str, Any]) -> Calibration | None:
     found = _recorded(video.statistics)
     return found if found is not None and _is_of(found, video.request, metadata) else None
+
+
+def _write(video: _Video, frames: np.ndarray, fps: float) -> None:
+    if len(frames) == 1:
+        write_image(video.video, frames[0])
+    else:
+        write_video(video.video, frames, fps)
 
 
 def _record(
@@ -190,22 +201,22 @@ def _record(
     )
     with context.progress.task("calibrating", len(videos) * len(schedule)) as task:
         for video in videos:
+            if video.latents.is_file() and _is_recorded(video, metadata):
+                # Only the video is missing: it could not be written.
+                _write(video, maker.decode(load_latents(video.latents)[None]), maker.fps)
+                task.advance(len(schedule))
+                continue
             recorder.reset()
             made = maker.denoise(
                 video.request, schedule, callback=lambda *_: task.advance(), recorder=recorder
             )
-            frames = maker.decode(made.latents)
             latents = made.latents[0].float().cpu().contiguous()
             if not torch.isfinite(latents).all():
                 raise CalibrationError(
                     f"the video of {video.request.prompt!r} came out as NaN or infinity; "
                     "try --dtype float32"
                 )
-            atomic_write_bytes(video.latents, save({"latents": latents}))
-            if len(frames) == 1:
-                write_image(video.video, frames[0])
-            else:
-                write_video(video.video, frames, maker.fps)
+            save_latents(video.latents, latents)
             statistics = Calibration.of_video(
                 recorder.result(),
                 timesteps=np.array(schedule.timesteps),
@@ -216,6 +227,7 @@ def _record(
                 metadata=metadata,
             )
             statistics.save(video.statistics)
+            _write(video, maker.decode(made.latents), maker.fps)
             context.progress.say(f"{video.video}: denoised in {made.seconds:.2f} s")
 
 

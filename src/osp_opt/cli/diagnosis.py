@@ -17,12 +17,12 @@ from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 
-import imageio_ffmpeg
 import torch
 from torch import Tensor
 
 from osp_opt.base.artifacts import read_json
-from osp_opt.base.errors import CheckpointError, FileError, OspOptError, ShapeError
+from osp_opt.base.errors import CheckpointError, FfmpegError, FileError, OspOptError, ShapeError
+from osp_opt.base.ffmpeg import check_ffmpeg
 from osp_opt.base.shape import VideoShape, trained_shape
 from osp_opt.model.checkpoint import model_fingerprint, open_checkpoint
 from osp_opt.model.text.encoder import load_tokenizer
@@ -54,10 +54,10 @@ def machine() -> Section:
     rows += [(package, _version(package)) for package in PACKAGES]
     problems: tuple[str, ...] = ()
     try:
-        rows.append(("ffmpeg", imageio_ffmpeg.get_ffmpeg_version()))
-    except (RuntimeError, OSError) as error:
-        rows.append(("ffmpeg", "not found"))
-        problems = (f"no ffmpeg to write videos with ({error}); pip install imageio-ffmpeg",)
+        rows.append(("ffmpeg", f"{check_ffmpeg()}, writes and reads our videos"))
+    except FfmpegError as error:
+        rows.append(("ffmpeg", "cannot be used"))
+        problems = (str(error),)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = Device.open("cpu").memory()
     rows.append(("processor", f"{cores} cores, {gib(memory.total)} memory"))

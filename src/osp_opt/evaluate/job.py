@@ -13,6 +13,7 @@ from rich.table import Table
 from osp_opt import __version__
 from osp_opt.base.artifacts import check_place, write_json
 from osp_opt.base.errors import OptionError
+from osp_opt.base.ffmpeg import check_ffmpeg
 from osp_opt.base.progress import Progress
 from osp_opt.base.terminal import make_console
 from osp_opt.evaluate.finished import Finished
@@ -78,6 +79,7 @@ def run(options: EvaluateOptions) -> int:
     if options.reference is None:
         raise OptionError("--reference: missing; give the folder of the videos to compare with")
     check_place(options.json_path, "--out" if options.out else "--workdir")
+    check_ffmpeg()
     candidate = options.candidate or options.workdir / "samples"
     reference = open_take(options.reference, "--reference")
     done = Finished(options.json_path)

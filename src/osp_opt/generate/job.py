@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from osp_opt.base.artifacts import read_meta, write_meta
-from osp_opt.base.errors import FileError, PolicyError
+from osp_opt.base.artifacts import meta_path, read_meta, write_meta
+from osp_opt.base.errors import FileError, InputError, PolicyError
 from osp_opt.base.video import (
     Frames,
     read_image,
@@ -20,18 +20,21 @@ from osp_opt.base.video import (
     write_video,
 )
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.generate.maker import Denoised, Request, VideoMaker
 from osp_opt.generate.manifest import OVERVIEW, RAW_FRAMES, add_take, free_path
 from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
 from osp_opt.generate.provenance import check_provenance
 from osp_opt.generate.recipe import Recipe, recipe_of
+from osp_opt.generate.references import load_latents, save_latents
 from osp_opt.options import SampleOptions
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.tiny.prompts import load_prompts
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from osp_opt.system.context import WorkerContext
 
 __all__ = ["requests_of", "run"]
@@ -53,6 +56,11 @@ class _Video:
     def frames_path(self) -> Path:
         """Where its raw frames are kept, when they are."""
         return self.path.with_suffix(RAW_FRAMES)
+
+    @property
+    def latents_path(self) -> Path:
+        """Where its latents are kept when it cannot be written."""
+        return self.path.with_suffix(".latents.safetensors")
 
 
 def run(options: SampleOptions, context: WorkerContext) -> None:
@@ -76,10 +84,14 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     # Images are png, which loses nothing.
     raw = suffix == ".mp4" and (maker.is_bundled if options.raw is None else options.raw)
     todo = context.parallel.broadcast_object([v for v in videos if not _whole(v, key, raw)])
+    kept = context.parallel.broadcast_object([v for v in todo if _finished(v, key, v.latents_path)])
     if len(todo) < len(videos):
         say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
     context = maker.arranged(context, len(todo), policy)
-    _make(context.parallel.share(todo), maker, schedule, policy, key, raw, options, context)
+    if kept:
+        say(f"{len(kept)} were denoised already and only have to be written")
+    mine = context.parallel.share(todo)
+    _make(mine, kept, maker, schedule, policy, key, raw, options, context)
     context.parallel.barrier()
     if context.parallel.is_main:
         _summarise(videos, options.out_dir, maker, key, context)
@@ -173,11 +185,14 @@ def _key(
     }
 
 
-def _finished(video: _Video, key: dict[str, Any]) -> dict[str, Any] | None:
-    """The sidecar of a finished video that was made in this very way, or None."""
-    if not video.path.is_file():
+def _finished(
+    video: _Video, key: dict[str, Any], path: Path | None = None
+) -> dict[str, Any] | None:
+    """The sidecar of a finished video (or of `path`) that was made in this very way, or None."""
+    path = path or video.path
+    if not path.is_file():
         return None
-    meta = read_meta(video.path)
+    meta = read_meta(path)
     wanted = {**_about(video.request), **key}
     if meta is None or any(meta.get(name) != value for name, value in wanted.items()):
         return None
@@ -190,6 +205,7 @@ def _whole(video: _Video, key: dict[str, Any], raw: bool) -> bool:
 
 def _make(
     videos: list[_Video],
+    kept: list[_Video],
     maker: VideoMaker,
     schedule: TimestepSchedule,
     policy: CachePolicy | None,
@@ -211,27 +227,62 @@ def _make(
     ):
         written: Future[str] | None = None
         for video in videos:
-            made = maker.denoise(video.request, schedule, cache, lambda *_: task.advance())
+            if video in kept:
+                made = _kept(video, key)
+                task.advance(len(timesteps))
+            else:
+                made = maker.denoise(video.request, schedule, cache, lambda *_: task.advance())
             frames = maker.decode(made.latents)
             if not context.parallel.is_leader:
                 continue
             if written is not None:
                 say(written.result())  # or its error, before another video is begun
             meta = {**_about(video.request), **key, "denoising_seconds": made.seconds}
-            written = writer.submit(_write, video, frames, maker.fps, raw, meta)
+            written = writer.submit(_write, video, made.latents, frames, maker.fps, raw, meta)
         if written is not None:
             say(written.result())
 
 
-def _write(video: _Video, frames: Frames, fps: float, raw: bool, meta: dict[str, Any]) -> str:
-    """All files of a video, the sidecar last: with it the video counts as finished."""
-    if len(frames) == 1:
-        write_image(video.path, frames[0])
-    else:
-        if raw:
-            write_lossless(video.frames_path, frames, fps)
-        write_video(video.path, frames, fps)
-    write_meta(video.path, meta)
+def _kept(video: _Video, key: dict[str, Any]) -> Denoised:
+    """What an earlier run denoised and could not write."""
+    meta = _finished(video, key, video.latents_path)
+    if meta is None:
+        raise FileError(f"{video.latents_path}: gone; run sample again to make that video")
+    return Denoised(load_latents(video.latents_path), float(meta["denoising_seconds"]))
+
+
+def _write(
+    video: _Video,
+    latents: Tensor,
+    frames: Frames,
+    fps: float,
+    raw: bool,
+    meta: dict[str, Any],
+) -> str:
+    """All files of a video, the sidecar last: with it the video counts as finished.
+
+    A video that cannot be written leaves its latents, which took the time.
+    """
+    try:
+        if len(frames) == 1:
+            write_image(video.path, frames[0])
+        else:
+            if raw:
+                write_lossless(video.frames_path, frames, fps)
+            write_video(video.path, frames, fps)
+        write_meta(video.path, meta)
+    except InputError as error:
+        try:
+            save_latents(video.latents_path, latents)
+            write_meta(video.latents_path, meta)
+        except FileError:
+            raise error from None
+        raise FileError(
+            f"{error}; its latents are kept: mend that, then run the same command again, which "
+            "only has to write it"
+        ) from error
+    for leftover in (video.latents_path, meta_path(video.latents_path)):
+        leftover.unlink(missing_ok=True)
     return f"{video.path}: denoised in {meta['denoising_seconds']:.2f} s"
 
 

@@ -13,14 +13,33 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from osp_opt.base.artifacts import atomic_write_bytes
+from osp_opt.base.artifacts import atomic_write_bytes, read_bytes
 from osp_opt.base.errors import FileError
 from osp_opt.generate.maker import Request
 
 if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext
 
-__all__ = ["LatentStore", "References"]
+__all__ = ["LatentStore", "References", "load_latents", "save_latents"]
+
+_MAX_BYTES = 2**31
+
+
+def save_latents(path: Path, latents: Tensor) -> None:
+    """Keep latents in a safetensors file. Raises FileError."""
+    atomic_write_bytes(path, save_tensors({"latents": latents.detach().cpu().contiguous()}))
+
+
+def load_latents(path: Path) -> Tensor:
+    """What `save_latents` kept, on the host. Raises FileError when the file is damaged."""
+    data = read_bytes(path, "latents file", _MAX_BYTES)
+    try:
+        latents = load_tensors(data)["latents"]
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise FileError(f"{path}: damaged; delete it to sample that video again") from error
+    if not torch.isfinite(latents).all():
+        raise FileError(f"{path}: holds NaN or infinities; delete it to sample that one again")
+    return latents
 
 
 class LatentStore:
@@ -32,20 +51,12 @@ class LatentStore:
 
     def save(self, request: Request, latents: Tensor) -> None:
         """Keep the latents of `request`."""
-        atomic_write_bytes(self._path(request), save_tensors({"latents": latents.contiguous()}))
+        save_latents(self._path(request), latents)
 
     def load(self, request: Request) -> Tensor | None:
         """What `save` kept, or None. Raises FileError when the file is damaged."""
         path = self._path(request)
-        if not path.is_file():
-            return None
-        try:
-            latents = load_tensors(path.read_bytes())["latents"]
-        except (SafetensorError, KeyError, OSError) as error:
-            raise FileError(f"{path}: damaged; delete it to sample that video again") from error
-        if not torch.isfinite(latents).all():
-            raise FileError(f"{path}: holds NaN or infinities; delete it to sample that one again")
-        return latents
+        return load_latents(path) if path.is_file() else None
 
     def _path(self, request: Request) -> Path:
         text = f"{self._prefix}\0{request.seed}\0{request.prompt}"

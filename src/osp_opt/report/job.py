@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from osp_opt.base.artifacts import atomic_write_text, check_place
+from osp_opt.base.ffmpeg import check_ffmpeg
 from osp_opt.base.terminal import make_console
 from osp_opt.options import ReportOptions
 from osp_opt.report.comparison import compare_runs
@@ -23,6 +24,7 @@ def run(options: ReportOptions) -> int:
     """Write the report and say where it is."""
     console = make_console()
     check_place(options.report_path, "--out" if options.out else "the report")
+    check_ffmpeg()
     require_matplotlib()  # without it nothing is worth the wait
     with console.status("reading the runs"):
         found = read_runs([Path(place) for place in options.runs] or [options.workdir])

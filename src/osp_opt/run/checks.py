@@ -13,6 +13,7 @@ from osp_opt.base.errors import (
     FileError,
     ScheduleError,
 )
+from osp_opt.base.ffmpeg import check_ffmpeg
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.prompts import given_prompts
 from osp_opt.generate.recipe import recipe_of
@@ -49,6 +50,7 @@ def check_before_launch(options: JobOptions) -> list[str]:
     given_prompts(options)
     parse_layout(options.parallel, options.nproc_per_node * options.nnodes)
     _check_output(options)
+    check_ffmpeg()
     if isinstance(options, (SampleOptions, SearchCacheOptions)) and options.schedule is not None:
         length = schedule_length(options.schedule)
         if "steps" in options.model_fields_set and options.steps != length:
