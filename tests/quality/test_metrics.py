@@ -121,6 +121,35 @@ def test_flicker() -> None:
     assert flicker(blinking / 255.0) == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("shape", [(3, 11, 11), (2, 37, 64), (1, 128, 90)])
+def test_psnr_and_ssim_are_those_of_torchmetrics(shape: tuple[int, int, int]) -> None:
+    from torchmetrics.functional.image import (
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
+
+    a = np.clip(np.cumsum(noise(*shape, 3) % 9 - 4.0, axis=2) + 120, 0, 255).astype(np.uint8)
+    b = np.clip(a + (noise(*shape, 3, seed=1) % 21 - 10.0), 0, 255).astype(np.uint8)
+    a[:, :9, :9] = b[:, :9, :9] = 77  # no variance, where rounding decides
+    x, y = (torch.from_numpy(v).double().permute(0, 3, 1, 2) for v in (a, b))
+    expected = structural_similarity_index_measure(
+        x, y, sigma=1.5, data_range=255.0, reduction="none"
+    )
+    assert frame_ssim(a, b).tolist() == pytest.approx(expected.reshape(-1).tolist(), abs=1e-10)
+    ratio = peak_signal_noise_ratio(x, y, data_range=255.0)
+    assert psnr(a, b) == pytest.approx(float(ratio), abs=1e-5)  # it takes a logarithm in float32
+
+
+def test_whatever_the_shape() -> None:
+    a, b = np.arange(5.0), np.zeros(5)
+    assert mse(a, b) == pytest.approx(6)
+    assert mse(np.float64(3.0), np.float64(1.0)) == 4
+    x = torch.linspace(0, 1, 24).reshape(1, 2, 3, 4)
+    assert mse(x.bfloat16(), torch.zeros(1, 2, 3, 4, dtype=torch.bfloat16)) == pytest.approx(
+        float((x.bfloat16().double() ** 2).mean())
+    )
+
+
 @pytest.mark.parametrize(
     ("a", "b"),
     [

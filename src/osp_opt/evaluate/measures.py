@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from osp_opt.base.video import Frames
 from osp_opt.evaluate.lpips import Lpips
 from osp_opt.evaluate.pairs import Pair
 from osp_opt.quality.metrics import SSIM_WINDOW, compare, flicker, frame_psnr, psnr
@@ -66,15 +65,13 @@ class Measured:
         }
 
 
-def measure_pair(
-    pair: Pair, lpips: Lpips | None = None, frames: tuple[Frames, Frames] | None = None
-) -> Measured:
-    """Measure one pair; `frames` are its two videos where they were read already.
+def measure_pair(pair: Pair, lpips: Lpips | None = None) -> Measured:
+    """Measure one pair.
 
     Attributes are read by the bundled model's checker when the prompt is one of its captions and
     the video moves. Raises FileError and ShapeError as reading does.
     """
-    reference, candidate = frames or pair.frames()
+    reference, candidate = pair.frames()
     between: Values = {}
     frame_ssim: tuple[float, ...] = ()
     if min(reference.shape[1:3]) >= SSIM_WINDOW:

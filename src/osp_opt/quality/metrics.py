@@ -1,18 +1,22 @@
 """How close one video is to another: MSE, PSNR, SSIM, and how much one flickers.
 
 Videos are [t h w c], c = 3, as arrays or tensors: uint8, or floating point with black at 0 and
-white at ``peak``. PSNR and SSIM come from torchmetrics, which is imported when one is computed.
+white at ``peak``. Everything is computed in float64 a few frames at a time, so that memory does
+not grow with the length of a video.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
-from einops import rearrange, reduce
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from osp_opt.base.errors import ShapeError
@@ -21,9 +25,10 @@ MAX_PSNR = 120.0
 """dB; reported for equal videos, whose PSNR is infinite, so that means stay finite. One level off
 in one pixel of the bundled model's 29x64x64 video is 104 dB."""
 
-SSIM_SIGMA = 1.5  # pixels, of the Gaussian window; this and its size are the SSIM paper's
+SSIM_SIGMA = 1.5  # pixels, of the Gaussian window; this and what follows are the SSIM paper's
 SSIM_WINDOW = 11
-_CHUNK_PIXELS = 4 * 2**20  # frames are taken a few at a time, since SSIM holds some 20 copies
+SSIM_K1, SSIM_K2 = 0.01, 0.03
+_CHUNK_VALUES = 4 * 2**20  # compared at once: 32 MB in float64, of which a handful exist
 
 Video = npt.ArrayLike | Tensor
 
@@ -61,7 +66,7 @@ def compare(candidate: Video, reference: Video, peak: float | None = None) -> Qu
 def mse(candidate: Video, reference: Video) -> float:
     """Mean squared difference of two tensors of one shape (any shape), in levels as given."""
     a, b = _pair(candidate, reference)
-    return float(torch.mean((a.double() - b.double()) ** 2))
+    return _mse(a, b)
 
 
 def psnr(candidate: Video, reference: Video, peak: float | None = None) -> float:
@@ -70,19 +75,16 @@ def psnr(candidate: Video, reference: Video, peak: float | None = None) -> float
     peak: the value of white; 255 for uint8 and 1 for floating point when not given. Any shape.
     Raises ShapeError when shapes or types differ.
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
     a, b = _pair(candidate, reference)
-    value = peak_signal_noise_ratio(a.double(), b.double(), data_range=_peak(a, peak))
-    return min(float(value), MAX_PSNR)
+    return _decibels(_mse(a, b), _peak(a, peak))
 
 
 def frame_psnr(candidate: Video, reference: Video, peak: float | None = None) -> Tensor:
     """PSNR of each frame of [t h w c] in dB -> float64 [t]. Otherwise as `psnr`."""
     a, b = _pair(candidate, reference)
-    return torch.tensor(
-        [psnr(x, y, _peak(a, peak)) for x, y in zip(a, b, strict=True)], dtype=torch.float64
-    )
+    white = _peak(a, peak)
+    values = [_decibels(_mse(x, y), white) for x, y in zip(a, b, strict=True)]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def ssim(candidate: Video, reference: Video, peak: float | None = None) -> float:
@@ -93,29 +95,19 @@ def ssim(candidate: Video, reference: Video, peak: float | None = None) -> float
 def frame_ssim(candidate: Video, reference: Video, peak: float | None = None) -> Tensor:
     """Structural similarity of each frame of [t h w c], 1 for equal ones -> float64 [t].
 
-    As torchmetrics defines it: windows that reach over the border see the frame mirrored there.
+    Equation 13 of the paper, mean over pixels and colours; windows that reach over the border see
+    the frame mirrored there, and no variance is below 0 (as torchmetrics defines it, to rounding).
     Raises ShapeError when shapes or types differ, or frames are smaller than the 11x11 window.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     a, b = _pair(candidate, reference)
     if a.ndim != 4 or min(a.shape[1:3]) < SSIM_WINDOW:
         raise ShapeError(
             f"SSIM needs frames [t h w c] of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
             f"got {tuple(a.shape)}"
         )
-    count = max(1, _CHUNK_PIXELS // math.prod(a.shape[1:3]))
-    values: list[Tensor] = []
-    for start in range(0, len(a), count):
-        x, y = (
-            rearrange(video[start : start + count].double(), "t h w c -> t c h w")
-            for video in (a, b)
-        )
-        value: Any = structural_similarity_index_measure(
-            x, y, sigma=SSIM_SIGMA, data_range=_peak(a, peak), reduction="none"
-        )
-        values.append(value.reshape(-1))
-    return torch.cat(values)
+    white = _peak(a, peak)
+    values = [_frame_ssim(x, y, white) for x, y in zip(a, b, strict=True)]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def flicker(video: Video, peak: float | None = None) -> float:
@@ -127,8 +119,51 @@ def flicker(video: Video, peak: float | None = None) -> float:
     frames = torch.as_tensor(video)
     if len(frames) < 2:
         return 0.0
-    change = (frames[1:].double() - frames[:-1].double()).abs()
-    return float(reduce(change, "t h w c -> ", "mean")) / _peak(frames, peak)
+    changes = [float((_levels(y) - _levels(x)).abs().mean()) for x, y in pairwise(frames)]
+    return float(np.mean(changes)) / _peak(frames, peak)
+
+
+def _frame_ssim(a: Tensor, b: Tensor, white: float) -> float:
+    """Of two frames [h w c]."""
+    x, y = (_levels(frame).numpy() for frame in (a, b))
+    c1, c2 = (SSIM_K1 * white) ** 2, (SSIM_K2 * white) ** 2
+    mean_x, mean_y = _windowed(x), _windowed(y)
+    covariance = _windowed(x * y) - mean_x * mean_y
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    variances = np.maximum(_windowed(x * x) - mean_x**2, 0.0)
+    variances += np.maximum(_windowed(y * y) - mean_y**2, 0.0)
+    return float(np.mean(similarity / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))))
+
+
+def _windowed(x: np.ndarray) -> np.ndarray:
+    """Mean of [h w c] in the Gaussian window around each pixel, each colour for itself."""
+    reach = (SSIM_WINDOW - 1) / 2 / SSIM_SIGMA
+    found: np.ndarray = gaussian_filter(
+        x, (SSIM_SIGMA, SSIM_SIGMA, 0.0), mode="mirror", truncate=reach
+    )
+    return found
+
+
+def _mse(a: Tensor, b: Tensor) -> float:
+    squares = sum(float((x - y).square().sum()) for x, y in _chunks(a, b))
+    return squares / a.numel()
+
+
+def _chunks(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both, some rows at a time, in float64 on the host."""
+    if a.ndim == 0:
+        a, b = a[None], b[None]
+    rows = max(1, _CHUNK_VALUES * len(a) // a.numel())
+    for start in range(0, len(a), rows):
+        yield _levels(a[start : start + rows]), _levels(b[start : start + rows])
+
+
+def _levels(x: Tensor) -> Tensor:
+    return x.cpu().double()
+
+
+def _decibels(error: float, white: float) -> float:
+    return min(10.0 * math.log10(white**2 / error), MAX_PSNR) if error > 0.0 else MAX_PSNR
 
 
 def _pair(candidate: Video, reference: Video) -> tuple[Tensor, Tensor]:
