@@ -26,14 +26,14 @@ def test_failures_travel_through_a_pipe_between_other_lines() -> None:
     sent[0].send(writing)
     os.write(writing, b"another\n")
     sent[1].send(writing)
-    tell(writing, "started", rank=1)
+    tell(writing, "started", rank=1, pid=12345)
     tell(writing, "finished", rank=1)
     tell(writing, "death", rank=2, code=-9)
     os.write(writing, b"osp-opt-tells {cut")
     os.close(writing)
     listener.close(60)
     assert listener.failures == sent
-    assert (listener.started, listener.finished) == ({1}, {1})
+    assert (listener.started, listener.finished) == ({1: 12345}, {1})
     assert (listener.deaths, listener.unmet) == ({2: -9}, False)
     assert log.getvalue() == b"W0101 some warning\nanother\nosp-opt-tells {cut"
 
@@ -69,6 +69,13 @@ def test_a_killed_rank_comes_before_those_that_waited_for_it() -> None:
     assert code == 137
     assert message.startswith("the worker of rank 1 died: killed by SIGKILL (out of memory?)")
     assert "rank1.log" in message
+
+
+def test_a_stopped_rank_is_the_cause_although_it_is_killed_at_last() -> None:
+    told = "rank 3: no sign of life for 9 s; rank 0: barrier failed"
+    lost = Failure(0, 6.0, told, 1, follows=True, lost=(3,))
+    message, code = explain([waited(2), lost], {0: 1, 3: -9}, 4, LOG)
+    assert (message, code) == (f"{told}; see run/logs/rank3.log", 1)
 
 
 def test_ranks_that_say_nothing_are_named() -> None:

@@ -142,6 +142,25 @@ def test_a_rank_that_hangs_ends_the_job_after_the_timeout(tmp_path: Path) -> Non
     assert_all_end([int((tmp_path / STATE / f"pid-{rank}").read_text()) for rank in range(2)])
 
 
+def test_work_may_take_several_timeouts(tmp_path: Path) -> None:
+    code, out, err = finish(start(tmp_path, "work on rank 1", 2, "--timeout", "5"))
+    assert (code, err) == (0, "")
+    assert "[0, 1]" in out
+
+
+@pytest.mark.parametrize(("ranks", "layout"), [(2, "dp=2"), (2, "sp=2"), (4, "dp=2,sp=2")])
+def test_a_rank_that_is_stopped_is_named(tmp_path: Path, ranks: int, layout: str) -> None:
+    """Whether the others wait for its results or for its tensors, and whoever waits for those."""
+    process = start(tmp_path, "stop on rank 1", ranks, "--parallel", layout, "--timeout", "10")
+    code, _, err = finish(process)
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("osp-opt: error: rank 1: no sign of life for ")
+    assert err.endswith("/logs/rank1.log\n")
+    assert "memory" not in err
+    pids = [int((tmp_path / STATE / f"pid-{rank}").read_text()) for rank in range(ranks)]
+    assert_all_end(pids)
+
+
 def test_out_of_memory_says_what_helps(tmp_path: Path) -> None:
     code, _, err = finish(start(tmp_path, "use up the memory"))
     assert code == 1

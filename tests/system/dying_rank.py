@@ -13,7 +13,7 @@ from osp_opt.system.parallel import Parallel
 def main() -> None:
     try:
         # Left open, gloo's threads abort one process in a hundred when the interpreter ends.
-        with Parallel.open(Device.open("cpu"), timeout_s=30) as parallel:
+        with Parallel.open(Device.open("cpu"), timeout_s=5) as parallel:
             parallel.barrier()
             if parallel.rank == 1:
                 os._exit(9)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
 
-from osp_opt.base.errors import OptionError, WorkerError
+from osp_opt.base.errors import OptionError
 from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel
 from osp_opt.system.ranks import Layout, Workload
@@ -52,15 +51,6 @@ def main(out: Path) -> None:
     except OptionError as error:
         made["wrong_layout"] = str(error)
     parallel.barrier()
-    if rank == 0:
-        try:
-            parallel.barrier(timeout_s=1)
-        except WorkerError as error:
-            made["barrier"] = str(error)
-        (out / "rank0-waited").touch()
-    else:
-        while not (out / "rank0-waited").exists():  # hangs, as far as rank 0 can tell
-            time.sleep(0.05)
     (out / f"{rank}.json").write_text(json.dumps(made))
     parallel.close()
     parallel.close()

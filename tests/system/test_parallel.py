@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,13 +69,6 @@ def test_a_layout_for_another_number_of_processes_is_refused(both: list[dict[str
         assert "dp=2,cfg=1,sp=1" in made["wrong_layout"]
 
 
-def test_a_barrier_names_the_rank_that_does_not_come(both: list[dict[str, Any]]) -> None:
-    message = both[0]["barrier"]
-    assert message.startswith("rank 0: barrier failed")
-    assert "Ranks 1 failed" in message or "Rank 1 failed" in message
-    assert "\n" not in message
-
-
 def test_the_survivor_of_a_dead_rank_ends_with_one_clear_line(free_port: int) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
@@ -89,7 +83,7 @@ def test_the_survivor_of_a_dead_rank_ends_with_one_clear_line(free_port: int) ->
     ]
     said = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [5, 9]
-    assert said[0].startswith("rank 0: gathering of results failed, another process has died")
+    assert re.match(r"rank 1: no sign of life for \d+ s; rank 0: gathering of results", said[0])
     assert said[0].count("\n") == 1
 
 

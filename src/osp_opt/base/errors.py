@@ -22,7 +22,7 @@ The text of an error is one line: which option or file, what was found, what to 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -81,7 +81,14 @@ class FfmpegError(InputError):
 
 
 class WorkerError(OspOptError):
-    """A worker process died, hung or could not be started."""
+    """A worker process died, hung or could not be started.
+
+    lost: the ranks that gave no sign of life, where that is what happened.
+    """
+
+    def __init__(self, message: str, lost: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.lost = tuple(lost)
 
 
 @contextmanager

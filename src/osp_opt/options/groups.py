@@ -255,7 +255,8 @@ class LaunchOptions(Options):
     )
     timeout: float = option(
         1800,
-        "A collective, or a machine for the others, that waits longer ends the job.",
+        "A process without a sign of life for longer ends the job; so does a machine that is "
+        "missing.",
         panel="Launch",
         unit="seconds",
         gt=0,

@@ -26,9 +26,9 @@ _MAX_TEXT = 1500  # characters, of which JSON makes at most twice as many bytes 
 def tell(descriptor: int, event: str, **fields: Any) -> None:
     """Tell the launcher that listens on `descriptor`; without one, nothing happens.
 
-    Events: "started" and "finished" (of a rank), "death" (rank, code: how a worker's process ended,
-    as torch elastic knows it), "unmet" (the machines did not find each other), "failure" (the
-    fields of a Failure).
+    Events: "started" (rank, pid), "finished" (rank), "death" (rank, code: how a worker's process
+    ended, as torch elastic knows it), "unmet" (the machines did not find each other), "failure"
+    (the fields of a Failure).
     """
     line = _MARK + json.dumps({"event": event, **fields}).encode() + b"\n"
     with suppress(OSError):
@@ -37,13 +37,18 @@ def tell(descriptor: int, event: str, **fields: Any) -> None:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a worker ended. `follows`: because another one did not answer; the cause lies there."""
+    """Why a worker ended.
+
+    follows: because another one did not answer; the cause lies there. lost: the ranks that gave no
+    sign of life.
+    """
 
     rank: int
     time: float
     message: str
     exit_code: int
     follows: bool = False
+    lost: tuple[int, ...] = ()
 
     def send(self, descriptor: int) -> None:
         """Tell the launcher, in a message that is not torn."""
@@ -60,7 +65,7 @@ class Listener:
     def __init__(self, stream: IO[bytes], log: IO[bytes]) -> None:
         self.failures: list[Failure] = []
         self.deaths: dict[int, int] = {}
-        self.started: set[int] = set()
+        self.started: dict[int, int] = {}
         self.finished: set[int] = set()
         self.unmet = False
         self._stream = stream
@@ -81,15 +86,22 @@ class Listener:
     def _heed(self, told: dict[str, Any]) -> None:
         event = told.pop("event")
         if event == "failure":
-            self.failures.append(Failure(**told))
+            self.failures.append(Failure(**{**told, "lost": tuple(told["lost"])}))
         elif event == "death":
             self.deaths[int(told["rank"])] = int(told["code"])
         elif event == "started":
-            self.started.add(int(told["rank"]))
+            self.started[int(told["rank"])] = int(told["pid"])
         elif event == "finished":
             self.finished.add(int(told["rank"]))
         elif event == "unmet":
             self.unmet = True
+
+    def end_lost(self) -> None:
+        """Kill the workers of this machine that gave no sign of life: they heed no other signal."""
+        lost = {rank for failure in self.failures for rank in failure.lost}
+        for rank in (lost & self.started.keys()) - self.finished:
+            with suppress(ProcessLookupError):
+                os.kill(self.started[rank], signal.SIGKILL)
 
     def close(self, timeout_s: float) -> None:
         """Wait until every writer has ended, at most `timeout_s` seconds."""
@@ -105,16 +117,20 @@ def explain(
     ranks' logs lie beside `log`, the launcher's.
 
     When one rank fails, others follow because they wait for it: the cause is the first failure of
-    a rank's own, else a rank that was killed, else the ranks that said nothing.
+    a rank's own, else a rank that gave no sign of life (which is killed at last), else one that was
+    killed, else the ranks that said nothing.
     """
     logs = log.parent
-    own = [failure for failure in failures if not failure.follows]
-    if own:
-        first = min(own, key=lambda failure: failure.time)
-        return first.message, first.exit_code
+    ordered = sorted(failures, key=lambda failure: failure.time)
+    for first in ordered:
+        if not first.follows:
+            return first.message, first.exit_code
+    for first in ordered:
+        if first.lost:
+            return f"{first.message}; see {logs}/rank{first.lost[0]}.log", first.exit_code
     killed = {r: code for r, code in deaths.items() if code < 0 and code != -signal.SIGTERM}
-    if not killed and failures:
-        first = min(failures, key=lambda failure: failure.time)
+    if not killed and ordered:
+        first = ordered[0]
         silent = sorted(set(range(world_size)) - {failure.rank for failure in failures})
         if not silent:
             return f"{first.message}; see the logs of all ranks in {logs}", first.exit_code

@@ -258,6 +258,7 @@ def _run(options: LaunchOptions, folder: Path, log_path: Path) -> _Ended:
                     child.wait(_POLL_S)
                     break
                 except subprocess.TimeoutExpired:
+                    listener.end_lost()
                     waited += _POLL_S if received else 0.0
                     late = time.monotonic() - started > options.timeout + GRACE_S
                     met = met and (bool(listener.started) or not late)

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     launcher = os.dup(sys.stderr.fileno())
     if os.environ.get(LIFELINE_VARIABLE) == "1":
         threading.Thread(target=_end_with_launcher, daemon=True).start()
-    tell(launcher, "started", rank=rank)
+    tell(launcher, "started", rank=rank, pid=os.getpid())
     progress = Progress(rank)
     _show_own_warnings(progress)
     try:
@@ -72,7 +72,8 @@ def main(argv: list[str]) -> int:
         with suppress(OSError):  # the log may be what cannot be written
             traceback.print_exc()
         follows = isinstance(error, WorkerError)
-        Failure(rank, time.time(), str(error), error.exit_code, follows).send(launcher)
+        lost = error.lost if isinstance(error, WorkerError) else ()
+        Failure(rank, time.time(), str(error), error.exit_code, follows, lost).send(launcher)
         return error.exit_code
     except BaseException as error:
         # Not handled, only noted: the launcher tells the user and the process still fails.

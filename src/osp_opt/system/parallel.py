@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import TracebackType
@@ -19,15 +19,19 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from osp_opt.base.errors import WorkerError
 from osp_opt.system.device import Device
+from osp_opt.system.heartbeat import Heartbeat, Meetings, Silence
 from osp_opt.system.ranks import Layout, Workload, auto_layout, check_layout, parse_layout
 
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 1800.0
-"""Longest wait in a collective: data ranks may wait for one another's last video."""
+"""Longest wait for a rank that gives no sign of life; one that works is waited for."""
+_SUSPICIOUS = 0.2  # of the timeout: so long silent, a rank is why tensors did not arrive in time
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class RankGroup:
     rank: int = 0
     size: int = 1
     handle: dist.ProcessGroup | None = None
+    ranks: tuple[int, ...] = (0,)
+    heartbeat: Heartbeat | None = None
 
     def slice(self, x: Tensor, dim: int) -> Tensor:
         """This rank's part of ``x``, whose length along ``dim`` must divide by ``size``."""
@@ -58,7 +64,7 @@ class RankGroup:
             return x
         parts = torch.stack(x.chunk(self.size, split_dim))
         arrived = torch.empty_like(parts)
-        with _named_failure("exchange of tensors"):
+        with self._talking("exchange of tensors"):
             dist.all_to_all_single(arrived, parts, group=self.handle)
         return torch.cat(arrived.unbind(0), join_dim)
 
@@ -70,7 +76,7 @@ class RankGroup:
         if self.size == 1:
             return [list(tensors)]
         shapes: list[Any] = [None] * self.size
-        with _named_failure("gathering of shapes"):
+        with self._talking("gathering of shapes"):
             dist.all_gather_object(shapes, [tuple(each.shape) for each in tensors], self.handle)
         counts = [[math.prod(shape) for shape in each] for each in shapes]
         # Only tensors of one length can be gathered, so all are laid end to end and padded.
@@ -87,9 +93,12 @@ class RankGroup:
 
     def _gather(self, x: Tensor) -> list[Tensor]:
         gathered = [torch.empty_like(x) for _ in range(self.size)]
-        with _named_failure("gathering of tensors"):
+        with self._talking("gathering of tensors"):
             dist.all_gather(gathered, x, group=self.handle)
         return gathered
+
+    def _talking(self, what: str) -> AbstractContextManager[None]:
+        return _named_failure(what, self.heartbeat, self.ranks)
 
 
 ALONE = RankGroup()
@@ -114,6 +123,8 @@ class Parallel:
     timeout_s: float = DEFAULT_TIMEOUT_S
     requested: Layout | None = None
     control: dist.ProcessGroup | None = None
+    heartbeat: Heartbeat | None = None
+    meetings: Meetings | None = None
 
     @classmethod
     def open(
@@ -125,7 +136,7 @@ class Parallel:
             device: whose tensors the ranks exchange.
             layout: ``auto`` or ``dp=..,cfg=..,sp=..``. ``auto`` spreads independent work over all
                 ranks until :meth:`for_workload` knows better.
-            timeout_s: seconds after which a collective that some rank does not join fails.
+            timeout_s: seconds without a sign of life after which a rank is given up.
 
         Raises:
             OptionError: the layout does not make this number of ranks.
@@ -146,15 +157,22 @@ class Parallel:
         timeout = timedelta(seconds=timeout_s)
         try:
             with _named_failure("meeting of the processes"):
-                if kind == "cpu":
-                    dist.init_process_group(device.backend, timeout=timeout)
-                    control = dist.group.WORLD
-                else:
-                    # Python objects and barriers stay on the host: no device memory, and a gloo
-                    # barrier can name the ranks that are missing.
-                    dist.init_process_group(f"cpu:gloo,{kind}:{device.backend}", timeout=timeout)
+                store, rank, _ = next(rendezvous("env://", timeout=timeout))
+                store.set_timeout(timeout)
+                beats, own = (PrefixStore("osp-opt", each) for each in (store.clone(), store))
+                heartbeat = Heartbeat(beats, rank, world_size, timeout_s)
+                meetings = Meetings(own, rank, world_size, heartbeat)
+                # Python objects and barriers stay on the host: no device memory.
+                backend = device.backend if kind == "cpu" else f"cpu:gloo,{kind}:{device.backend}"
+                dist.init_process_group(
+                    backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+                )
+                control = dist.group.WORLD
+                if kind != "cpu":
                     control = dist.new_group(backend="gloo", timeout=timeout)
-            return replace(alone, control=control).arranged(requested or Layout(dp=world_size))
+                heartbeat.start()
+            alone = replace(alone, control=control, heartbeat=heartbeat, meetings=meetings)
+            return alone.arranged(requested or Layout(dp=world_size))
         except WorkerError:
             alone.close()
             raise
@@ -163,6 +181,7 @@ class Parallel:
         """The same ranks in another layout (collective over all ranks)."""
         if self.world_size == 1:
             return self
+        self._meet("forming of groups")
         return replace(
             self,
             layout=layout,
@@ -215,7 +234,7 @@ class Parallel:
         if self.world_size == 1:
             return [obj]
         gathered: list[Any] = [None] * self.world_size
-        with _named_failure("gathering of results"):
+        with self._talking("gathering of results"):
             dist.all_gather_object(gathered, obj, group=self.control)
         return gathered
 
@@ -224,26 +243,26 @@ class Parallel:
         if self.world_size == 1:
             return obj
         box: list[Any] = [obj]
-        with _named_failure("broadcast of a decision"):
+        with self._talking("broadcast of a decision"):
             dist.broadcast_object_list(box, src=0, group=self.control)
         received: T = box[0]
         return received
 
-    def barrier(self, timeout_s: float | None = None) -> None:
-        """Wait for all ranks; raises WorkerError, on rank 0 naming who is missing (collective)."""
-        if self.world_size == 1:
-            return
-        seconds = self.timeout_s if timeout_s is None else timeout_s
-        with _named_failure("barrier"):
-            dist.monitored_barrier(
-                self.control, timeout=timedelta(seconds=seconds), wait_all_ranks=True
-            )
+    def barrier(self) -> None:
+        """Wait for all ranks (collective)."""
+        if self.world_size > 1:
+            self._meet("barrier")
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Leave the process groups; harmless when called twice.
 
         A process that ends without may abort (std::terminate): gloo's threads are still running.
+        Unless it failed, rank 0, which may hold the store of all, is the last to leave.
         """
+        if self.heartbeat is not None:
+            if self.is_main and not failed and dist.is_initialized():
+                self.heartbeat.wait_for_leaving()
+            self.heartbeat.close()
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -256,7 +275,21 @@ class Parallel:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(failed=error is not None)
+
+    @contextmanager
+    def _talking(self, what: str) -> Iterator[None]:
+        """For what all ranks do together: begins when all have come, however long others work."""
+        self._meet(what)
+        with _named_failure(what, self.heartbeat, range(self.world_size)):
+            yield
+
+    def _meet(self, what: str) -> None:
+        assert self.meetings is not None
+        with _named_failure(what):
+            lost = self.meetings.wait()
+        if lost:
+            raise _failure(what, lost)
 
     def _group(self, members: list[list[int]]) -> RankGroup:
         """This rank's group; every rank has to make all of them, in the same order."""
@@ -265,21 +298,33 @@ class Parallel:
         for ranks in members:
             if len(ranks) == 1:
                 continue
-            with _named_failure("forming of groups"):
+            with _named_failure("forming of groups", self.heartbeat, range(self.world_size)):
                 handle = dist.new_group(ranks, timeout=timeout)
             if self.rank in ranks:
-                mine = RankGroup(ranks.index(self.rank), len(ranks), handle)
+                place = ranks.index(self.rank)
+                mine = RankGroup(place, len(ranks), handle, tuple(ranks), self.heartbeat)
         return mine
 
 
 @contextmanager
-def _named_failure(what: str) -> Iterator[None]:
-    """torch.distributed's errors say where in C++ they were raised; say what was being done."""
+def _named_failure(
+    what: str, heartbeat: Heartbeat | None = None, ranks: Iterable[int] = ()
+) -> Iterator[None]:
+    """torch.distributed's errors say where in C++ they were raised; say what was being done, and
+    who of the `ranks` that take part is silent.
+    """
     try:
-        yield
+        with nullcontext() if heartbeat is None else heartbeat.waiting():
+            yield
     except RuntimeError as error:
-        rank = os.environ.get("RANK", "0")
         cause = str(error).strip().partition("\n")[0]
-        raise WorkerError(
-            f"rank {rank}: {what} failed, another process has died or hangs ({cause})"
-        ) from error
+        lost = [] if heartbeat is None else heartbeat.lost(ranks, _SUSPICIOUS * heartbeat.timeout_s)
+        raise _failure(what, lost, cause) from error
+
+
+def _failure(what: str, lost: Sequence[Silence], cause: str = "") -> WorkerError:
+    rank = os.environ.get("RANK", "0")
+    if lost:
+        told = ", ".join(map(str, lost))
+        return WorkerError(f"{told}; rank {rank}: {what} failed", [each.rank for each in lost])
+    return WorkerError(f"rank {rank}: {what} failed, another process has died or hangs ({cause})")

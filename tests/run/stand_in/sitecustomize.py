@@ -6,6 +6,7 @@ Only the job is a stand-in: launcher, torch.distributed.run, worker and process 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import types
@@ -14,6 +15,8 @@ from typing import Any
 
 def run(options: Any, context: Any) -> None:
     """The job: ``sample`` with an order in place of a prompt."""
+    import torch
+
     from osp_opt.base.errors import ScheduleError
 
     order = options.text_prompt[0]
@@ -32,6 +35,17 @@ def run(options: Any, context: Any) -> None:
         if rank == 1:
             raise ZeroDivisionError("divided by nothing")
         context.parallel.gather_objects(rank)
+    elif order == "work on rank 1":
+        end = time.monotonic() + 4 * options.timeout
+        while rank == 1 and time.monotonic() < end:
+            sum(range(1000))
+        print(context.parallel.gather_objects(rank), flush=True)
+    elif order == "stop on rank 1":
+        together = context.parallel.arranged(context.parallel.requested or context.parallel.layout)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        together.replica.all_gather(torch.zeros(1), 0)
+        together.gather_objects(rank)
     elif order == "hang on rank 1":
         if rank == 1:
             time.sleep(600)
@@ -42,8 +56,6 @@ def run(options: Any, context: Any) -> None:
             os.kill(os.getpid(), 9)
         context.parallel.gather_objects(rank)
     elif order == "use up the memory":
-        import torch
-
         torch.empty(2**60, dtype=torch.uint8)
     elif order == "fill the disk":
         import resource
