@@ -8,7 +8,7 @@ from pathlib import Path
 
 from osp_opt.base.errors import CalibrationError
 from osp_opt.generate.manifest import VideoFile, original_of, read_takes
-from osp_opt.generate.prompts import given_prompts
+from osp_opt.generate.prompts import listed_prompts
 from osp_opt.options import SearchStepsOptions
 
 __all__ = ["MAX_VIDEOS", "MIN_VIDEOS", "described_videos"]
@@ -30,7 +30,7 @@ def described_videos(options: SearchStepsOptions, folder: Path) -> list[tuple[Vi
         told = [(video, video.prompt or "") for video in videos]
     else:
         files = [video for video in videos if video.path.suffix.lower() == ".mp4"]
-        told = _told(files, given_prompts(options), folder)
+        told = _told(files, listed_prompts(options), folder)
     if len(told) < MIN_VIDEOS:
         raise CalibrationError(
             f"--videos-path {folder}: {len(told)} videos; give {MIN_VIDEOS} to {MAX_VIDEOS}, "

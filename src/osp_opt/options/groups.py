@@ -24,6 +24,7 @@ Sampler = Literal[
 ]
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FRAME_STRIDE = VAE_STRIDE[0]
+PROMPT_FILE_KINDS = (".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 
 
 class ModelOptions(Options):
@@ -181,28 +182,34 @@ class SamplingOptions(ModelOptions, ShapeOptions, DeviceOptions):
     )
     text_prompt: Texts = option(
         (),
-        "A prompt, several (also repeated), or one .txt file with a prompt per line.",
+        "A prompt, several (also repeated), or one file as for --prompt-file.",
         panel="Prompts",
         metavar="TEXT...",
     )
     prompt_file: Path | None = option(
-        None, "Text file with one prompt per line.", panel="Prompts", metavar="FILE"
+        None,
+        "File of prompts: .txt (one a line, # comments), .json, .jsonl, .csv or .tsv.",
+        panel="Prompts",
+        metavar="FILE",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _prompt_file(cls, values: Any) -> Any:
-        """The reference tool's ``--text_prompt prompts.txt`` means the file."""
+        """A file given as text, such as the reference tool's ``--text_prompt prompts.txt``."""
         if not isinstance(values, dict):
             return values
         texts = values.get("text_prompt") or ()
         if not isinstance(texts, (str, list, tuple)):
             return values  # the field says what is wrong with it
         texts = [texts] if isinstance(texts, str) else list(texts)
-        if len(texts) == 1 and isinstance(texts[0], str) and texts[0].strip().endswith(".txt"):
-            if values.get("prompt_file") is not None:
-                raise ValueError("--prompt-file and a .txt file as --text-prompt: give one")
-            return {**values, "text_prompt": (), "prompt_file": texts[0].strip()}
+        files = [text for text in texts if isinstance(text, str) and _is_prompt_file(text)]
+        if files and (len(texts) > 1 or values.get("prompt_file") is not None):
+            raise ValueError(
+                f"--text-prompt {files[0]}: is a file; give it alone, as --prompt-file"
+            )
+        if files:
+            return {**values, "text_prompt": (), "prompt_file": files[0]}
         if texts and values.get("prompt_file") is not None:
             raise ValueError("--text-prompt and --prompt-file exclude each other; give one")
         return values
@@ -213,6 +220,16 @@ class SamplingOptions(ModelOptions, ShapeOptions, DeviceOptions):
         if any(not text.strip() for text in value):
             raise ValueError("a prompt is empty; write what the video shall show")
         return value
+
+
+def _is_prompt_file(text: str) -> bool:
+    """Whether a text names a file of prompts: by its kind, or because it is there."""
+    if Path(text).suffix.lower() in PROMPT_FILE_KINDS and "\n" not in text:
+        return True
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False  # too long for a file, or with characters that no path has
 
 
 class LaunchOptions(Options):

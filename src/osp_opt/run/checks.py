@@ -15,7 +15,7 @@ from osp_opt.base.errors import (
 )
 from osp_opt.base.ffmpeg import check_ffmpeg
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.generate.prompts import given_prompts
+from osp_opt.generate.prompts import given_prompts, listed_prompts
 from osp_opt.generate.recipe import recipe_of
 from osp_opt.options import (
     CALIBRATED_PROMPTS,
@@ -47,7 +47,10 @@ def check_before_launch(options: JobOptions) -> list[str]:
     problem = impossible_device(options.device)
     if problem is not None:
         raise DeviceError(f"--device {options.device}: {problem}; or use --device cpu")
-    given_prompts(options)
+    listed = listed_prompts(options) or []
+    if len(set(listed)) < len(listed):
+        twice = len(listed) - len(set(listed))
+        notes.append(f"{twice} of {len(listed)} prompts are there already; each is made once")
     parse_layout(options.parallel, options.nproc_per_node * options.nnodes)
     _check_output(options)
     check_ffmpeg()
