@@ -31,6 +31,7 @@ LAYERS = (
     ("run",),
     ("report",),
     ("evaluate",),
+    ("export",),
     ("search.steps", "search.cache"),
     ("search",),
     ("calibration",),

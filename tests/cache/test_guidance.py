@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from osp_opt.base.errors import OptionError, PolicyError
-from osp_opt.cache.export import cache_dit_arguments
 from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
+from osp_opt.export.cache_dit import cache_dit_arguments
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.sampling.denoiser import Conditions, GuidedDenoiser
 from osp_opt.system.ranks import Layout, Workload, auto_layout, check_layout

@@ -13,6 +13,7 @@ Blocks and steps count from 0; a range ``(start, end)`` excludes its end.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -201,6 +202,15 @@ class CachePolicy:
                 f"use at most {num_steps - 2}"
             )
 
+    def warnings(self) -> list[str]:
+        """What to know before another program is given the file that `save` writes."""
+        if self.rule is None or self.rule.num_blocks > 1:
+            return []
+        return [
+            "a cache of one block: msModelSlim stops at it and MindIE-SD makes wrong videos with "
+            "it; only osp-opt and cache-dit run it"
+        ]
+
     def expanded(self, num_steps: int, order: int = 0) -> CachePolicy:
         """The same reuse as an explicit plan for `num_steps` steps, of an order."""
         reuse = {step: self.reuse_ranges(step) for step in range(num_steps)}
@@ -235,7 +245,9 @@ class CachePolicy:
         return plan if self.guidance is None else {**plan, "guidance": self.guidance.to_json()}
 
     def save(self, path: str | Path) -> None:
-        """Write the file that `from_file` reads, atomically."""
+        """Write the file that `from_file` reads, atomically; warn where others would misread it."""
+        for line in self.warnings():
+            warnings.warn(line, stacklevel=2)
         write_json(path, self.to_json())
 
     def __str__(self) -> str:

@@ -18,6 +18,7 @@ from osp_opt.options import (
     CalibrateOptions,
     DoctorOptions,
     EvaluateOptions,
+    ExportOptions,
     JobOptions,
     ReportOptions,
     SampleOptions,
@@ -92,6 +93,14 @@ def evaluate(options: EvaluateOptions) -> int:
 def report(options: ReportOptions) -> int:
     """Make one HTML file of finished runs: videos side by side, figures, provenance."""
     from osp_opt.report.job import run
+
+    return run(options)
+
+
+@add_command(app, ExportOptions)
+def export(options: ExportOptions) -> int:
+    """Write a schedule or cache policy for another runtime: diffusers, cache-dit, MindIE-SD, ..."""
+    from osp_opt.cli.export import run
 
     return run(options)
 

@@ -23,6 +23,7 @@ from osp_opt.options.commands import (
     calibration_file,
 )
 from osp_opt.options.evidence import EvaluateOptions, ReportOptions
+from osp_opt.options.export import ExportOptions
 from osp_opt.options.groups import (
     DeviceOptions,
     LaunchOptions,
@@ -44,6 +45,7 @@ COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
             SampleOptions,
             EvaluateOptions,
             ReportOptions,
+            ExportOptions,
             DoctorOptions,
         )
     }
@@ -62,6 +64,7 @@ __all__ = [
     "DeviceOptions",
     "DoctorOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "JobOptions",
     "LaunchOptions",
     "ModelOptions",

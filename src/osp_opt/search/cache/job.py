@@ -297,6 +297,8 @@ class _Search:
         policy.save(path)
         write_meta(path, meta)
         self.say(f"cache policy: {policy} -> {path}")
+        for line in policy.warnings():
+            self.say(f"warning: {line}")
         if not policy.is_four_field:
             self.say(
                 "only osp-opt reads this form of policy (the reference tool reads four fields)"

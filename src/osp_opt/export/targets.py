@@ -1,0 +1,209 @@
+"""Every runtime that can be exported to: what it takes, and how its words are made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from osp_opt.base.errors import OptionError, PolicyError
+from osp_opt.export import cache_dit, mindie
+from osp_opt.export.artifact import (
+    Kind,
+    PolicyFile,
+    kind_of,
+    read_mindie_file,
+    read_policy,
+    read_schedule,
+)
+from osp_opt.options import ExportOptions
+
+if TYPE_CHECKING:
+    from osp_opt.sampling.schedule import TimestepSchedule
+
+__all__ = ["TARGETS", "Exported", "export"]
+
+_NUMBERS = ("steps", "num_blocks")
+_OF_SOME = {*_NUMBERS, "calls_per_step", "shift"}  # options that not every target has a use for
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The same content in each form that can be written, by the suffix of its file.
+
+    The first one is what the terminal shows; bytes are for files only. `notes` are lines for the
+    user.
+    """
+
+    forms: Mapping[str, str | bytes]
+    notes: Sequence[str] = ()
+
+
+def export(path: Path, options: ExportOptions) -> Exported:
+    """`path` for the runtime that `options` name.
+
+    Raises OptionError when that takes another kind of file or lacks a number, PolicyError when it
+    would misread the policy, FileError and its like when the file is not what it should be.
+    """
+    foreign = options.from_format is not None
+    name = options.to or ("osp-opt" if foreign else None)
+    if name is None:
+        raise OptionError(f"--to is missing; choose one of {', '.join(TARGETS)}")
+    target = TARGETS[name]
+    found = "cache policy" if foreign else kind_of(path)
+    if found not in target.accepts:
+        others = ", ".join(other for other, each in TARGETS.items() if found in each.accepts)
+        raise OptionError(
+            f"{path} is a {found}, and --to {name} takes a {target.takes}; "
+            f"a {found} goes to {others}"
+        )
+    for unused in sorted(options.model_fields_set & _OF_SOME - set(target.options)):
+        raise OptionError(
+            f"--{unused.replace('_', '-')}: --to {name} has no use for it; leave it out"
+        )
+    return target.make(path, options)
+
+
+def _policy(path: Path, options: ExportOptions) -> tuple[PolicyFile, int, int]:
+    """The policy with the numbers of blocks and steps that it is exported for."""
+    file = read_mindie_file(path) if options.from_format else read_policy(path)
+    blocks, steps = options.num_blocks or file.num_blocks, options.steps or file.num_steps
+    for flag, number in (("--num-blocks", blocks), ("--steps", steps)):
+        if number is None:
+            raise OptionError(f"{path} does not say for how many it is: give {flag}")
+    assert blocks is not None
+    assert steps is not None
+    try:
+        file.policy.validate(blocks, steps)
+    except PolicyError as error:
+        raise PolicyError(f"{path}: {error}") from None
+    return file, blocks, steps
+
+
+def _of_policy(
+    make: Callable[[PolicyFile, int, int, ExportOptions], Exported],
+) -> Callable[[Path, ExportOptions], Exported]:
+    """A target that takes a policy: read, check the numbers, and name the file in a refusal."""
+
+    def export_policy(path: Path, options: ExportOptions) -> Exported:
+        file, blocks, steps = _policy(path, options)
+        try:
+            made = make(file, blocks, steps, options)
+        except PolicyError as error:
+            raise PolicyError(f"{path}: {error}") from None
+        notes = list(file.notes)
+        if file.num_steps is not None and file.num_steps != steps:
+            notes.append(f"searched for {file.num_steps} steps, exported for {steps}")
+        return Exported(made.forms, (*notes, *made.notes))
+
+    return export_policy
+
+
+def _osp_opt(file: PolicyFile, blocks: int, steps: int, options: ExportOptions) -> Exported:
+    return Exported(
+        {".json": _json(file.policy.to_json())},
+        (f"{file.policy}, of {blocks} blocks in {steps} steps", *file.policy.warnings()),
+    )
+
+
+def _mindie_sd(file: PolicyFile, blocks: int, steps: int, options: ExportOptions) -> Exported:
+    arguments = mindie.mindie_sd_arguments(file.policy, blocks, steps)
+    words = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return Exported(
+        {".py": f"CacheConfig({words})\n", ".json": _json(arguments)},
+        ("one CacheAgent per guidance branch where the transformer runs twice a step",),
+    )
+
+
+def _mindie_policy(file: PolicyFile, blocks: int, steps: int, options: ExportOptions) -> Exported:
+    table = mindie.mindie_policy_table(file.policy, blocks, steps)
+    return Exported(
+        {".pt": mindie.mindie_policy_file(table)},
+        (f"boolean tensor {list(table.shape)}: row t - 1, block b is True where step t reuses b",),
+    )
+
+
+def _cache_dit(file: PolicyFile, blocks: int, steps: int, options: ExportOptions) -> Exported:
+    config = cache_dit.cache_dit_config(
+        file.policy, blocks, steps, calls_per_step=options.calls_per_step
+    )
+    text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=100)
+    return Exported({".yaml": text, ".yml": text, ".json": _json(config)})
+
+
+def _sglang(file: PolicyFile, blocks: int, steps: int, options: ExportOptions) -> Exported:
+    values = cache_dit.sglang_environment(file.policy, blocks, steps)
+    lines = "".join(f"export {name}={value}\n" for name, value in values.items())
+    return Exported({".sh": lines, ".json": _json(values)})
+
+
+def _diffusers(path: Path, options: ExportOptions) -> Exported:
+    from osp_opt.export.timesteps import diffusers_sigmas, diffusers_timesteps
+
+    schedule, sampler = read_schedule(path)
+    values: dict[str, Any] = {"sigmas": diffusers_sigmas(schedule, options.shift)}
+    if options.shift is not None:
+        note = f"un-shifted, for a flow-matching scheduler with shift={options.shift:g}"
+    else:
+        values = {"timesteps": diffusers_timesteps(schedule, sampler), **values}
+        note = "a pipeline takes one of the two; a flow-matching model needs --shift"
+    text = "".join(f"{name}={value!r}\n" for name, value in values.items())
+    return Exported({".py": text, ".json": _json(values)}, [note, *_lost(schedule)])
+
+
+def _comfyui(path: Path, options: ExportOptions) -> Exported:
+    from osp_opt.export.timesteps import comfyui_sigmas
+
+    schedule, _ = read_schedule(path)
+    sigmas = comfyui_sigmas(schedule, flow=options.shift is not None)
+    notes = _lost(schedule)
+    if options.shift is None:
+        notes.insert(0, "a flow-matching model needs --shift (of any size: ComfyUI applies none)")
+    return Exported({".txt": ", ".join(map(repr, sigmas)) + "\n", ".json": _json(sigmas)}, notes)
+
+
+def _lost(schedule: TimestepSchedule) -> list[str]:
+    """What is said of a schedule that no list of levels holds all of."""
+    if not schedule.corrections:
+        return []
+    return [
+        "the corrections of the recipe's steps are not exported; plain steps at the same levels "
+        "make other videos than were measured"
+    ]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=4, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime: the kind of file that it takes, what makes its words, and options for it alone."""
+
+    takes: Kind
+    make: Callable[[Path, ExportOptions], Exported]
+    options: tuple[str, ...] = ()
+
+    @property
+    def accepts(self) -> tuple[Kind, ...]:
+        """Its own kind, and a recipe where that holds one."""
+        return (self.takes,) if self.takes == "calibration" else (self.takes, "recipe")
+
+
+TARGETS: Mapping[str, Target] = MappingProxyType(
+    {
+        "osp-opt": Target("cache policy", _of_policy(_osp_opt), _NUMBERS),
+        "mindie-sd": Target("cache policy", _of_policy(_mindie_sd), _NUMBERS),
+        "mindie-policy": Target("cache policy", _of_policy(_mindie_policy), _NUMBERS),
+        "cache-dit": Target("cache policy", _of_policy(_cache_dit), (*_NUMBERS, "calls_per_step")),
+        "sglang": Target("cache policy", _of_policy(_sglang), _NUMBERS),
+        "diffusers": Target("schedule", _diffusers, ("shift",)),
+        "comfyui": Target("schedule", _comfyui, ("shift",)),
+    }
+)
+"""By the name of `--to`."""
