@@ -17,6 +17,16 @@ class ExportOptions(Options):
     """Write a searched schedule or cache policy for another runtime."""
 
     command: ClassVar[str] = "export"
+    common: ClassVar[tuple[str, ...]] = (
+        "file",
+        "to",
+        "from_format",
+        "steps",
+        "num_blocks",
+        "calls_per_step",
+        "shift",
+        "out",
+    )
     example: ClassVar[str] = "dit_cache_config.json --to cache-dit --num-blocks 32"
 
     file: Path | None = option(
