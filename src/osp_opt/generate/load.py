@@ -214,7 +214,7 @@ def _transformer_folder(model_path: str, version: str | None, cache: Path | None
 
 def _split_hub_id(model_path: str) -> tuple[str, str | None]:
     """("owner/name", "29x480p") of "owner/name/29x480p"; a local folder stays as it is."""
-    parts = model_path.split("/")
+    parts = model_path.rstrip("/").split("/")
     if Path(model_path).expanduser().exists() or len(parts) < 3 or not parts[0]:
         return model_path, None
     return "/".join(parts[:2]), "/".join(parts[2:])

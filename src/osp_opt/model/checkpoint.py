@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor, nn
 
 from osp_opt.base.artifacts import fingerprint_folder, read_json
 from osp_opt.base.errors import CheckpointError, FileError
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.autoencoder import CausalVAEModel
-from osp_opt.model.weights import find_weights, names, read_state_dict, warn_if_writable
+from osp_opt.model.weights import (
+    check_sizes,
+    find_weights,
+    names,
+    read_state_dict,
+    warn_if_writable,
+)
 
 __all__ = [
     "find_weights",
@@ -42,11 +50,12 @@ def resolve_folder(
     ``29x480p`` or ``vae``) limits the download to that folder. ``cache_dir`` is where downloads
     go (default: the hub's own cache). Raises CheckpointError.
     """
+    source = str(source).rstrip("/") or "/"  # people complete names of folders with a slash
     root = Path(source).expanduser()
     if not root.exists():
-        if not HUB_ID.fullmatch(str(source)):
+        if not HUB_ID.fullmatch(source):
             raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name)")
-        root = _download(str(source), subfolder, cache_dir)
+        root = _download(source, subfolder, cache_dir)
     folder = root / subfolder if subfolder else root
     if not folder.is_dir():
         found = names((f.name for f in root.iterdir() if f.is_dir()), 8) if root.is_dir() else ""
@@ -141,6 +150,7 @@ def open_checkpoint(model_class: type[Model], folder: Path) -> tuple[Model, dict
     warn_if_writable([folder / "config.json"])
     state = read_state_dict(folder)
     try:
+        _check_config(model_class, config, len(state))
         # On "meta" nothing is allocated or initialised: the file's tensors become the weights.
         with torch.device("meta"):
             built: Any = model_class.from_config(config)
@@ -151,6 +161,22 @@ def open_checkpoint(model_class: type[Model], folder: Path) -> tuple[Model, dict
     model: Model = built
     _check_keys(model, state, folder)
     return model, state
+
+
+def _check_config(model_class: type[Model], config: dict[str, Any], tensors: int) -> None:
+    """Raise ValueError for values of other types than the model's, and for sizes that would take
+    for ever to build: a model has no more layers than its file has tensors.
+    """
+    kinds = get_type_hints(model_class.__init__)
+    kinds.pop("return", None)
+    fields: Any = {name: (kind | None, None) for name, kind in kinds.items()}
+    checked = create_model("Config", __config__=ConfigDict(strict=True, extra="allow"), **fields)
+    try:
+        checked.model_validate_json(json.dumps(config))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise ValueError(f"{problem['loc'][0]}: {problem['msg']}") from error
+    check_sizes(config, most_layers=tensors)
 
 
 def _load(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:

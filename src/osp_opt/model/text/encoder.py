@@ -28,7 +28,7 @@ from osp_opt.model.text.captions import (
     clean_caption,
     preprocess_prompt,
 )
-from osp_opt.model.weights import warn_if_writable
+from osp_opt.model.weights import check_sizes, warn_if_writable
 
 __all__ = [
     "MAX_SEQUENCE_LENGTH",
@@ -45,6 +45,7 @@ __all__ = [
 Tokenizer = Callable[..., Any]
 """Called as Hugging Face tokenizers are; returns ``input_ids`` and ``attention_mask``."""
 
+_MOST_LAYERS = 1024  # of an encoder; mT5-xxl has 24, and 64 heads
 _PIECES = "spiece.model"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _MAX_PIECES_BYTES = 64 * 2**20  # mT5's own model is 4.3 MB
@@ -189,6 +190,10 @@ def load_text_encoder(
     if config.get("model_type") != "mt5":
         found = config.get("model_type", "unknown")
         raise CheckpointError(f"{folder / 'config.json'}: model_type is {found}, expected mt5")
+    try:
+        check_sizes(config, most_layers=_MOST_LAYERS)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     if source.is_dir():
         warn_if_writable(f for f in sorted(source.iterdir()) if f.is_file())
     try:
