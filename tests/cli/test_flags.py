@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (["--sample_method", "EulerDiscret"], ["did you mean EulerDiscrete?"]),
         (["--model_type", "udit"], ["--model-type udit", "not supported"]),
         (["--model_type", "latte"], ["--model-type latte", "not supported"]),
+        (["--device", "gpu"], ["--device gpu", "say cuda"]),
         (["--device", "npu:3"], ["--device npu:3", "ASCEND_RT_VISIBLE_DEVICES"]),
         (["--guidance-scale", "nan"], ["--guidance-scale nan", "finite"]),
         (["--steps", "0"], ["--steps 0", "steps"]),
@@ -59,6 +63,57 @@ def test_wrong_input_is_one_line_that_names_it(
     line = refusal(capsys, "sample", *args)
     for word in words:
         assert word in line
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "-x", "--frobnicate", "--hint"])
+def test_nothing_is_suggested_that_is_not_near(
+    capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    assert "did you mean" not in refusal(capsys, "sample", flag)
+
+
+def test_the_words_that_everybody_uses() -> None:
+    line = "--prompt 'a dog' 'a cat' --num-inference-steps 30 --model m -o place -v"
+    options = parse("sample", line)
+    assert isinstance(options, SampleOptions)
+    assert options.text_prompt == ("a dog", "a cat")
+    assert (options.steps, options.model_path, str(options.out)) == (30, "m", "place")
+    assert options.verbosity == "verbose"
+    assert parse("search-steps", "-q").verbosity == "quiet"
+    assert parse("report", "--json -o page.html").verbosity == "json"
+    assert parse("search-cache", "--num_inference_steps 20").steps == 20
+
+
+def test_the_reference_tools_flags_ask_for_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    def policy(line: str) -> str:
+        options = parse("search-cache", line)
+        assert isinstance(options, SearchCacheOptions)
+        return options.policy
+
+    assert policy("--ratio 1.3 --out place") == "free"
+    assert policy("--search_type dit_cache") == "four-field"
+    assert policy("--cache_save_path place/cache.json") == "four-field"
+    assert policy("--cache_save_path place/cache.json --policy free") == "free"
+    named = parse("search-cache", "--cache_save_path place/cache.json")
+    assert isinstance(named, SearchCacheOptions)
+    assert named.policy_path == Path("place/cache.json")
+    line = refusal(capsys, "search-cache", "--cache_save_path", "a", "--out", "b")
+    assert "one place" in line
+
+
+@pytest.mark.parametrize("words", ["sam", "sample --nu"])
+def test_the_shell_completes(words: str) -> None:
+    count = len(words.split())
+    environment = {
+        **os.environ,
+        "_OSP_OPT_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"osp-opt {words}",
+        "COMP_CWORD": str(count),
+    }
+    command = [sys.executable, "-c", "from osp_opt.__main__ import run; run()"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    expected = {"sam": ["sample"], "sample --nu": ["--num-frames", "--num-prompts"]}[words]
+    assert done.stdout.split() == expected
 
 
 @pytest.mark.parametrize(

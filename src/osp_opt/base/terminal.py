@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +34,8 @@ def note(text: str) -> None:
     print(visible(f"note: {' '.join(text.split())}"), file=sys.stderr)
 
 
-def make_console() -> Console:
-    """A console on stdout whose tables and lines show all texts as `visible` does."""
+def make_console(stream: TextIO | None = None) -> Console:
+    """A console, by default on stdout, whose tables and lines show all texts as `visible` does."""
     from rich.console import Console
     from rich.segment import Segment
 
@@ -45,4 +45,4 @@ def make_console() -> Console:
                 text, style, control = segment
                 yield segment if control else Segment(visible(text), style)
 
-    return VisibleConsole()
+    return VisibleConsole(file=stream)

@@ -27,7 +27,7 @@ from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
 from osp_opt.generate.references import load_latents, save_latents
-from osp_opt.options import CALIBRATED_PROMPTS, CALIBRATION_FILE, CalibrateOptions
+from osp_opt.options import CALIBRATED_PROMPTS, CALIBRATION_FILE, CalibrateOptions, following
 from osp_opt.sampling.samplers import custom_timestep_samplers, make_scheduler, set_schedule
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.context import WorkerContext
@@ -67,6 +67,14 @@ def run(options: CalibrateOptions, context: WorkerContext) -> None:
     maker = VideoMaker(options, context)
     record_calibration(options, maker, context)
     report_memory(maker, context)
+    if context.parallel.is_main:
+        place = options.out_dir / CALIBRATION_FILE
+        videos = len(_requests(options))
+        context.progress.result(
+            [f"calibration of {videos} videos: {place}"],
+            {"calibration": str(options.out_dir), "videos": videos},
+            following(options, "search-steps", "--steps", str(max(options.steps // 2, 2))),
+        )
 
 
 def record_calibration(
@@ -199,7 +207,8 @@ def _record(
         guidance_scale=maker.guidance_scale if maker.guided else None,
         lags=LAGS,
     )
-    with context.progress.task("calibrating", len(videos) * len(schedule)) as task:
+    work = len(videos) * len(schedule)
+    with context.progress.task("calibrating", work, work) as task:
         for video in videos:
             if video.latents.is_file() and _is_recorded(video, metadata):
                 # Only the video is missing: it could not be written.
@@ -228,7 +237,7 @@ def _record(
             )
             statistics.save(video.statistics)
             _write(video, maker.decode(made.latents), maker.fps)
-            context.progress.say(f"{video.video}: denoised in {made.seconds:.2f} s")
+            context.progress.detail(f"{video.video}: denoised in {made.seconds:.2f} s")
 
 
 def _join(
@@ -258,8 +267,3 @@ def _join(
     ]
     add_take(folder, {"command": "calibrate", **metadata}, entries)
     write_json(options.calibration_note, {"folder": str(folder.resolve())})
-    size = place.stat().st_size / 1e6
-    context.progress.say(
-        f"calibration of {len(videos)} videos: {place} ({size:.1f} MB); "
-        f"searches with --workdir {options.workdir} find it"
-    )

@@ -12,7 +12,7 @@ import typer.main
 from osp_opt import __version__
 from osp_opt.base.terminal import report_error
 from osp_opt.cli.config_file import field_spellings, suggest
-from osp_opt.cli.flags import OptionsCommand, add_command, dashed, kebab
+from osp_opt.cli.flags import Commands, OptionsCommand, add_command, dashed
 from osp_opt.options import (
     COMMANDS,
     CalibrateOptions,
@@ -32,11 +32,14 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="osp-opt",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"token_normalize_func": dashed},
+    context_settings={
+        "token_normalize_func": dashed,
+        "help_option_names": ["-h", "--help"],
+    },
     help="Make Open-Sora-Plan v1.2 sample faster: fewer steps, cached blocks, the same videos.",
     epilog="A first tour, on the bundled model: calibrate, search-steps, search-cache, sample.",
 )
@@ -152,5 +155,6 @@ def _unknown_flag(command: OptionsCommand, text: str, flag: str) -> str:
     owners = [other for other, model in COMMANDS.items() if name in field_spellings(model)]
     if owners:
         return f"{text}; it belongs to {' and '.join(owners)}"
-    flags = [kebab(spelling) for spelling in field_spellings(command.model)]
-    return text + suggest(kebab(name), [*flags, "--config", "--help"])
+    # Dashes, which all have in common, would make anything look alike.
+    known = [*map(dashed, field_spellings(command.model)), "config", "help", "help-all"]
+    return text + suggest(dashed(name), known, "--")

@@ -50,10 +50,10 @@ def read_config(model: type[Options], path: Path) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` when one of ``known`` is near ``word``, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.55)
-    return f"; did you mean {near[0]}?" if near else ""
+def suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """``; did you mean X?`` when one of ``known`` is a slip away from ``word``, else nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def field_spellings(model: type[Options]) -> dict[str, str]:

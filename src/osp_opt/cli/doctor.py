@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-from rich.table import Table
-
-from osp_opt.base.terminal import make_console
-from osp_opt.options import DoctorOptions
+from osp_opt.base.progress import Progress
+from osp_opt.options import DoctorOptions, following
 
 if TYPE_CHECKING:
     from osp_opt.cli.diagnosis import Section
@@ -18,23 +15,20 @@ PROBLEMS_EXIT_CODE = 2
 
 
 def run(options: DoctorOptions) -> int:
-    """Print one table per thing looked at and a list of problems; 0 without any, else 2."""
-    console = make_console()
-    with console.status("looking"):
+    """Tell what was found, thing by thing, and what is wrong; 0 when nothing is, else 2."""
+    with Progress(verbosity=options.verbosity) as progress:
         sections = examine(options)
-    for section in sections:
-        table = Table(title=escape(section.title), title_justify="left", show_header=False)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in section.rows:
-            table.add_row(name, escape(value))
-        if section.rows:
-            console.print(table)
-    problems = [problem for section in sections for problem in section.problems]
-    for problem in problems:
-        console.print(f"[red]problem:[/] {escape(problem)}", soft_wrap=True)
-    if not problems:
-        console.print("[green]everything looked at works[/]")
+        for section in sections:
+            progress.say(section.title)
+            width = max((len(name) for name, _ in section.rows), default=0)
+            for name, value in section.rows:  # as it is: a terminal that folds lines keeps paths
+                progress.say(f"  {name:{width}}  {value}")
+        problems = [problem for section in sections for problem in section.problems]
+        progress.result(
+            [f"problem: {problem}" for problem in problems] or ["everything looked at works"],
+            {"found": {s.title: dict(s.rows) for s in sections}, "problems": problems},
+            "" if problems else following(options, "calibrate"),
+        )
     return PROBLEMS_EXIT_CODE if problems else 0
 
 

@@ -33,7 +33,14 @@ _CONFIG_HELP = "YAML file with values for options; flags override it."
 _GO_ON = "run the same command again to go on"
 _NO = "no__"
 _ALL = "osp_opt.help_all"
+_VERBOSITY = "verbosity__"
 _OptionalFlag = bool | None
+_SWITCHES = {
+    "quiet": ("-q", "Tell the result only."),
+    "verbose": ("-v", "Tell details, too."),
+    "json": ("--json", "Print the result as JSON, and nothing else on stdout."),
+}
+"""Short forms of --verbosity, by its value: flag and help."""
 _BASIC_METAVARS: Mapping[Any, str] = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
@@ -47,7 +54,22 @@ def kebab(name: str) -> str:
     return "--" + dashed(name)
 
 
-class OptionsCommand(typer.core.TyperCommand):
+class PlainFlags:
+    """Mixed into a command: its switches are shown without a type, since they take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Commands(PlainFlags, typer.core.TyperGroup):
+    """The group of all commands."""
+
+
+class OptionsCommand(PlainFlags, typer.core.TyperCommand):
     """A command for one options model.
 
     Flags may be spelled with underscores or by an old name, and a list may follow one flag.
@@ -73,7 +95,9 @@ class OptionsCommand(typer.core.TyperCommand):
             return
         short = copy.copy(self)
         by_name = {param.name: param for param in self.params}
-        common = [_folded(by_name[name], self.model) for name in (*self.model.common, "config")]
+        switches = [_VERBOSITY + name for name in _SWITCHES]
+        names = (*self.model.common, "config", *switches)
+        common = [_folded(by_name[name], self.model) for name in names]
         short.params = [*common, by_name["help_all"]]
         more = len(self.model.model_fields) - len(self.model.common)
         short.epilog = (
@@ -83,12 +107,9 @@ class OptionsCommand(typer.core.TyperCommand):
         super(OptionsCommand, short).format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        many = {
-            flag
-            for param in self.params
-            if getattr(param, "multiple", False)
-            for flag in param.opts
-        }
+        lists = {param.name for param in self.params if getattr(param, "multiple", False)}
+        spellings = field_spellings(self.model).items()
+        many = {kebab(spelling) for spelling, name in spellings if name in lists}
         return super().parse_args(ctx, _repeat_flags(args, many))
 
 
@@ -106,7 +127,10 @@ def add_command(
         def command(**values: Any) -> None:
             config = values.pop("config")
             values.pop("help_all")
+            wanted = [name for name in _SWITCHES if values.pop(_VERBOSITY + name)]
             given = _given(values)
+            if wanted:
+                given["verbosity"] = wanted[-1]
             try:
                 with naming_files():
                     code = run(resolve(model, given, Path(config) if config else None))
@@ -159,6 +183,10 @@ def _parameters(model: type[Options]) -> list[inspect.Parameter]:
     made = [parameter for name, field in fields for parameter in _field_parameters(name, field)]
     config = typer.Option("--config", help=_CONFIG_HELP, metavar="FILE", rich_help_panel="Run")
     made.append(_keyword("config", Annotated[str | None, config]))
+    for value, (flag, text) in _SWITCHES.items():
+        names = [flag] if flag.startswith("--") else [f"--{value}", flag]
+        switch = typer.Option(*names, help=text, metavar="", rich_help_panel="Run")
+        made.append(_keyword(_VERBOSITY + value, Annotated[_OptionalFlag, switch]))
     everything = typer.Option(
         "--help-all",
         help="Show every option.",
@@ -178,18 +206,18 @@ def _show_all(ctx: typer.Context, wanted: bool | None) -> None:
 
 
 def _folded(param: Any, model: type[Options]) -> Any:
-    """An option as the short help shows it: in one panel, without its other names."""
+    """An option as the short help shows it: in one panel, without longer names for it."""
     shown = copy.copy(param)
     shown.rich_help_panel = None
     if param.name in model.model_fields:
-        shown.help = _help(model.model_fields[param.name], aliases=False)
+        shown.help = _help(param.name, model.model_fields[param.name], all_names=False)
     return shown
 
 
 def _field_parameters(name: str, field: FieldInfo) -> list[inspect.Parameter]:
     extra = option_extra(field)
     settings: dict[str, Any] = {
-        "help": _help(field),
+        "help": _help(name, field),
         "rich_help_panel": extra["panel"],
         "show_default": False,
     }
@@ -206,11 +234,12 @@ def _field_parameters(name: str, field: FieldInfo) -> list[inspect.Parameter]:
     if extra["positional"]:
         del settings["rich_help_panel"]  # typer puts arguments into a panel of their own
         return [_keyword(name, Annotated[kind, typer.Argument(**settings)])]
-    return [_keyword(name, Annotated[kind, typer.Option(kebab(name), **settings)])]
+    flags = [kebab(name), *([f"-{extra['short']}"] if extra["short"] else [])]
+    return [_keyword(name, Annotated[kind, typer.Option(*flags, **settings)])]
 
 
-def _help(field: FieldInfo, *, aliases: bool = True) -> str:
-    """The description with unit, default and old names, escaped for rich."""
+def _help(name: str, field: FieldInfo, *, all_names: bool = True) -> str:
+    """The description with unit, default and other names (at least shorter ones), for rich."""
     extra = option_extra(field)
     notes = [extra["unit"]] if extra["unit"] else []
     if field.default not in (None, False, ()):
@@ -219,8 +248,9 @@ def _help(field: FieldInfo, *, aliases: bool = True) -> str:
         notes.append(f"default {shown}")
     if extra["off"]:
         notes.append("off " + kebab(extra["off"]))
-    if extra["aliases"] and aliases:
-        notes.append("also " + ", ".join(map(kebab, extra["aliases"])))
+    others = [alias for alias in extra["aliases"] if all_names or len(alias) < len(name)]
+    if others:
+        notes.append("also " + ", ".join(map(kebab, others)))
     text = field.description or ""
     return (f"{text} [{'; '.join(notes)}]" if notes else text).replace("[", r"\[")
 

@@ -29,8 +29,9 @@ from osp_opt.evaluate.summary import (
 )
 from osp_opt.evaluate.vbench import vbench_scores
 from osp_opt.generate.manifest import Take, VideoFile, open_take
-from osp_opt.options import EvaluateOptions
+from osp_opt.options import EvaluateOptions, following
 from osp_opt.quality.intervals import FEWEST, Interval
+from osp_opt.quality.loss import CHANGED_PSNR
 
 __all__ = ["EVALUATION_FORMAT", "Evaluation", "evaluate", "run"]
 
@@ -83,16 +84,20 @@ def run(options: EvaluateOptions) -> int:
     candidate = options.candidate or options.workdir / "samples"
     reference = open_take(options.reference, "--reference")
     done = Finished(options.json_path)
-    found = evaluate(
-        reference,
-        open_take(candidate, "--candidate", reference),
-        options,
-        Progress(),
-        done,
-    )
-    write_json(options.json_path, found.as_json())
+    with Progress(verbosity=options.verbosity) as progress:
+        found = evaluate(
+            reference, open_take(candidate, "--candidate", reference), options, progress, done
+        )
+    values = found.as_json()
+    write_json(options.json_path, values)
     done.clear()
-    _show(make_console(), found, options.json_path)
+    if options.verbosity in ("normal", "verbose"):
+        _show(make_console(), found)
+    progress.result(
+        _result(found, options.json_path),
+        {name: part for name, part in values.items() if name != "videos"},
+        following(options, "report"),
+    )
     return 0 if found.verdict in (None, "kept") else NOT_KEPT_EXIT_CODE
 
 
@@ -181,7 +186,8 @@ def _about(videos: Take) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, found: Evaluation, path: Path) -> None:
+def _show(console: Console, found: Evaluation) -> None:
+    """The table of all measures, and what was not measured."""
     summary = found.summary
     table = Table(
         title=f"{escape(str(found.candidate.address))} against "
@@ -198,21 +204,31 @@ def _show(console: Console, found: Evaluation, path: Path) -> None:
         ]
         table.add_row(_title(metric), *both, shown(difference, name))
     console.print(table)
-    if summary.speedup is not None:
-        console.print(f"denoising {shown(summary.speedup, 'speedup')} times faster")
-    console.print(summary.loss.line())
-    if found.verdict is not None:
-        limit = f"{100 * (found.max_loss or 0.0):g} %"
-        words = {
-            "kept": f"[green]kept:[/] the loss stays within {limit}",
-            "lost": f"[red]lost:[/] more than {limit} is lost",
-            "undecided": f"[yellow]undecided:[/] the interval holds {limit}; "
-            f"{max(FEWEST, 2 * summary.loss.share.count)} prompts may tell",
-        }
-        console.print(words[found.verdict])
     for note in found.notes:
         console.print(f"[dim]not measured: {escape(note)}[/]")
-    console.print(f"figures: {escape(str(path))}", soft_wrap=True)
+
+
+def _result(found: Evaluation, path: Path) -> list[str]:
+    """What was gained and lost, in words."""
+    summary = found.summary
+    lines = [f"figures: {path}"]
+    near = summary.metric("psnr")
+    if near is not None and near.candidate.estimate < CHANGED_PSNR:
+        lines.append(f"warning: {near.candidate.estimate:.1f} dB is visibly another video")
+    if summary.speedup is not None:
+        lines.append(f"denoising {shown(summary.speedup, 'speedup')} times faster")
+    lines.append(summary.loss.line())
+    if found.verdict is not None:
+        limit = f"{100 * (found.max_loss or 0.0):g} %"
+        lines.append(
+            {
+                "kept": f"kept: the loss stays within {limit}",
+                "lost": f"lost: more than {limit} is lost",
+                "undecided": f"undecided: the interval holds {limit}; "
+                f"{max(FEWEST, 2 * summary.loss.share.count)} prompts may tell",
+            }[found.verdict]
+        )
+    return lines
 
 
 def _title(metric: Metric) -> str:

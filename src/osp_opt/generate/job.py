@@ -20,15 +20,16 @@ from osp_opt.base.video import (
     write_video,
 )
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.generate.found import with_found
 from osp_opt.generate.maker import Denoised, Request, VideoMaker
-from osp_opt.generate.manifest import OVERVIEW, RAW_FRAMES, add_take, free_path
+from osp_opt.generate.manifest import MANIFEST, OVERVIEW, RAW_FRAMES, add_take, free_path
 from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
 from osp_opt.generate.provenance import check_provenance
 from osp_opt.generate.recipe import Recipe, recipe_of
 from osp_opt.generate.references import load_latents, save_latents
-from osp_opt.options import SampleOptions
+from osp_opt.options import SampleOptions, following
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.tiny.prompts import load_prompts
 
@@ -70,6 +71,9 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     if recipe is not None:
         options = options.model_copy(update={"sampler": recipe.sampler})
     maker = VideoMaker(options, context)
+    options, using = context.parallel.broadcast_object(with_found(options, maker))
+    if using:
+        say(using)
     schedule = _schedule(options, recipe)
     policy = _policy(options, recipe)
     _check(options, maker, schedule, policy, context)
@@ -93,9 +97,9 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     mine = context.parallel.share(todo)
     _make(mine, kept, maker, schedule, policy, key, raw, options, context)
     context.parallel.barrier()
-    if context.parallel.is_main:
-        _summarise(videos, options.out_dir, maker, key, context)
     report_memory(maker, context)
+    if context.parallel.is_main:
+        _summarise(videos, options, maker, key, context)
 
 
 def requests_of(options: SampleOptions) -> list[Request]:
@@ -219,7 +223,7 @@ def _make(
     maker.prefetch_prompts(video.request.prompt for video in videos)
     if not videos:
         return
-    say = context.progress.say
+    say = context.progress.detail
     with (
         context.progress.task("sampling", len(videos) * len(timesteps)) as task,
         # Encoding a file needs no device: the next video is denoised meanwhile.
@@ -288,12 +292,13 @@ def _write(
 
 def _summarise(
     videos: list[_Video],
-    folder: Path,
+    options: SampleOptions,
     maker: VideoMaker,
     key: dict[str, Any],
     context: WorkerContext,
 ) -> None:
     """List the videos in the folder's manifest, show them side by side, say where they are."""
+    folder = options.out_dir
     entries: list[dict[str, Any]] = []
     seconds: list[float] = []
     for video in videos:
@@ -321,7 +326,31 @@ def _summarise(
         write_meta(place, {"shows": [entry["file"] for entry in entries], **key})
     elif len(videos) == 1:
         place = videos[0].path
-    context.progress.say(
-        f"{len(videos)} video{'s' if len(videos) > 1 else ''}: {place} "
-        f"(denoising {median(seconds):.2f} s a video, median)"
+    context.progress.result(
+        [
+            f"{len(videos)} video{'s' if len(videos) > 1 else ''}: {place} "
+            f"(denoising {median(seconds):.2f} s a video, median)"
+        ],
+        {
+            "videos": [str(video.path) for video in videos],
+            "shown": str(place),
+            "denoising_seconds": seconds,
+            "schedule": None if options.schedule is None else str(options.schedule),
+            "cache": None if options.cache is None else str(options.cache),
+        },
+        _following(options),
     )
+
+
+def _following(options: SampleOptions) -> str:
+    """What one does with these videos: compare them with the original's, or make faster ones."""
+    baseline, usual = options.workdir / "baseline", options.workdir / "samples"
+    fast = options.schedule is not None or options.cache is not None
+    if fast and (baseline / MANIFEST).is_file() and baseline != options.out_dir:
+        sides = ("--reference", str(baseline), "--candidate", str(options.out_dir))
+        return following(options, "evaluate", *sides)
+    if fast:
+        return following(options, "sample", "--plain", "--out", str(baseline))
+    if (usual / MANIFEST).is_file() and usual != options.out_dir:
+        return following(options, "evaluate", "--reference", str(options.out_dir))
+    return following(options, "calibrate")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -49,9 +49,10 @@ class Request:
 
     @property
     def slug(self) -> str:
-        """The prompt as part of a file name: at most 40 plain characters."""
-        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")
-        return words[:40].strip("-") or "video"
+        """The prompt as part of a file name: at most 40 letters of any script, and digits."""
+        text = unicodedata.normalize("NFC", self.prompt.lower())
+        kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
+        return "-".join(kept.split())[:40].strip("-") or "video"
 
 
 @dataclass(frozen=True)

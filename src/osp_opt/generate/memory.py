@@ -1,4 +1,4 @@
-"""How much memory each stage of a job needed, over all ranks: said at the end, and kept."""
+"""How much memory each stage of a job needed, over all ranks: told as a detail, and kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 def report_memory(maker: VideoMaker | None, context: WorkerContext) -> None:
-    """Write `memory.json` into the run folder and print one line (collective).
+    """Write `memory.json` into the run folder and tell it as a detail (collective).
 
     `peak_bytes` has, by stage, one number per rank; None where a rank had no part in the stage.
     A run that finds all its work done, or needs no model, measures nothing and leaves the file.
@@ -41,4 +41,4 @@ def report_memory(maker: VideoMaker | None, context: WorkerContext) -> None:
         if any(peak is not None for peak in figures)
     }
     told = ", ".join(f"{name} {peak / GIB:.2f} GiB" for name, peak in most.items())
-    context.progress.say(f"peak memory of a process ({what}): {told}")
+    context.progress.detail(f"peak memory of a process ({what}): {told}")

@@ -5,6 +5,7 @@ Groups are in :mod:`osp_opt.options.groups`, subcommands in :mod:`osp_opt.option
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -52,6 +53,25 @@ COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
 )
 """Every subcommand's options by its name, in the order of use."""
 
+_CARRIED = (
+    *("model_path", "version", "ae_path", "text_encoder_name", "cache_dir"),
+    *("num_frames", "height", "width", "device", "nproc_per_node", "workdir"),
+)
+_SAME_VIDEOS = ("text_prompt", "prompt_file", "num_prompts", "seed", "seeds_per_prompt")
+
+
+def following(options: Options, command: str, *arguments: str) -> str:
+    """The command line of `command` after that of `options`: same model, place, and videos."""
+    names = (*_CARRIED, *_SAME_VIDEOS) if command == options.command else _CARRIED
+    words = ["osp-opt", command, *arguments]
+    for name in names:
+        value = getattr(options, name, None)
+        if name in options.model_fields_set & set(COMMANDS[command].model_fields) and value:
+            values = value if isinstance(value, tuple) else (value,)
+            words += ["--" + name.replace("_", "-"), *map(str, values)]
+    return shlex.join(words)
+
+
 __all__ = [
     "CALIBRATED_PROMPTS",
     "CALIBRATION_FILE",
@@ -77,6 +97,7 @@ __all__ = [
     "SearchStepsOptions",
     "ShapeOptions",
     "calibration_file",
+    "following",
     "option",
     "option_extra",
 ]

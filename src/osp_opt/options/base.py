@@ -17,6 +17,8 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
+from osp_opt.base.progress import Verbosity
+
 PANELS = ("Job", "Model", "Video", "Prompts", "Sampling", "Verification", "Device", "Run", "Launch")
 """Help panels, in the order in which ``--help`` shows them."""
 
@@ -41,6 +43,7 @@ def option(
     panel: str,
     unit: str | None = None,
     aliases: tuple[str, ...] = (),
+    short: str | None = None,
     metavar: str | None = None,
     identity: bool = True,
     positional: bool = False,
@@ -50,15 +53,17 @@ def option(
     """Declare one option.
 
     ``text`` is its help and ``unit`` what its number counts; ``aliases`` are other flag names, in
-    field spelling; ``identity`` is False for options that cannot change a result (where to run,
-    how to report), so that a run may be resumed with other values of them; ``positional`` is True
-    for what is given without a flag; ``off`` is another name, besides ``no_...``, of the flag that
-    turns a switch off. ``constraints`` are pydantic's (``ge``, ``multiple_of``, ...).
+    field spelling, and ``short`` is a letter; ``identity`` is False for options that cannot change
+    a result (where to run, how to report), so that a run may be resumed with other values of them;
+    ``positional`` is True for what is given without a flag; ``off`` is another name, besides
+    ``no_...``, of the flag that turns a switch off. ``constraints`` are pydantic's (``ge``,
+    ``multiple_of``, ...).
     """
     extra: JsonDict = {
         "panel": panel,
         "unit": unit,
         "aliases": [*aliases],
+        "short": short,
         "metavar": metavar,
         "identity": identity,
         "positional": positional,
@@ -161,6 +166,12 @@ class Options(BaseModel):
     )
     debug: bool = option(
         False, "Show tracebacks instead of one-line errors.", panel="Run", identity=False
+    )
+    verbosity: Verbosity = option(
+        "normal",
+        "How much is told; -q, -v and --json for short. json: the result alone on stdout.",
+        panel="Run",
+        identity=False,
     )
 
     @property

@@ -18,7 +18,7 @@ from osp_opt.options.groups import (
     ShapeOptions,
 )
 
-_STEPS_ALIASES = ("num_sampling_steps",)
+_STEPS_ALIASES = ("num_sampling_steps", "num_inference_steps")
 _SCHEDULE = "Searched schedule: JSON list of timesteps / 1000."
 CALIBRATION_FILE = "calibration.safetensors"
 """The statistics of a calibration, inside its folder."""
@@ -77,6 +77,7 @@ class CalibrateOptions(SamplingOptions, LaunchOptions):
         None,
         "Folder for videos and statistics; default WORKDIR/calibration.",
         panel="Job",
+        short="o",
         aliases=("save_img_path", "save_dir"),
         metavar="DIR",
         identity=False,
@@ -233,6 +234,7 @@ class SearchStepsOptions(SearchOptions):
         None,
         "Folder or file for the schedule; default RUN_FOLDER/searched_schedule.txt.",
         panel="Job",
+        short="o",
         aliases=("save_dir",),
         metavar="PATH",
         identity=False,
@@ -320,8 +322,9 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
         metavar="FILE",
     )
     policy: Literal["four-field", "free"] = option(
-        "four-field",
-        "four-field: a file that the reference tool reads; free: any blocks at any step.",
+        "free",
+        "free: any blocks at any step; four-field: a file that the reference tool reads, as its "
+        "own flags imply.",
         panel="Job",
     )
     budget: float = option(
@@ -334,10 +337,30 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
         None,
         "Folder or file for the policy; default RUN_FOLDER/dit_cache_config.json.",
         panel="Job",
-        aliases=("cache_save_path", "save_dir"),
+        short="o",
+        aliases=("save_dir",),
         metavar="PATH",
         identity=False,
     )
+    cache_save_path: Path | None = option(
+        None,
+        "As --out, in the reference tool's words: the file is then one that it reads.",
+        panel="Job",
+        metavar="PATH",
+        identity=False,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_reference_tool(cls, values: Any) -> Any:
+        """Its flags ask for its file, unless --policy says otherwise."""
+        if not isinstance(values, dict) or not values.keys() & {"cache_save_path", "search_type"}:
+            return values
+        place = values.get("cache_save_path")
+        if place is not None and values.get("out") is not None:
+            raise ValueError("--cache-save-path and --out name one place; give one")
+        named = {} if place is None else {"out": place, "cache_save_path": None}
+        return {"policy": "four-field", **values, **named}
 
     @model_validator(mode="after")
     def _possible_steps(self) -> SearchCacheOptions:
@@ -368,6 +391,7 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
         "prompt_file",
         "num_prompts",
         "recipe",
+        "plain",
         "schedule",
         "cache",
         "steps",
@@ -377,7 +401,7 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
         "workdir",
         "nproc_per_node",
     )
-    example: ClassVar[str] = "--prompt-file prompts.txt --schedule searched_schedule.txt"
+    example: ClassVar[str] = "--prompt 'a red circle moves left on a white background'"
 
     steps: int = option(
         100,
@@ -400,6 +424,12 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
         panel="Job",
         metavar="FILE",
     )
+    plain: bool = option(
+        False,
+        "As the original model does: not with the schedule and the cache that the searches left in "
+        "the working folder, which are used when nothing is said of steps or cache.",
+        panel="Job",
+    )
     allow_mismatch: bool = option(
         False, "Use what was searched for another model or setting.", panel="Job"
     )
@@ -417,6 +447,7 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
         None,
         "Folder for the videos; default WORKDIR/samples.",
         panel="Job",
+        short="o",
         aliases=("save_img_path",),
         metavar="DIR",
         identity=False,

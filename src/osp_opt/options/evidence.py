@@ -76,6 +76,7 @@ class EvaluateOptions(Options):
         None,
         "Folder or file for the figures; default WORKDIR/evaluate/evaluation.json.",
         panel="Job",
+        short="o",
         metavar="PATH",
         identity=False,
     )
@@ -121,6 +122,7 @@ class ReportOptions(Options):
         None,
         "The HTML file; default report.html in the first RUN.",
         panel="Job",
+        short="o",
         metavar="FILE",
     )
 

@@ -35,6 +35,7 @@ class ModelOptions(Options):
         "Transformer: a local folder or a hub id such as NAME/REPO/29x480p. "
         "Without it, the bundled model.",
         panel="Model",
+        aliases=("model",),
         metavar="PATH",
     )
     version: str | None = option(
@@ -128,6 +129,8 @@ class DeviceOptions(Options):
         """Every worker takes the device of its local rank, so ``cuda:0`` says no more than cuda."""
         if isinstance(value, str) and value.endswith(":0"):
             return value.removesuffix(":0")
+        if value == "gpu":
+            raise ValueError("say cuda for a GPU of NVIDIA's, npu for Ascend's")
         if isinstance(value, str) and ":" in value:
             raise ValueError(
                 "choose a device by name only; select devices with ASCEND_RT_VISIBLE_DEVICES "
@@ -184,6 +187,7 @@ class SamplingOptions(ModelOptions, ShapeOptions, DeviceOptions):
         (),
         "A prompt, several (also repeated), or one file as for --prompt-file.",
         panel="Prompts",
+        aliases=("prompt",),
         metavar="TEXT...",
     )
     prompt_file: Path | None = option(

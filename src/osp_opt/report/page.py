@@ -19,7 +19,7 @@ from osp_opt.report.figures import Plot
 from osp_opt.report.runs import Material
 from osp_opt.report.views import Scene
 
-__all__ = ["build_page"]
+__all__ = ["build_page", "verdict_of"]
 
 _FIRST = {
     "speedup": "Times faster",
@@ -40,7 +40,11 @@ _MORE = {
 
 
 def build_page(
-    found: Material, comparison: Comparison | None, scenes: Sequence[Scene], plots: Sequence[Plot]
+    found: Material,
+    comparison: Comparison | None,
+    verdict: Sequence[str],
+    scenes: Sequence[Scene],
+    plots: Sequence[Plot],
 ) -> str:
     """The whole file, as text; everything that comes from files is escaped by the template."""
     loader = jinja2.FunctionLoader(_asset)
@@ -55,7 +59,7 @@ def build_page(
         style=_asset("page.css"),
         script=_asset("page.js"),
         names=", ".join(folder.name for folder in found.folders),
-        verdict=[] if comparison is None else list(_verdict(comparison)),
+        verdict=verdict,
         winner=None if comparison is None else comparison.winner,
         tables=[_table(rows, _FIRST), _table(rows, more)],
         scenes=scenes,
@@ -73,14 +77,15 @@ def _asset(name: str) -> str:
     return (resources.files("osp_opt.report") / name).read_text(encoding="utf-8")
 
 
-def _verdict(comparison: Comparison) -> Iterator[str]:
+def verdict_of(comparison: Comparison | None) -> list[str]:
     """What was gained and lost, a sentence for each run, the winner first."""
+    if comparison is None or len(comparison.rows) < 2:
+        return []
     baseline, *candidates = comparison.rows
     winner = comparison.winner
-    if candidates and winner is None:
-        yield f"No run is faster than {baseline.name} and keeps its videos."
-    for row in sorted(candidates, key=lambda row: row is not winner):
-        yield _in_words(row, baseline)
+    none = [f"No run is faster than {baseline.name} and keeps its videos."] if not winner else []
+    first = sorted(candidates, key=lambda row: row is not winner)
+    return none + [_in_words(row, baseline) for row in first]
 
 
 def _in_words(row: Row, baseline: Row) -> str:

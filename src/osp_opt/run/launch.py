@@ -12,6 +12,7 @@ close ends itself. So all ends with us, even when we are killed with SIGKILL.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -26,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from osp_opt.base.artifacts import open_for_writing
+from osp_opt.base.artifacts import open_for_writing, read_json
 from osp_opt.base.errors import FileError, InputError, OptionError, OspOptError
 from osp_opt.base.terminal import note, report_error, visible
 from osp_opt.options import OPTIONS_FILE, JobOptions, LaunchOptions
@@ -36,6 +37,8 @@ from osp_opt.run.folder import LOG_FOLDER, open_run
 from osp_opt.system.host import share_cores
 
 LAUNCHER_LOG = "launcher.log"
+RESULT_FILE = "result.json"
+"""In the run folder: what a command found, for --json."""
 LIFELINE_VARIABLE = "OSP_OPT_LIFELINE"
 GRACE_S = 10.0
 """How long workers may take to end after a signal before they are killed."""
@@ -59,7 +62,8 @@ def launch(options: JobOptions) -> int:
     _check_not_launched(options)
     options, notes = with_predecessors(options)
     for text in [*notes, *check_before_launch(options)]:
-        note(text)
+        if options.verbosity != "quiet":
+            note(text)
     _check_port(options)
     with ExitStack() as folders:
         run = folders.enter_context(open_run(options))
@@ -71,6 +75,7 @@ def launch(options: JobOptions) -> int:
         if ended.well:
             for each in filter(None, (first, run)):
                 each.finish()
+            _tell_result(options, run.folder / RESULT_FILE)
             return 0
         _restore_terminal()
         if ended.by_signal is not None:
@@ -117,6 +122,13 @@ def _explained(ended: _Ended, options: LaunchOptions, log: Path) -> tuple[str, i
     if world_size == 1 and told.started:
         deaths.setdefault(0, ended.code)
     return explain(told.failures, deaths, world_size if options.nnodes == 1 else 0, log)
+
+
+def _tell_result(options: JobOptions, path: Path) -> None:
+    """For --json: the result, alone on stdout."""
+    if options.verbosity == "json" and options.node_rank == 0 and path.is_file():
+        print(json.dumps(read_json(path, "result")))
+        path.unlink()
 
 
 def _log_name(options: LaunchOptions) -> str:
@@ -236,6 +248,7 @@ def _run(options: LaunchOptions, folder: Path, log_path: Path) -> _Ended:
             _command(options, folder),
             env=_environment(options),
             stdin=subprocess.PIPE,
+            stdout=sys.stderr.fileno() if options.verbosity == "json" else None,
             stderr=subprocess.PIPE,
             start_new_session=True,
         ) as child,

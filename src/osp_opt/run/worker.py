@@ -18,12 +18,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from osp_opt.base.artifacts import open_for_writing
+from osp_opt.base.artifacts import open_for_writing, write_json
 from osp_opt.base.errors import OspOptError, WorkerError, naming_files
 from osp_opt.base.progress import Progress
 from osp_opt.run.failures import Failure, tell
 from osp_opt.run.folder import LOG_FOLDER, load_run, remove_leftovers, results_folder
-from osp_opt.run.launch import LIFELINE_VARIABLE
+from osp_opt.run.launch import LIFELINE_VARIABLE, RESULT_FILE
 from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device, is_out_of_memory, settle_torch_npu
 from osp_opt.system.host import keep_output_harmless
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     if os.environ.get(LIFELINE_VARIABLE) == "1":
         threading.Thread(target=_end_with_launcher, daemon=True).start()
     tell(launcher, "started", rank=rank, pid=os.getpid())
-    progress = Progress(rank)
+    progress = Progress(rank, stdout_is_ours=True)
     _show_own_warnings(progress)
     try:
         with naming_files():
@@ -91,6 +91,7 @@ def main(argv: list[str]) -> int:
 def _run_job(path: Path, rank: int, progress: Progress) -> None:
     run = load_run(path)
     options = run.options
+    progress.verbosity = options.verbosity
     settle_torch_npu()  # before the job imports diffusers
     # What importing makes lives on; looking through it for garbage took a fifth of the import.
     gc.disable()
@@ -104,8 +105,10 @@ def _run_job(path: Path, rank: int, progress: Progress) -> None:
         # Launchers of several machines must not; here all have started and none has met rank 0.
         remove_leftovers(results_folder(options))
     opened = Parallel.open(device, layout=options.parallel, timeout_s=options.timeout)
-    with opened as parallel, device.exact_float32():
+    with opened as parallel, device.exact_float32(), progress:
         run_job(options, WorkerContext(device, parallel, run.folder, progress))
+    if options.verbosity == "json" and progress.values is not None and rank == 0:
+        write_json(run.folder / RESULT_FILE, progress.values)
 
 
 def _calibrate() -> Job:
@@ -172,13 +175,13 @@ def _show_own_warnings(progress: Progress) -> None:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object
     ) -> None:
         if Path(filename).is_relative_to(_PACKAGE):
-            progress.say(f"warning: {message}")
+            progress.warn(str(message))
         else:
             show_in_log(message, category, filename, lineno)
 
     class ToUser(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            progress.say(f"{record.levelname.lower()}: {record.getMessage()}")
+            progress.warn(record.getMessage())
 
     warnings.showwarning = show  # type: ignore[assignment]
     logging.getLogger("osp_opt").addHandler(ToUser(logging.WARNING))

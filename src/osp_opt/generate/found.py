@@ -1,0 +1,68 @@
+"""What the searches left in the working folder, for `sample` to use where nobody says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osp_opt.base.artifacts import read_meta
+from osp_opt.generate.maker import VideoMaker
+from osp_opt.options import SampleOptions, SearchCacheOptions, SearchStepsOptions
+from osp_opt.sampling.schedule import TimestepSchedule
+
+__all__ = ["with_found"]
+
+_OF_THE_STEPS = {"steps", "timesteps", "corrections"}  # a schedule's own, which it brings along
+_CHOSEN = {"recipe", "schedule", "cache", "steps", "plain"}
+
+
+@dataclass(frozen=True)
+class _Result:
+    path: Path
+    setting: dict[str, Any]
+
+    @property
+    def timesteps(self) -> Any:
+        return self.setting.get("timesteps")
+
+
+def with_found(options: SampleOptions, maker: VideoMaker) -> tuple[SampleOptions, str]:
+    """The options with the newest schedule and the cache made for it, and a line that says so.
+
+    Only what was made for this model and setting counts, and only where no option says which steps
+    or cache to take. The line is empty where nothing was found.
+    """
+    if options.model_fields_set & _CHOSEN:
+        return options, ""
+    place = {"workdir": options.workdir}
+    schedules = list(_results(SearchStepsOptions(**place).schedule_path, maker))
+    policies = list(_results(SearchCacheOptions(**place).policy_path, maker))
+    for policy in policies:
+        fitting = [found for found in schedules if found.timesteps == policy.timesteps]
+        if fitting:
+            return _taken(options, schedule=fitting[0].path, cache=policy.path)
+    if schedules:
+        return _taken(options, schedule=schedules[0].path)
+    uniform = list(TimestepSchedule.uniform(options.steps).timesteps)
+    for policy in policies:
+        if policy.timesteps == uniform:
+            return _taken(options, cache=policy.path)
+    return options, ""
+
+
+def _results(path: Path, maker: VideoMaker) -> Iterator[_Result]:
+    """Those of one kind that fit the model and its setting, the newest first."""
+    places = path.parent.glob(f"{path.stem}*{path.suffix}")
+    files = [p for p in places if p.is_file() and not p.name.endswith(".meta.json")]
+    setting = maker.setting(TimestepSchedule.uniform(2))
+    for file in sorted(files, key=lambda p: (p.stat().st_mtime, p.name), reverse=True):
+        recorded = (read_meta(file) or {}).get("setting")
+        if isinstance(recorded, dict) and not set(setting.differences(recorded)) - _OF_THE_STEPS:
+            yield _Result(file, recorded)
+
+
+def _taken(options: SampleOptions, **found: Path) -> tuple[SampleOptions, str]:
+    names = " and ".join(str(path) for path in found.values())
+    return options.model_copy(update=found), f"using {names}; --plain samples without"
