@@ -118,7 +118,8 @@ def run_job(capsys: pytest.CaptureFixture[str]) -> Job:
     def run(options: JobOptions) -> str:
         device = Device.open("cpu")
         options.run_dir.mkdir(parents=True, exist_ok=True)
-        context = WorkerContext(device, Parallel.open(device), options.run_dir, Progress(0))
+        progress = Progress(0, verbosity=options.verbosity)
+        context = WorkerContext(device, Parallel.open(device), options.run_dir, progress)
         capsys.readouterr()
         JOBS[options.command]()(options, context)
         return capsys.readouterr().out

@@ -32,7 +32,7 @@ def maker_of(wanted: SampleOptions) -> VideoMaker:
 
 
 def test_every_stage_is_reported(model_flags: dict[str, Any], run_job: Job) -> None:
-    wanted = options(model_flags)
+    wanted = options(model_flags, verbosity="verbose")
     printed = run_job(wanted)
     report = json.loads((wanted.run_dir / "memory.json").read_text())
     assert report["device"] == "cpu"

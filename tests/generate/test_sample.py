@@ -38,8 +38,9 @@ def test_one_video_per_prompt_with_manifest_and_grid(
     assert take["setting"]["steps"] == 5
     assert all(entry["denoising_seconds"] > 0 for entry in take["videos"])
     assert read_video(folder / "grid.mp4").shape[0] == 5
-    assert "denoised in" in printed
-    assert f"4 videos: {folder / 'grid.mp4'}" in printed
+    *_, result, following = printed.splitlines()
+    assert result.startswith(f"4 videos: {folder / 'grid.mp4'} (denoising ")
+    assert following.startswith("next: osp-opt calibrate ")
 
 
 def test_finished_videos_are_not_made_again(model_flags: dict[str, Any], run_job: Job) -> None:
@@ -112,6 +113,54 @@ def test_schedule_and_cache_together(
     meta = read_meta(next((tmp_path / "both").glob("001*.mp4")))
     assert meta is not None
     assert meta["cache"]["cache_num_blocks"] == 2
+
+
+def test_what_the_searches_left_is_used_unless_asked_otherwise(
+    model_flags: dict[str, Any], run_job: Job, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    flags = {**model_flags, "text_prompt": ("a red dog",)}
+    timesteps = (999.0, 700.0, 420.5, 200.0, 90.0)
+
+    def meta(**more: Any) -> tuple[dict[str, Any], str]:
+        printed = run_job(SampleOptions(**flags, **more))
+        (video,) = (p for p in more["out"].glob("0*.mp4"))
+        found = read_meta(video)
+        assert found is not None
+        return found, printed
+
+    asked = options(flags, text_prompt=("a red dog",), out=tmp_path / "first")
+    run_job(asked)
+    recorded = read_meta(next(asked.out_dir.glob("0*.mp4")))
+    assert recorded is not None
+    setting = {**recorded["setting"], "steps": 5, "timesteps": list(timesteps)}
+    schedule = work / "search-steps" / "searched_schedule.txt"
+    TimestepSchedule(timesteps).save(schedule)
+    write_meta(schedule, {"setting": setting})
+    cache = cache_file(work / "search-cache" / "dit_cache_config.json", setting, 1, 2, 1, 2)
+
+    found, printed = meta(out=tmp_path / "found")
+    assert found["setting"]["timesteps"] == list(timesteps)
+    assert found["cache"] == CachePolicy.four_field(1, 2, 1, 2).to_json()
+    assert f"using {schedule} and {cache}" in printed
+    found, printed = meta(out=tmp_path / "given", schedule=schedule)
+    assert found["cache"] is None, "who says something says all"
+
+    # What was made for another setting is not used, and does not stand in the way.
+    write_meta(cache, {"setting": {**setting, "guidance_scale": 3.0}})
+    found, printed = meta(out=tmp_path / "other")
+    assert found["setting"]["timesteps"] == list(timesteps)
+    assert found["cache"] is None
+    found, printed = meta(out=tmp_path / "plain", plain=True, sampler="EulerDiscrete")
+    assert "using" not in printed
+    assert found["setting"]["steps"] == 100
+
+
+def test_a_file_keeps_the_letters_of_its_prompt(model_flags: dict[str, Any], run_job: Job) -> None:
+    wanted = options(model_flags, steps=2, text_prompt=("一只红色的狗。在草地上", "Ein Bär_läuft!"))
+    run_job(wanted)
+    names = sorted(path.stem for path in wanted.out_dir.glob("0*.mp4"))
+    assert names == ["001-一只红色的狗-在草地上-s42", "002-ein-bär-läuft-s42"]
 
 
 def test_a_cache_changes_latents_little_and_an_empty_effect_not_at_all(

@@ -9,6 +9,7 @@ from typing import Any
 
 from osp_opt.base.artifacts import read_meta
 from osp_opt.generate.maker import VideoMaker
+from osp_opt.generate.provenance import agree
 from osp_opt.options import SampleOptions, SearchCacheOptions, SearchStepsOptions
 from osp_opt.sampling.schedule import TimestepSchedule
 
@@ -40,14 +41,14 @@ def with_found(options: SampleOptions, maker: VideoMaker) -> tuple[SampleOptions
     schedules = list(_results(SearchStepsOptions(**place).schedule_path, maker))
     policies = list(_results(SearchCacheOptions(**place).policy_path, maker))
     for policy in policies:
-        fitting = [found for found in schedules if found.timesteps == policy.timesteps]
+        fitting = [found for found in schedules if agree(policy.timesteps, found.timesteps)]
         if fitting:
             return _taken(options, schedule=fitting[0].path, cache=policy.path)
     if schedules:
         return _taken(options, schedule=schedules[0].path)
     uniform = list(TimestepSchedule.uniform(options.steps).timesteps)
     for policy in policies:
-        if policy.timesteps == uniform:
+        if agree(policy.timesteps, uniform):
             return _taken(options, cache=policy.path)
     return options, ""
 

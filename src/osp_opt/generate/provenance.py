@@ -16,7 +16,7 @@ from osp_opt.base.artifacts import read_meta
 from osp_opt.base.errors import OptionError
 from osp_opt.sampling.schedule import SAME_TIMESTEP
 
-__all__ = ["Setting", "check_provenance"]
+__all__ = ["Setting", "agree", "check_provenance"]
 
 _WORDS = {
     "model": "model",
@@ -59,7 +59,7 @@ class Setting:
         return [
             key
             for key in _WORDS
-            if recorded.get(key) is not None and not _agree(recorded[key], now.get(key))
+            if recorded.get(key) is not None and not agree(recorded[key], now.get(key))
         ]
 
 
@@ -95,7 +95,8 @@ def check_provenance(
         say(f"warning: {what} {path} was made for {told}")
 
 
-def _agree(recorded: Any, now: Any) -> bool:
+def agree(recorded: Any, now: Any) -> bool:
+    """Whether two values of a setting are the same; timesteps may differ by what a file loses."""
     if isinstance(now, list):
         return (
             isinstance(recorded, list)

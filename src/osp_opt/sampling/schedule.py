@@ -31,6 +31,7 @@ BETA_START = 1e-4  # beta of t = 0 (linear, dimensionless); default of diffusers
 BETA_END = 0.02  # beta of t = 999
 SAME_TIMESTEP = 1e-3  # what the decimals of a schedule file may lose
 MAX_SCHEDULE_BYTES = 1 << 20
+_DIGITS = 12  # more than a float32 has
 
 
 @cache
@@ -141,8 +142,12 @@ class TimestepSchedule:
             raise
 
     def save(self, path: str | Path) -> None:
-        """Write the reference tool's format: ascending timestep / 1000, JSON with indent 4."""
-        fractions = [t / NUM_TRAIN_TIMESTEPS for t in reversed(self.timesteps)]
+        """Write the reference tool's format: ascending timestep / 1000, JSON with indent 4.
+
+        Of a timestep in float32, as diffusers spaces them, those digits are written that tell it
+        from its neighbours.
+        """
+        fractions = [_shortest(t) for t in reversed(self.timesteps)]
         atomic_write_text(Path(path), json.dumps(fractions, indent=4))
 
     @property
@@ -152,6 +157,16 @@ class TimestepSchedule:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+
+def _shortest(timestep: float) -> float:
+    """The fraction that stands for a timestep; of fewest digits where that is in float32."""
+    exact = timestep / NUM_TRAIN_TIMESTEPS
+    if float(np.float32(timestep)) != timestep:
+        return exact
+    candidates = (float(f"{exact:.{digits}g}") for digits in range(1, _DIGITS))
+    same = (f for f in candidates if float(np.float32(f * NUM_TRAIN_TIMESTEPS)) == timestep)
+    return next(same, exact)
 
 
 def _fraction(path: str | Path, index: int, value: object) -> float:
