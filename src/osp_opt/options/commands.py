@@ -389,7 +389,6 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
     common: ClassVar[tuple[str, ...]] = (
         "text_prompt",
         "prompt_file",
-        "num_prompts",
         "recipe",
         "plain",
         "schedule",
