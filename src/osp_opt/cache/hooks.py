@@ -1,4 +1,4 @@
-"""A cache policy on any diffusers transformer whose blocks diffusers has registered.
+"""A cache policy on any diffusers transformer.
 
 OpenSoraT2V takes its block loop as an argument and needs none of this. Other transformers run
 their loops themselves, so each block gets one of diffusers' own hooks, which diffusers can remove
@@ -6,85 +6,84 @@ again. The step is told, never counted:
 
 * in one's own loop: ``with handle.at(step, "text"): transformer(...)``;
 * in a pipeline: ``pipe(..., callback_on_step_end=handle.on_step_end)``; the guidance branch is the
-  name that the pipeline gives to diffusers' ``cache_context``.
+  name that the pipeline gives to diffusers' ``cache_context``, and the step, where it gives one.
+
+A range of blocks can be left out only if the model does nothing between its blocks. That is watched
+(`cache.streams`) whenever a range runs or is left out: what the model does otherwise (residuals
+added between blocks, lists run in turn, outputs kept for later) is refused, never approximated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
-from torch import Tensor, nn
+from torch import nn
 
 from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import DeltaStore
+from osp_opt.cache.streams import BlockCalls, Signature
 
 __all__ = ["CacheHandle", "apply_cache"]
 
 HOOK_NAME = "osp_opt_block_cache"
-Streams = tuple[Tensor, ...]
 
 
 def apply_cache(
-    transformer: nn.Module,
+    model: Any,
     policy: CachePolicy,
     *,
+    blocks: str | Sequence[str] | None = None,
     num_steps: int | None = None,
     dtype: torch.dtype | None = None,
     offload: bool = False,
 ) -> CacheHandle:
-    """Cache the blocks of `transformer` by `policy`; blocks are numbered over all its block lists.
+    """Cache the blocks of a transformer, or of a pipeline's transformer, by `policy`.
 
-    `num_steps`, when given, validates the policy against the length of the run as well; the other
-    options are BlockCache's.
+    `blocks` names the lists of blocks in the order in which they run ("transformer_blocks", or
+    seen from a pipeline "transformer.blocks"); by default all lists whose blocks diffusers has
+    registered. Blocks are numbered over all of them. `num_steps`, when given, validates the policy
+    against the length of the run as well; the other options are BlockCache's.
 
-    Raises PolicyError when the blocks are not registered with diffusers, when the policy does not
-    fit them, when a range crosses a change of the block's streams (joint to concatenated), or when
-    a cache of this kind is already applied.
+    Raises PolicyError when there are no such blocks, when the policy does not fit them, or when a
+    cache of this kind is already applied; and while running, when the model does something between
+    the blocks of a range, see the module's text.
     """
     if policy.guidance is not None:
         raise PolicyError(
             "this policy also reuses guidance, which a transformer's blocks know nothing of; "
             "take one without"
         )
-    blocks = _registered_blocks(transformer)
-    if not blocks:
-        raise PolicyError(
-            f"{type(transformer).__name__} has no list of blocks that diffusers has registered; "
-            "register its block class with TransformerBlockRegistry first"
-        )
-    if any(_hooked(block) for block, _ in blocks):
+    transformer, found = _find_blocks(model, blocks)
+    if any(_hooked(module) for module in (transformer, *found)):
         raise PolicyError("this transformer already has a cache applied: remove() it first")
     steps = len(policy.plan) or num_steps
     if steps is not None:
-        policy.validate(len(blocks), steps if num_steps is None else num_steps)
-    streams = [meta.return_encoder_hidden_states_index is None for _, meta in blocks]
-    ranges = [policy.rule.blocks] if policy.rule else [b for s in policy.plan for b in s]
-    for start, end in ranges:
-        if end > len(blocks):
-            raise PolicyError(f"the cache policy reuses block {end - 1} of {len(blocks)} blocks")
-        if len(set(streams[start:end])) > 1:
-            raise PolicyError(
-                f"blocks {start}..{end - 1} carry one stream and two streams; "
-                f"the change is at block {streams.index(not streams[start], start)}"
-            )
-    run = _Run(policy, dtype, offload)
-    for index, (block, meta) in enumerate(blocks):
-        hook = _BlockHook(run, index, index == len(blocks) - 1, meta)
-        HookRegistry.check_if_exists_or_initialize(block).register_hook(hook, HOOK_NAME)
-    return CacheHandle([block for block, _ in blocks], run)
+        policy.validate(len(found), steps if num_steps is None else num_steps)
+    ranges = {policy.rule.blocks} if policy.rule else {b for step in policy.plan for b in step}
+    last = max((end for _, end in ranges), default=0)
+    if last > len(found):
+        raise PolicyError(f"the cache policy reuses block {last - 1} of {len(found)} blocks")
+    signatures = [Signature.of(block) for block in found]
+    kinds = [signature.kind for signature in signatures]
+    run = _Run(policy, kinds, steps, (dtype, offload))
+    _register(transformer, _CallHook(run))
+    for index, block in enumerate(found):
+        _register(block, _BlockHook(run, index, signatures[index]))
+    return CacheHandle([transformer, *found], run)
 
 
 class CacheHandle:
     """What `apply_cache` returns: tells the step, resets between runs, removes the hooks."""
 
-    def __init__(self, blocks: list[nn.Module], run: _Run) -> None:
-        self._blocks = blocks
+    def __init__(self, modules: list[nn.Module], run: _Run) -> None:
+        self._modules = modules
         self._run = run
 
     @contextmanager
@@ -98,12 +97,29 @@ class CacheHandle:
             self._run.step, self._run.branch = previous
 
     def on_step_end(self, pipe: Any, step: int, timestep: Any, kwargs: Any) -> Any:
-        """A diffusers `callback_on_step_end`: the next call belongs to step + 1."""
-        self._run.step = step + 1
+        """A diffusers `callback_on_step_end`: the next call belongs to step + 1.
+
+        After the last step it is step 0 of another video. Raises PolicyError when the step is not
+        the one that was cached, as after a video that was broken off.
+        """
+        run = self._run
+        if run.step != step:
+            raise PolicyError(
+                f"step {step} ended where step {run.step} was expected: reset() the cache after a "
+                "video that was broken off"
+            )
+        run.step = step + 1
+        if run.step == (run.num_steps or getattr(pipe, "num_timesteps", None)):
+            run.reset()
         return kwargs
 
     def reset(self) -> None:
-        """Forget every stored change and start at step 0 again; call it between runs."""
+        """Forget every stored change and start at step 0 again.
+
+        It happens by itself where a video's end or another's begin is seen: at the last step of
+        a run whose length is known, at an earlier step than the last one told, and where a
+        diffusers pipeline resets its caches.
+        """
         self._run.reset()
 
     def memory_bytes(self) -> int:
@@ -113,9 +129,9 @@ class CacheHandle:
     def remove(self) -> None:
         """Take the hooks off again: the transformer is as it was."""
         self.reset()
-        for block in self._blocks:
-            HookRegistry.check_if_exists_or_initialize(block).remove_hook(HOOK_NAME, recurse=False)
-        self._blocks = []
+        for module in self._modules:
+            _unregister(module)
+        self._modules = []
 
 
 class _Run:
@@ -124,123 +140,172 @@ class _Run:
     def __init__(
         self,
         policy: CachePolicy,
-        dtype: torch.dtype | None,
-        offload: bool,
+        kinds: list[type[nn.Module]],
+        num_steps: int | None,
+        storing: tuple[torch.dtype | None, bool],
     ) -> None:
         self.policy = policy
-        self._options = (dtype, offload)
-        self.told = StateManager(BaseState)  # type: ignore[arg-type] # where diffusers' cache_context leaves its name
+        self.kinds = kinds
+        self.num_steps = num_steps
+        self._storing = storing
+        # Where diffusers' cache_context leaves the branch's name, and perhaps the step.
+        self.told = StateManager(BaseState)  # type: ignore[arg-type]
+        self.calls = BlockCalls()
+        self.branch: str | None = None
         self.reset()
 
     def reset(self) -> None:
         self.step = 0
-        self.branch: str | None = None
         self.stores: dict[str, DeltaStore] = {}
-        self.inputs: dict[int, Streams] = {}
         self._last: dict[str, int] = {}
+        self.calls.begin()
 
     def position(self) -> tuple[int, str]:
         """(step, branch) of the call in progress."""
         context = self.told._context
-        step = self.step
-        if context is not None and context.step_index is not None and self.branch is None:
-            step = int(context.step_index)
-        return step, self.branch or (context.name if context is not None else "both")
+        step, name = self.step, "both"
+        if context is not None:
+            name = str(getattr(context, "name", context))
+            index = getattr(context, "step_index", None)
+            step = step if index is None or self.branch is not None else int(index)
+        return step, self.branch or name
 
     def begin(self) -> None:
-        """Called at block 0. Raises PolicyError when the same step and branch run twice."""
+        """A call of the transformer begins.
+
+        Raises PolicyError when the same step and branch run twice.
+        """
         step, branch = self.position()
-        self.inputs.clear()
-        if self._last.get(branch, -1) >= step:
+        last = self._last.get(branch, -1)
+        if step == last:
             raise PolicyError(
                 f"the transformer ran again at step {step}, branch {branch!r}: tell the step with "
                 "handle.at(step, branch) or callback_on_step_end=handle.on_step_end, and reset() "
                 "between runs"
             )
+        if step < last:  # another video
+            told = self.step
+            self.reset()
+            self.step = told
         self._last[branch] = step
+        self.calls.begin()
 
     def store(self, branch: str) -> DeltaStore:
         if branch not in self.stores:
-            self.stores[branch] = DeltaStore(self.policy, *self._options)
+            self.stores[branch] = DeltaStore(self.policy, *self._storing)
         return self.stores[branch]
 
 
-class _BlockHook(ModelHook):
-    """Runs, skips or replaces one block as the policy says for the step in progress."""
+class _CallHook(ModelHook):
+    """On the transformer: where a call begins and ends, and where diffusers tells the branch."""
 
     _is_stateful = True
-    fn_ref: Any  # set by diffusers when the hook is registered
 
-    def __init__(
-        self, run: _Run, index: int, is_last: bool, metadata: TransformerBlockMetadata
-    ) -> None:
+    def __init__(self, run: _Run) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._run = run
-        self._index = index
-        self._is_last = is_last
-        self._meta = metadata
         self._told = run.told  # diffusers looks for a StateManager among the hook's attributes
 
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        run, index = self._run, self._index
-        if index == 0:
-            run.begin()
-        step, branch = run.position()
-        x = self._inputs(args, kwargs)
-        for blocks in run.policy.reuse_ranges(step):
-            if blocks[0] <= index < blocks[1]:
-                if index == blocks[0]:
-                    x = run.store(branch).apply(step, blocks, x)  # type: ignore[assignment]
-                return self._packed(x)
-        output = self.fn_ref.original_forward(*args, **kwargs)
-        for blocks in run.policy.store_ranges(step):
-            if blocks[0] == index:
-                run.inputs[index] = x
-            if blocks[1] == index + 1:
-                run.store(branch).put(step, blocks, run.inputs[blocks[0]], self._outputs(output))
-        if self._is_last:
-            run.inputs.clear()
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self._run.begin()
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        self._run.calls.begin()  # holds no tensor between calls
         return output
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self._run.reset()
         return module
 
-    def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streams:
-        names = [self._meta.hidden_states_argument_name]
-        if self._meta.return_encoder_hidden_states_index is not None:
-            names.append(self._meta.encoder_hidden_states_argument_name)
-        return tuple(self._meta._get_parameter_from_args_kwargs(n, args, kwargs) for n in names)
 
-    def _outputs(self, output: Any) -> Streams:
-        if not isinstance(output, tuple):
-            return (output,)
-        second = self._meta.return_encoder_hidden_states_index
-        first = output[self._meta.return_hidden_states_index]
-        return (first,) if second is None else (first, output[second])
+class _BlockHook(ModelHook):
+    """Runs, skips or replaces one block as the policy says for the step in progress."""
 
-    def _packed(self, x: Streams) -> Any:
-        second: Any = self._meta.return_encoder_hidden_states_index
-        if second is None:
-            return x[0]
-        return x if second == 1 else (x[1], x[0])
+    fn_ref: Any  # set by diffusers when the hook is registered
+
+    def __init__(self, run: _Run, index: int, signature: Signature) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._run = run
+        self._index = index
+        self._signature = signature
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        run, calls, index = self._run, self._run.calls, self._index
+        step, branch = run.position()
+        reused, stored = run.policy.reuse_ranges(step), run.policy.store_ranges(step)
+        starts = [start for start, end in (*reused, *stored) if start <= index < end]
+        calls.enter(index, self._signature.bind(args, kwargs), min(starts, default=index))
+        for blocks in reused:
+            if blocks[0] == index:
+                into: Any = calls.into(blocks)
+                behind: Any = run.store(branch).apply(step, blocks, into)
+                calls.resume(blocks, behind)
+            if blocks[0] <= index < blocks[1]:
+                return calls.skip(index, self._signature.kind)
+        for blocks in stored:
+            if blocks[0] == index:
+                calls.hold(blocks)
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        calls.leave(index, self._signature.kind, output)
+        for blocks in stored:
+            if blocks[1] == index + 1:
+                before, after = calls.change(blocks, run.kinds[blocks[0]])
+                run.store(branch).put(step, blocks, before, after)
+        return output
 
 
-def _registered_blocks(
-    transformer: nn.Module,
-) -> list[tuple[nn.Module, TransformerBlockMetadata]]:
-    """Blocks with their metadata, over every list of registered blocks, in order of declaration."""
+def _find_blocks(model: Any, names: str | Sequence[str] | None) -> tuple[nn.Module, list[Any]]:
+    """The transformer, and the blocks of the named lists or else of all registered ones."""
+    transformer = model if isinstance(model, nn.Module) else getattr(model, "transformer", None)
+    if names is not None:
+        names = [names] if isinstance(names, str) else list(names)
+        lists = []
+        for name in names:
+            owner, path = model, name.split(".")
+            if not isinstance(model, nn.Module):  # a pipeline: the first part is its component
+                owner = transformer = getattr(model, path[0], None)
+                path = path[1:]
+            elif path[0] == "transformer" and not hasattr(model, "transformer"):
+                path = path[1:]
+            found = reduce(lambda part, key: getattr(part, key, None), path, owner)
+            if not isinstance(found, nn.ModuleList) or not len(found):
+                raise PolicyError(f"blocks={name!r} names no list of blocks")
+            lists.append(found)
+        assert isinstance(transformer, nn.Module), "it holds the lists"
+        return transformer, [block for blocks in lists for block in blocks]
+    if not isinstance(transformer, nn.Module):
+        raise PolicyError(f"{type(model).__name__} is no transformer and has none; pass the model")
     lists = [child for child in transformer.children() if isinstance(child, nn.ModuleList)]
-    found = [(block, _metadata(block)) for blocks in lists for block in blocks]
-    return [(block, meta) for block, meta in found if meta is not None]
+    registered = [block for blocks in lists for block in blocks if _is_registered(block)]
+    if not registered:
+        known = [n for n, child in transformer.named_children() if isinstance(child, nn.ModuleList)]
+        raise PolicyError(
+            f"{type(transformer).__name__} has no list of blocks that diffusers has registered; "
+            f"name them with blocks=, it has {', '.join(known) or 'no lists at all'}"
+        )
+    return transformer, registered
 
 
-def _metadata(block: nn.Module) -> TransformerBlockMetadata | None:
+def _is_registered(block: nn.Module) -> bool:
     try:
-        return TransformerBlockRegistry.get(type(block))
+        return TransformerBlockRegistry.get(type(block)) is not None
     except ValueError:  # how diffusers says "not registered"
-        return None
+        return False
 
 
-def _hooked(block: nn.Module) -> bool:
-    return HookRegistry.check_if_exists_or_initialize(block).get_hook(HOOK_NAME) is not None
+def _register(module: nn.Module, hook: ModelHook) -> None:
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
+
+
+def _unregister(module: nn.Module) -> None:
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    registry.remove_hook(HOOK_NAME, recurse=False)
+    # diffusers puts the module's own method back as an attribute, which a copy would share.
+    if vars(module).get("forward") == getattr(type(module), "forward").__get__(module):  # noqa: B009
+        del module.forward
+
+
+def _hooked(module: nn.Module) -> bool:
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook(HOOK_NAME) is not None
