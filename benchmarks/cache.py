@@ -30,7 +30,7 @@ from osp_opt.quality.intervals import paired_difference, ratio_ci
 from osp_opt.quality.metrics import mse
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import BlockTimer, BlockTimes
-from osp_opt.search.cache.trials import policy_key
+from osp_opt.search.trials import policy_key
 from osp_opt.tiny.prompts import load_prompts
 
 __all__ = ["block_times", "policy_entrant", "policy_error", "run", "searched_policy"]

@@ -20,7 +20,7 @@ from benchmarks.lab import Lab, column
 from osp_opt.generate.maker import Request
 from osp_opt.quality.intervals import Interval, lost_share, mean_ci, ratio_ci
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.steps.trials import schedule_key
+from osp_opt.search.trials import schedule_key
 
 __all__ = ["Entrant", "NotRun", "Runtime", "contest", "reason_of", "summary"]
 

@@ -16,7 +16,7 @@ from osp_opt.options import CALIBRATION_FILE, CalibrateOptions
 from osp_opt.quality.intervals import mean_ci, paired_difference
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps.candidates import StepTable, objectives_for
-from osp_opt.search.steps.trials import schedule_key
+from osp_opt.search.trials import schedule_key
 from osp_opt.tiny.prompts import load_prompts
 
 __all__ = ["run"]

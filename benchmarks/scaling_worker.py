@@ -18,8 +18,7 @@ from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import SearchCacheOptions
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.cache.trials import CacheTrials
-from osp_opt.search.steps.trials import StepTrials
+from osp_opt.search.trials import Trials, Variant
 from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel
@@ -43,11 +42,12 @@ def main(folder: Path) -> None:
         full = TimestepSchedule(TimestepSchedule.uniform(work["steps"]).timesteps)
         half = TimestepSchedule(TimestepSchedule.uniform(work["half"]).timesteps)
         policy = CachePolicy.four_field(1, work["blocks"] - 2, 0, 2)
-        trials = StepTrials(maker, full, _inside(context, folder / "steps"))
-        cache = CacheTrials(maker, full, options, _inside(context, folder / "cache"))
+        steps = Trials(maker, Variant(full), _inside(context, folder / "steps"))
+        cache = Trials(maker, Variant(full), _inside(context, folder / "cache"), options)
+        cached = [Variant(full, policy)] * len(requests)
         seconds = {
-            "steps": _timed(parallel, lambda: trials.verified([full, half], requests)),
-            "cache": _timed(parallel, lambda: cache.errors([policy] * len(requests), requests)),
+            "steps": _timed(parallel, lambda: steps.compared([Variant(half)], requests)),
+            "cache": _timed(parallel, lambda: cache.errors(cached, requests)),
         }
         if parallel.is_main:
             (folder / "seconds.json").write_text(json.dumps(seconds))

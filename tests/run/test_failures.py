@@ -27,13 +27,13 @@ def test_failures_travel_through_a_pipe_between_other_lines() -> None:
     os.write(writing, b"another\n")
     sent[1].send(writing)
     tell(writing, "started", rank=1, pid=12345)
-    tell(writing, "finished", rank=1)
+    tell(writing, "finished", rank=1, code=4)
     tell(writing, "death", rank=2, code=-9)
     os.write(writing, b"osp-opt-tells {cut")
     os.close(writing)
     listener.close(60)
     assert listener.failures == sent
-    assert (listener.started, listener.finished) == ({1: 12345}, {1})
+    assert (listener.started, listener.finished) == ({1: 12345}, {1: 4})
     assert (listener.deaths, listener.unmet) == ({2: -9}, False)
     assert log.getvalue() == b"W0101 some warning\nanother\nosp-opt-tells {cut"
 

@@ -87,13 +87,13 @@ def main(golden: Path, out: Path) -> None:
     transformer = load_transformer(golden / "transformer" / "main")
     made: dict[str, Tensor] = {}
     for layout in layouts_for(parallel.world_size):
-        model = parallelize_transformer(transformer, parallel.arranged(layout))
+        model = parallelize_transformer(transformer, parallel.with_layout(layout))
         made |= {f"{layout}/{name}": x for name, x in results(golden, model).items()}
-    spread = parallel.arranged(Layout(sp=parallel.world_size))
+    spread = parallel.with_layout(Layout(sp=parallel.world_size))
     made |= tiled_video(golden, spread.replica)
     transformer.bfloat16()
     for layout in layouts_for(parallel.world_size):
-        model = parallelize_transformer(transformer, parallel.arranged(layout))
+        model = parallelize_transformer(transformer, parallel.with_layout(layout))
         made[f"{layout}/bfloat16"] = half_precision(model)
     save_file(
         {name: x.contiguous() for name, x in made.items()}, out / f"{parallel.rank}.safetensors"

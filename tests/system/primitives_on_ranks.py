@@ -23,7 +23,7 @@ def main(out: Path) -> None:
     device = Device.open("cpu")
     parallel = Parallel.open(device, timeout_s=60)
     rank = parallel.rank
-    together = parallel.arranged(Layout(sp=2))
+    together = parallel.with_layout(Layout(sp=2))
     group = together.sequence
     whole = torch.arange(8.0).reshape(2, 4)
     sent = whole + 100 * rank

@@ -53,7 +53,7 @@ def main(out: Path) -> None:
     opened = Parallel.open(Device.open("cpu"), timeout_s=120)
     made: dict[str, Tensor] = {}
     for layout in layouts_for(opened.world_size):
-        found = videos(opened.arranged(layout))
+        found = videos(opened.with_layout(layout))
         made |= {f"{layout}/{name}": tensor.contiguous() for name, tensor in found.items()}
     save_file(made, out / f"{opened.rank}.safetensors")
     opened.close()

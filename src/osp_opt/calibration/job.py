@@ -21,6 +21,7 @@ from osp_opt.base.errors import CalibrationError, FileError, OptionError
 from osp_opt.base.video import write_image, write_video
 from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.calibration.statistics import Calibration
+from osp_opt.calibration.yardstick import measure_yardstick
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.generate.manifest import add_take
 from osp_opt.generate.memory import report_memory
@@ -110,6 +111,15 @@ def record_calibration(
     if context.parallel.is_main:
         _join(videos, metadata, options, context)
     context.parallel.barrier()
+    if options.measures_yardstick:
+        pairs = [(video.request, video.latents) for video in videos]
+        found = measure_yardstick(maker, schedule, pairs, context)
+        if found is not None and context.parallel.is_main:
+            found.save(folder)
+            told = found.psnr.text(digits=1, unit=" dB")
+            context.progress.say(
+                f"yardstick: {found.steps} steps are {told} from {found.converged}"
+            )
 
 
 def can_be_recorded(sampler: str) -> bool:
@@ -234,6 +244,7 @@ def _record(
                 prompt=video.request.prompt,
                 seed=video.request.seed,
                 metadata=metadata,
+                seconds=made.seconds,
             )
             statistics.save(video.statistics)
             _write(video, maker.decode(made.latents), maker.fps)
@@ -262,8 +273,9 @@ def _join(
             "latents": str(video.latents.relative_to(folder)),
             "prompt": video.request.prompt,
             "seed": video.request.seed,
+            "recorded_in_seconds": part.seconds,
         }
-        for video in videos
+        for video, part in zip(videos, parts, strict=True)
     ]
     add_take(folder, {"command": "calibrate", **metadata}, entries)
     write_json(options.calibration_note, {"folder": str(folder.resolve())})

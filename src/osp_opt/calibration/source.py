@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any, Generic, TypeVar
 
 from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration.job import can_be_recorded, record_calibration
 from osp_opt.calibration.statistics import Calibration
 from osp_opt.calibration.videos import record_videos
+from osp_opt.calibration.yardstick import Yardstick
 from osp_opt.generate.maker import VideoMaker
+from osp_opt.generate.manifest import MANIFEST, read_takes
 from osp_opt.options import (
     CALIBRATED_PROMPTS,
     CALIBRATION_FILE,
@@ -63,6 +66,20 @@ class Source(Generic[OptionsT]):
     def reference(self) -> TimestepSchedule:
         """The full-length schedule that was calibrated."""
         return TimestepSchedule(tuple(float(t) for t in self.calibration.timesteps))
+
+    @property
+    def yardstick(self) -> Yardstick | None:
+        """How far the original's steps are from convergence, where `calibrate` measured it."""
+        return Yardstick.load(self.folder)
+
+    @property
+    def seconds_per_video(self) -> float | None:
+        """Median time that denoising took while recording; None where it is not known."""
+        if not (self.folder / MANIFEST).is_file():
+            return None
+        videos = [video for take in read_takes(self.folder) for video in take.videos]
+        known = [video.recorded_seconds for video in videos if video.recorded_seconds]
+        return median(known) if known else None
 
     def maker(self) -> VideoMaker:
         """The model. Raises CalibrationError when it is not the one that was calibrated."""

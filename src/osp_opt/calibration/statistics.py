@@ -61,6 +61,7 @@ class Calibration:
         g = (1 - w) g_uncond + w g_cond: the part of the change that guidance amplifies.
     lags: the G lags in steps. prompts, seeds: of the P videos.
     metadata: model fingerprint, video shape, sampler, guidance ... (JSON values).
+    seconds: that denoising one video took while it was recorded; None where several are joined.
     """
 
     timesteps: np.ndarray
@@ -72,6 +73,7 @@ class Calibration:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     metadata: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         p, k, g = len(self.prompts), len(self.timesteps), len(self.lags)
@@ -110,6 +112,7 @@ class Calibration:
         prompt: str,
         seed: int,
         metadata: dict[str, Any],
+        seconds: float | None = None,
     ) -> Calibration:
         """A calibration of one video; `merge` joins them."""
         return cls(
@@ -122,6 +125,7 @@ class Calibration:
             (prompt,),
             (seed,),
             dict(metadata),
+            seconds,
         )
 
     @classmethod
@@ -170,6 +174,7 @@ class Calibration:
             "prompts": list(self.prompts),
             "seeds": list(self.seeds),
             "metadata": self.metadata,
+            "seconds": self.seconds,
         }
         tensors = dict(zip(_TENSORS, map(np.ascontiguousarray, arrays), strict=True))
         text = json.dumps(about, sort_keys=True)
@@ -210,6 +215,7 @@ class Calibration:
                 prompts=tuple(about["prompts"]),
                 seeds=tuple(about["seeds"]),
                 metadata=dict(about["metadata"]),
+                seconds=about.get("seconds"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"{path}: not a calibration file of osp-opt") from error

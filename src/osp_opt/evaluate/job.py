@@ -31,12 +31,11 @@ from osp_opt.evaluate.vbench import vbench_scores
 from osp_opt.generate.manifest import Take, VideoFile, open_take
 from osp_opt.options import EvaluateOptions, following
 from osp_opt.quality.intervals import FEWEST, Interval
-from osp_opt.quality.loss import CHANGED_PSNR
+from osp_opt.quality.loss import CHANGED_PSNR, EXIT_CODES, Verdict
 
 __all__ = ["EVALUATION_FORMAT", "Evaluation", "evaluate", "run"]
 
 EVALUATION_FORMAT = "osp-opt/evaluation/1"
-NOT_KEPT_EXIT_CODE = 3
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Evaluation:
     notes: tuple[str, ...]
 
     @property
-    def verdict(self) -> str | None:
+    def verdict(self) -> Verdict | None:
         """kept, lost or undecided; None without a limit."""
         return None if self.max_loss is None else self.summary.loss.verdict(self.max_loss)
 
@@ -76,7 +75,7 @@ class Evaluation:
 
 
 def run(options: EvaluateOptions) -> int:
-    """Evaluate, print, write; 0, or 3 when a limit was given and not shown to be kept."""
+    """Evaluate, print, write; 0, or 3 (lost) or 4 (undecided) where a limit was given."""
     if options.reference is None:
         raise OptionError("--reference: missing; give the folder of the videos to compare with")
     check_place(options.json_path, "--out" if options.out else "--workdir")
@@ -98,7 +97,7 @@ def run(options: EvaluateOptions) -> int:
         {name: part for name, part in values.items() if name != "videos"},
         following(options, "report"),
     )
-    return 0 if found.verdict in (None, "kept") else NOT_KEPT_EXIT_CODE
+    return 0 if found.verdict is None else EXIT_CODES[found.verdict]
 
 
 def evaluate(

@@ -91,7 +91,7 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     kept = context.parallel.broadcast_object([v for v in todo if _finished(v, key, v.latents_path)])
     if len(todo) < len(videos):
         say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
-    context = maker.arranged(context, len(todo), policy)
+    context = maker.with_layout(context, len(todo), policy)
     if kept:
         say(f"{len(kept)} were denoised already and only have to be written")
     mine = context.parallel.share(todo)

@@ -112,7 +112,7 @@ class VideoMaker:
     def _text_settings(self) -> tuple[str, int]:
         return self.negative_prompt, self.max_sequence_length
 
-    def arranged(
+    def with_layout(
         self, context: WorkerContext, videos: int, policy: CachePolicy | None = None
     ) -> WorkerContext:
         """`context` with the layout for making that many videos, by `policy` (collective).

@@ -46,8 +46,9 @@ PROBED = 64  # files whose size is looked at; of more, the largest: an overview 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """One video or image; prompt, seed, seconds of denoising, files of its raw frames and of its
-    latents where a manifest says them.
+    """One video or image; prompt, seed, seconds of denoising (`recorded_seconds`: while statistics
+    were recorded, which takes longer), files of its raw frames and of its latents where a manifest
+    says them.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class VideoFile:
     seconds: float | None = None
     raw: Path | None = None
     latents: Path | None = None
+    recorded_seconds: float | None = None
 
     @property
     def label(self) -> str:
@@ -282,16 +284,20 @@ def _entry(folder: Path, place: Path, number: int, entry: Any) -> VideoFile:
             f"manifest {place}: entry {number} is {file!r:.80}: missing or outside the folder; "
             "sample it again"
         )
-    seconds = entry.get("denoising_seconds")
-    timed = isinstance(seconds, (int, float)) and seconds > 0
     return VideoFile(
         path,
         prompt,
         seed,
-        float(seconds) if timed else None,
+        _seconds(entry.get("denoising_seconds")),
         file_inside(folder, entry.get("frames")),
         file_inside(folder, entry.get("latents")),
+        _seconds(entry.get("recorded_in_seconds")),
     )
+
+
+def _seconds(value: Any) -> float | None:
+    """A time that was measured."""
+    return float(value) if isinstance(value, (int, float)) and value > 0 else None
 
 
 def _labelled(takes: Sequence[Take]) -> list[Take]:

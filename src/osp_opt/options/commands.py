@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
+from typing_extensions import Self
 
 from osp_opt.base.samplers import MAX_STEPS, SAMPLER_KINDS
 from osp_opt.options.base import STATE_FOLDER, Fraction, Numbers, Options, option
@@ -73,6 +74,12 @@ class CalibrateOptions(SamplingOptions, LaunchOptions):
         unit="prompts",
         ge=1,
     )
+    yardstick: bool | None = option(
+        None,
+        "Sample two videos in four times as many steps too: the scale of a loss; default: with the "
+        "bundled model.",
+        panel="Job",
+    )
     out: Path | None = option(
         None,
         "Folder for videos and statistics; default WORKDIR/calibration.",
@@ -99,6 +106,11 @@ class CalibrateOptions(SamplingOptions, LaunchOptions):
         return self.out_dir / STATE_FOLDER / self.command
 
     @property
+    def measures_yardstick(self) -> bool:
+        """Whether to see how far the original's own steps are from convergence."""
+        return self.model_path is None if self.yardstick is None else self.yardstick
+
+    @property
     def calibration_note(self) -> Path:
         """Where it is noted for the searches which folder holds the calibration."""
         return self.workdir / CALIBRATION_NOTE
@@ -106,6 +118,8 @@ class CalibrateOptions(SamplingOptions, LaunchOptions):
 
 class SearchOptions(SamplingOptions, LaunchOptions):
     """What both searches share."""
+
+    goal: ClassVar[str]  # the option that says what is wanted, unless --max-loss does
 
     def calibrate_options(self, most_prompts: int) -> CalibrateOptions:
         """Those of the calibration to make where there is none: with the first prompts given."""
@@ -125,11 +139,16 @@ class SearchOptions(SamplingOptions, LaunchOptions):
         panel="Verification",
     )
     verify_prompts: int = option(
-        4, "Fresh prompts sampled to verify.", panel="Verification", unit="prompts", ge=1
+        8,
+        "Fresh prompts that judge the winner (2 generations each, about).",
+        panel="Verification",
+        unit="prompts",
+        ge=1,
     )
     max_loss: Fraction | None = option(
         None,
-        "Largest acceptable loss of task quality, such as 1%.",
+        "Largest acceptable loss of quality, such as 1%, in place of a length or ratio; exit code "
+        "3 when more is lost, 4 when neither is shown.",
         panel="Verification",
         metavar="PERCENT",
         gt=0,
@@ -146,6 +165,21 @@ class SearchOptions(SamplingOptions, LaunchOptions):
         identity=False,
     )
 
+    @model_validator(mode="after")
+    def _one_goal(self) -> Self:
+        if self.max_loss is not None and self.goal in self.model_fields_set:
+            raise ValueError(f"--max-loss: finds --{self.goal} itself; give one of the two")
+        if self.max_loss is not None and self.verify is False:
+            raise ValueError("--max-loss: needs videos to be sampled; leave out --no-verify")
+        return self
+
+    @property
+    def verifies(self) -> bool:
+        """Whether a winner is judged on fresh prompts: with the bundled model, or when asked to."""
+        if self.verify is None:
+            return self.model_path is None or self.max_loss is not None
+        return self.verify
+
     @property
     def calibration_dir(self) -> Path:
         """Where the calibration is: as `with_predecessors` found it, else the usual place."""
@@ -157,6 +191,7 @@ class SearchStepsOptions(SearchOptions):
 
     command: ClassVar[str] = "search-steps"
     folder: ClassVar[str | None] = "search-steps"
+    goal: ClassVar[str] = "steps"
     common: ClassVar[tuple[str, ...]] = (
         "steps",
         "max_loss",
@@ -179,9 +214,6 @@ class SearchStepsOptions(SearchOptions):
         aliases=_STEPS_ALIASES,
         metavar="N[,N...]",
         min_length=1,
-    )
-    verify_prompts: int = option(
-        12, "Fresh prompts sampled to verify.", panel="Verification", unit="prompts", ge=1
     )
     all_steps: bool = option(
         False, "Write a schedule of every length below the original's, and a table.", panel="Job"
@@ -213,7 +245,7 @@ class SearchStepsOptions(SearchOptions):
     )
     budget: float = option(
         10,
-        "Work spent on deciding among schedules.",
+        "Work spent on choosing, per length.",
         panel="Verification",
         unit="generations",
         gt=0,
@@ -248,6 +280,12 @@ class SearchStepsOptions(SearchOptions):
                 raise ValueError(f"each must be within 2 and {MAX_STEPS} steps")
         return value
 
+    @model_validator(mode="after")
+    def _all_steps_alone(self) -> Self:
+        if self.all_steps and self.max_loss is not None:
+            raise ValueError("--all-steps: samples nothing, which --max-loss needs; give one")
+        return self
+
     @field_validator("search_type", mode="before")
     @classmethod
     def _right_command(cls, value: Any) -> Any:
@@ -280,6 +318,7 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
 
     command: ClassVar[str] = "search-cache"
     folder: ClassVar[str | None] = "search-cache"
+    goal: ClassVar[str] = "ratio"
     common: ClassVar[tuple[str, ...]] = (
         "ratio",
         "max_loss",
@@ -328,7 +367,7 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
         panel="Job",
     )
     budget: float = option(
-        12, "Work spent on verifying candidates.", panel="Verification", unit="generations", gt=0
+        24, "Work spent on choosing.", panel="Verification", unit="generations", gt=0
     )
     search_type: Literal["dit_cache"] = option(
         "dit_cache", "Only dit_cache here; restep is `osp-opt search-steps`.", panel="Job"

@@ -47,8 +47,8 @@ class EvaluateOptions(Options):
     )
     max_loss: Fraction | None = option(
         None,
-        "Largest acceptable loss of quality, such as 1%; exit code 3 when it was not shown to be "
-        "kept.",
+        "Largest acceptable loss of quality, such as 1%; exit code 3 when more is lost, 4 when "
+        "neither is shown.",
         panel="Verification",
         metavar="PERCENT",
         gt=0,

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from osp_opt.quality.intervals import FEWEST, Interval, mean_ci, positive_mean_ci
 
-__all__ = ["CHANGED_PSNR", "VISIBLE_PSNR", "Loss", "Verdict", "loss_of", "visibility"]
+__all__ = [
+    "CHANGED_PSNR",
+    "EXIT_CODES",
+    "VISIBLE_PSNR",
+    "Loss",
+    "Verdict",
+    "loss_of",
+    "visibility",
+]
 
 Verdict = Literal["kept", "lost", "undecided"]
+EXIT_CODES: Mapping[Verdict, int] = MappingProxyType({"kept": 0, "lost": 3, "undecided": 4})
+"""What a command that was given a limit ends with."""
 VISIBLE_PSNR = 40.0  # dB, at which differences can hardly be seen
 CHANGED_PSNR = 30.0  # dB, below which a video is visibly another one
 

@@ -26,9 +26,9 @@ _MAX_TEXT = 1500  # characters, of which JSON makes at most twice as many bytes 
 def tell(descriptor: int, event: str, **fields: Any) -> None:
     """Tell the launcher that listens on `descriptor`; without one, nothing happens.
 
-    Events: "started" (rank, pid), "finished" (rank), "death" (rank, code: how a worker's process
-    ended, as torch elastic knows it), "unmet" (the machines did not find each other), "failure"
-    (the fields of a Failure).
+    Events: "started" (rank, pid), "finished" (rank, and the code that the command shall end with),
+    "death" (rank, code: how a worker's process ended, as torch elastic knows it), "unmet" (the
+    machines did not find each other), "failure" (the fields of a Failure).
     """
     line = _MARK + json.dumps({"event": event, **fields}).encode() + b"\n"
     with suppress(OSError):
@@ -66,7 +66,7 @@ class Listener:
         self.failures: list[Failure] = []
         self.deaths: dict[int, int] = {}
         self.started: dict[int, int] = {}
-        self.finished: set[int] = set()
+        self.finished: dict[int, int] = {}  # exit code of the command, by rank
         self.unmet = False
         self._stream = stream
         self._log = log
@@ -92,14 +92,14 @@ class Listener:
         elif event == "started":
             self.started[int(told["rank"])] = int(told["pid"])
         elif event == "finished":
-            self.finished.add(int(told["rank"]))
+            self.finished[int(told["rank"])] = int(told["code"])
         elif event == "unmet":
             self.unmet = True
 
     def end_lost(self) -> None:
         """Kill the workers of this machine that gave no sign of life: they heed no other signal."""
         lost = {rank for failure in self.failures for rank in failure.lost}
-        for rank in (lost & self.started.keys()) - self.finished:
+        for rank in (lost & self.started.keys()) - self.finished.keys():
             with suppress(ProcessLookupError):
                 os.kill(self.started[rank], signal.SIGKILL)
 

@@ -56,7 +56,8 @@ _SHOWN_LINES = 60
 def launch(options: JobOptions) -> int:
     """Run one job in worker processes and return its exit code.
 
-    0: done; 2: the user's input was refused; 128 + n: ended by signal n; else: a worker failed.
+    0: done; 3, 4: done, and more than --max-loss is lost, or neither is shown; 2: the user's input
+    was refused; 128 + n: ended by signal n; else: a worker failed.
     Raises OspOptError for what is wrong before anything is started.
     """
     _check_not_launched(options)
@@ -76,7 +77,7 @@ def launch(options: JobOptions) -> int:
             for each in filter(None, (first, run)):
                 each.finish()
             _tell_result(options, run.folder / RESULT_FILE)
-            return 0
+            return max(ended.told.finished.values())
         _restore_terminal()
         if ended.by_signal is not None:
             text = f"osp-opt: stopped; finished work is kept in {run.folder}. "

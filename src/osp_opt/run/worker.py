@@ -29,7 +29,8 @@ from osp_opt.system.device import Device, is_out_of_memory, settle_torch_npu
 from osp_opt.system.host import keep_output_harmless
 from osp_opt.system.parallel import Parallel
 
-Job: TypeAlias = Callable[[Any, WorkerContext], None]
+Job: TypeAlias = Callable[[Any, WorkerContext], int | None]
+"""Returns the exit code of the command, where it is not 0: a verdict, not a failure."""
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     try:
         with naming_files():
             _redirect_output(logs, rank)
-            _run_job(path, rank, progress)
+            code = _run_job(path, rank, progress)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except OspOptError as error:
@@ -84,11 +85,11 @@ def main(argv: list[str]) -> int:
         message = f"rank {rank}: {said}; see {logs}/rank{rank}.log"
         Failure(rank, time.time(), message, 1).send(launcher)
         raise
-    tell(launcher, "finished", rank=rank)
+    tell(launcher, "finished", rank=rank, code=code)
     return 0
 
 
-def _run_job(path: Path, rank: int, progress: Progress) -> None:
+def _run_job(path: Path, rank: int, progress: Progress) -> int:
     run = load_run(path)
     options = run.options
     progress.verbosity = options.verbosity
@@ -106,9 +107,10 @@ def _run_job(path: Path, rank: int, progress: Progress) -> None:
         remove_leftovers(results_folder(options))
     opened = Parallel.open(device, layout=options.parallel, timeout_s=options.timeout)
     with opened as parallel, device.exact_float32(), progress:
-        run_job(options, WorkerContext(device, parallel, run.folder, progress))
+        code = run_job(options, WorkerContext(device, parallel, run.folder, progress))
     if options.verbosity == "json" and progress.values is not None and rank == 0:
         write_json(run.folder / RESULT_FILE, progress.values)
+    return code or 0
 
 
 def _calibrate() -> Job:

@@ -172,12 +172,12 @@ class Parallel:
                     control = dist.new_group(backend="gloo", timeout=timeout)
                 heartbeat.start()
             alone = replace(alone, control=control, heartbeat=heartbeat, meetings=meetings)
-            return alone.arranged(requested or Layout(dp=world_size))
+            return alone.with_layout(requested or Layout(dp=world_size))
         except WorkerError:
             alone.close()
             raise
 
-    def arranged(self, layout: Layout) -> Parallel:
+    def with_layout(self, layout: Layout) -> Parallel:
         """The same ranks in another layout (collective over all ranks)."""
         if self.world_size == 1:
             return self
@@ -198,7 +198,7 @@ class Parallel:
         if self.requested is not None:
             check_layout(self.requested, workload)
             return self
-        return self.arranged(auto_layout(self.world_size, workload))
+        return self.with_layout(auto_layout(self.world_size, workload))
 
     @property
     def is_main(self) -> bool:

@@ -27,7 +27,8 @@ def calibrated(model_flags: dict[str, Any], run_job: Job) -> dict[str, Any]:
 def options(flags: dict[str, Any], **more: Any) -> SearchCacheOptions:
     # A wall clock on a busy machine may miss any ratio: --force writes what was measured.
     given = {"steps": STEPS, "ratio": 1.05, "verify": True, "verify_prompts": 2, "force": True}
-    return SearchCacheOptions(**{**given, **flags, **more})
+    values = {**given, **flags, **more}
+    return SearchCacheOptions(**{k: v for k, v in values.items() if v is not None})
 
 
 def test_the_winner_is_written_with_its_measurements_and_can_be_sampled(
@@ -51,14 +52,12 @@ def test_the_winner_is_written_with_its_measurements_and_can_be_sampled(
     assert meta["predicted_speedup"] >= 1.05
     assert len(meta["block_times_seconds"]["blocks"]) == 4
     measured = meta["measured"]
-    assert measured["speedup_of_whole_videos"]["count"] == 2
-    assert meta["predictor"]["policies"] > meta["predictor"]["finalists"] >= 1
+    assert meta["predictor"]["finalists"] >= 1
     assert len(meta["verified_on"]) == 2
-    # The clock decides: a ratio that seems missed is timed a second time on the same two videos.
-    assert measured["speedup"]["count"] in (2, 4)
+    assert measured["speedup"]["count"] == 2
     assert 0 <= measured["latent_mse"] < 10
     assert {v["prompt"] for v in meta["verified_on"]}.isdisjoint({"a green tree", "a boat"})
-    for words in ("predicted speed-up", "measured speed-up", "PSNR", "number of skipped blocks"):
+    for words in ("predicted speed-up", "measured speed-up", "PSNR", "to choose"):
         assert words in printed
     printed = run_job(SampleOptions(steps=STEPS, cache=path, text_prompt=("a hat",), **calibrated))
     assert "warning" not in printed, "the sidecar fits"
@@ -103,7 +102,7 @@ def test_without_verification_nothing_is_sampled(calibrated: dict[str, Any], run
 
 
 def test_the_fastest_policy_within_a_loss(calibrated: dict[str, Any], run_job: Job) -> None:
-    wanted = options(calibrated, max_loss=0.9, verify_prompts=1)
+    wanted = options(calibrated, max_loss=0.9, verify_prompts=1, ratio=None)
     printed = run_job(wanted)
     assert "undecided: loss by SSIM" in printed, "one fresh prompt decides nothing"
     meta = read_meta(wanted.policy_path)

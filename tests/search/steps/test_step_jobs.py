@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from osp_opt.base.artifacts import read_meta
@@ -20,6 +22,7 @@ from osp_opt.calibration import job as calibrate
 from osp_opt.calibration import videos as calibration_videos
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import CalibrateOptions, JobOptions, SearchStepsOptions
+from osp_opt.quality.loss import EXIT_CODES
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps import job as search_steps
 from osp_opt.system.context import WorkerContext
@@ -95,20 +98,26 @@ def test_recording_changed_nothing_and_recorded_the_last_prediction(
     assert gram[-1, -1] == pytest.approx(plain.double().square().mean().item(), rel=1e-6)
 
 
+def finished(folder: Path) -> tuple[bytes, str]:
+    """What a calibration leaves, without times."""
+    manifest = (folder / "manifest.json").read_text()
+    times = re.compile(r'"recorded_in_seconds": [\d.]+')
+    return (folder / "calibration.safetensors").read_bytes(), times.sub("", manifest)
+
+
 def test_calibrate_resumes_and_ends_with_the_same_files(
     workdir: Path, tiny_checkpoint: Path
 ) -> None:
     folder = workdir / "calibration"
-    names = ("calibration.safetensors", "manifest.json")
-    before = {name: (folder / name).read_bytes() for name in names}
+    before = finished(folder)
     kept, damaged = sorted((folder / "statistics").iterdir())
     stamp = kept.stat().st_mtime_ns
     damaged.write_bytes(damaged.read_bytes()[:-7])
-    (folder / names[0]).unlink()
+    (folder / "calibration.safetensors").unlink()
     options = calibrate_options(tiny_checkpoint, workdir)
     calibrate.run(options, context_of(options))
     assert kept.stat().st_mtime_ns == stamp
-    assert {name: (folder / name).read_bytes() for name in names} == before
+    assert finished(folder) == before
 
 
 def test_search_decides_verifies_and_resumes(workdir: Path, tiny_checkpoint: Path) -> None:
@@ -129,10 +138,11 @@ def test_search_decides_verifies_and_resumes(workdir: Path, tiny_checkpoint: Pat
     assert {row["origin"] for row in meta["search"]["race"]} >= {"uniform", "klub(c=0.5)"}
     verification = meta["search"]["verification"]
     assert len(verification["videos"]) == 2
-    assert verification["loss"]["measure"] == "SSIM"
+    assert verification["searched"]["loss"]["measure"] == "SSIM"
+    assert verification["searched"]["speedup"]["count"] == 2
     for video in verification["videos"]:
-        assert {"psnr", "ssim", "right", "mse", "seconds"} <= set(video["searched"])
-        assert video["searched"]["right"] in (0.0, 0.25, 0.5, 0.75, 1.0)
+        assert {"psnr", "ssim", "right_before", "mse", "seconds"} <= set(video["searched"])
+        assert video["searched"]["right"] in range(5)
     raced = {prompt for row in meta["search"]["race"] for prompt in row["errors"]}
     assert raced.isdisjoint({video["prompt"] for video in verification["videos"]} | set(PROMPTS))
     if meta["search"]["shown_better_than_uniform"]:
@@ -256,13 +266,23 @@ def test_loss_limit_finds_the_fewest_steps(workdir: Path, tiny_checkpoint: Path)
 
 
 def test_a_loss_limit_that_no_length_keeps_is_refused(workdir: Path, tiny_checkpoint: Path) -> None:
-    with pytest.raises(OptionError, match="10 steps are not shown to keep that"):
-        search(tiny_checkpoint, workdir, max_loss="0.0001%", verify_prompts=1, budget=2.0)
+    with pytest.raises(OptionError, match="10 steps lose more"):
+        search(tiny_checkpoint, workdir, max_loss="0.0001%", verify_prompts=3, budget=2.0)
 
 
-def test_loss_limit_without_sampling_is_refused(workdir: Path, tiny_checkpoint: Path) -> None:
-    with pytest.raises(OptionError, match="--max-loss"):
-        search(tiny_checkpoint, workdir, max_loss="1%", verify=False)
+def test_a_loss_that_is_not_shown_is_told_and_has_an_exit_code(
+    workdir: Path, tiny_checkpoint: Path
+) -> None:
+    values = {"max_loss": "0.0001%", "verify_prompts": 1, "budget": 2.0}
+    options = SearchStepsOptions(model_path=str(tiny_checkpoint), workdir=workdir, **values)
+    assert search_steps.run(options, context_of(options)) == EXIT_CODES["undecided"]
+    assert len(TimestepSchedule.from_file(options.schedule_path)) == 10, "the most careful length"
+
+
+@pytest.mark.parametrize("more", [{"verify": False}, {"steps": "20"}, {"all_steps": True}])
+def test_a_loss_limit_that_contradicts_is_refused(more: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="--max-loss"):
+        SearchStepsOptions(max_loss="1%", **more)
 
 
 def make_videos(folder: Path, count: int, frames: int = 7, size: int = 16) -> Path:

@@ -7,7 +7,7 @@ not assumed free: both are measured on this device with this model and video sha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,8 +16,13 @@ import numpy as np
 
 from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.sampling.schedule import TimestepSchedule
 
-__all__ = ["BlockTimer", "BlockTimes"]
+__all__ = ["TIMED_STEPS", "BlockTimer", "BlockTimes", "measure_block_times"]
+
+TIMED_STEPS = 24  # of the schedule's first steps
+_WARM_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,26 @@ class BlockTimes:
         return num_steps * self.step / self.seconds(policy, num_steps)
 
     def as_json(self) -> dict[str, Any]:
+        """The fields."""
         return {"blocks": list(self.blocks), "rest": self.rest, "add": self.add}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> BlockTimes:
+        """The inverse of `as_json`."""
+        return cls(tuple(values["blocks"]), values["rest"], values["add"])
+
+
+def measure_block_times(
+    maker: VideoMaker, schedule: TimestepSchedule, request: Request
+) -> BlockTimes:
+    """Time the blocks in the first steps of a video, after a few that warm the device up."""
+    timer = BlockTimer(maker.device.synchronize)
+    for steps in (_WARM_STEPS, TIMED_STEPS):
+        first = TimestepSchedule(schedule.timesteps[:steps])
+        if schedule.is_default:  # samplers with a spacing of their own take no other
+            first = TimestepSchedule.uniform(steps)
+        maker.denoise(request, first, timer)
+    return timer.result()
 
 
 class BlockTimer:

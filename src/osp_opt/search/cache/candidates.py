@@ -19,7 +19,6 @@ __all__ = [
     "Candidate",
     "four_field_candidates",
     "largest_ratio",
-    "spread_candidates",
 ]
 
 MAX_INTERVAL = 8  # a change older than 7 steps was never worth using in any run we saw
@@ -80,34 +79,6 @@ def four_field_candidates(
             best.setdefault((int(b - a), interval), []).append(candidate)
     kept = [c for group in best.values() for c in sorted(group, key=_by_score)[:PER_COST]]
     return sorted(kept, key=_by_score)[:limit]
-
-
-def spread_candidates(
-    scores_ISBB: np.ndarray,
-    times: BlockTimes,
-    num_steps: int,
-    count: int,
-    rng: np.random.Generator,
-) -> list[Candidate]:
-    """Up to `count` different policies of all costs, drawn whatever their score is.
-
-    One near each of `count` speed-ups spread over what is possible; `scores_ISBB` as for
-    `four_field_candidates`.
-    """
-    intervals = _intervals(num_steps)
-    speedups = _speedups(times, num_steps, intervals)
-    logs = np.nan_to_num(np.log(speedups), nan=np.inf)
-    largest = float(np.log(np.nanmax(speedups)))
-    found: dict[CachePolicy, Candidate] = {}
-    for target in np.linspace(0.05 * largest, 0.95 * largest, count):
-        distance = np.abs(logs - target)
-        near = np.flatnonzero(distance <= max(0.02, float(distance.min())))
-        i, start, a, b = np.unravel_index(int(rng.choice(near)), speedups.shape)
-        policy = CachePolicy.four_field(int(a), int(b - a), int(start), intervals[int(i)])
-        found[policy] = Candidate(
-            policy, float(scores_ISBB[i, start, a, b]), float(speedups[i, start, a, b])
-        )
-    return list(found.values())
 
 
 def _by_score(candidate: Candidate) -> float:

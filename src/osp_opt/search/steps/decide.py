@@ -19,11 +19,11 @@ from osp_opt.search.steps.candidates import StepCandidate, StepTable, objectives
 from osp_opt.search.steps.objectives import StepObjective
 from osp_opt.search.steps.paths import descend_on_paths
 from osp_opt.search.steps.sensitivity import fit_sensitivity
-from osp_opt.search.steps.trials import StepTrials
 from osp_opt.search.steps.verify import Verification, verify
+from osp_opt.search.trials import Trials, Variant
 from osp_opt.system.context import WorkerContext
 
-__all__ = ["Decision", "Search", "as_factor", "settle", "verifies"]
+__all__ = ["Decision", "Search", "as_factor", "decide_and_verify"]
 
 FIRST_ROUND = 0.35  # of the race's budget: the rest compares the best few on more prompts
 MIN_TO_FIT = 4  # schedules: fewer errors cannot tell the model's two parameters
@@ -35,13 +35,13 @@ class Decision:
 
     candidate: StepCandidate
     uniform: StepCandidate
-    shown: bool  # better than uniform, as far as was asked to be shown
+    better: bool  # than uniform: on fresh prompts where it was verified, else by what chose it
     reason: str
     predicted: Interval
     race: list[dict[str, Any]] = field(default_factory=list)
     log_ratios: tuple[float, ...] = ()  # of the race's errors, candidate over uniform, per prompt
     verification: Verification | None = None
-    written: StepCandidate | None = None  # in place of a candidate that was not shown to be better
+    written: StepCandidate | None = None  # in place of a candidate that was not better
 
     @property
     def chosen(self) -> StepCandidate:
@@ -54,7 +54,7 @@ class Decision:
         found = self.verification
         if found is None:
             return None
-        return found.loss_uniform if self.chosen == self.uniform else found.loss
+        return (found.uniform if self.chosen == self.uniform else found.searched).loss
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Search:
     context: WorkerContext
     source: Source[SearchStepsOptions]
     table: StepTable
-    trials: StepTrials | None
+    trials: Trials | None
     race_requests: list[Request]
     fresh_requests: list[Request]
 
@@ -80,13 +80,6 @@ class Search:
         return objectives_for(self.options.sampler, self.options.objective)
 
 
-def verifies(options: SearchStepsOptions) -> bool:
-    """Whether winners are verified on fresh prompts: for the bundled model, or when asked for."""
-    if options.verify is not None:
-        return options.verify
-    return options.model_path is None or options.max_loss is not None
-
-
 def as_factor(log_ratio: Interval) -> str:
     """A log ratio as a factor, with its interval where there is one."""
     low, high = (math.exp(min(x, 50.0)) for x in (log_ratio.low, log_ratio.high))
@@ -96,19 +89,21 @@ def as_factor(log_ratio: Interval) -> str:
     return factor.text(digits=2)
 
 
-def settle(search: Search, length: int) -> Decision:
-    """Find, verify and settle what is written: uniform where nothing better was shown."""
+def decide_and_verify(search: Search, length: int) -> Decision:
+    """The schedule of `length` steps to write: uniform where nothing is better."""
     say = search.context.progress.say
     decision = _decide(search, length)
     say(f"{length} steps: {decision.chosen.origin}; {decision.reason}")
-    if search.trials is not None and verifies(search.options):
+    if search.trials is not None and search.options.verifies:
         decision = _verified(search, search.trials, decision)
-    if decision.shown or decision.candidate == decision.uniform:
+    elif decision.race:
+        say(f"{length} steps: not verified; what chose it cannot show that it is better (--verify)")
+    if decision.better or decision.candidate == decision.uniform:
         return decision
     if search.options.force:
-        say(f"{length} steps: written although not shown to be better (--force)")
+        say(f"{length} steps: written although it is not better than uniform (--force)")
         return decision
-    say(f"{length} steps: not shown to be better than uniform; uniform is written")
+    say(f"{length} steps: not better than uniform; uniform is written")
     return replace(decision, written=decision.uniform)
 
 
@@ -153,7 +148,7 @@ def _room(search: Search, length: int) -> int:
 
 
 def _with_fitted(
-    search: Search, trials: StepTrials, candidates: list[StepCandidate]
+    search: Search, trials: Trials, candidates: list[StepCandidate]
 ) -> tuple[list[StepCandidate], list[float] | None]:
     """`candidates` and the best one by what their errors on the first prompt say of the model.
 
@@ -162,7 +157,8 @@ def _with_fitted(
     if len(candidates) < MIN_TO_FIT:
         return candidates, None
     schedules = [candidate.schedule for candidate in candidates]
-    errors = trials.errors(schedules, [search.race_requests[0]] * len(schedules))
+    variants = [Variant(schedule) for schedule in schedules]
+    errors = trials.errors(variants, [search.race_requests[0]] * len(variants))
     name = objectives_for(search.options.sampler, "video")[0].name
     objective = fit_sensitivity(search.table, schedules, errors, name)
     fitted = search.table.best(objective, len(schedules[0]))
@@ -175,11 +171,9 @@ def _with_fitted(
     return candidates, [float(value - predicted[0]) for value in predicted]
 
 
-def _decide_by_race(
-    search: Search, trials: StepTrials, candidates: list[StepCandidate]
-) -> Decision:
-    """Candidate 0 is uniform. What is shown is shown by the race's prompts alone, at 95 %: the
-    prediction only guides which candidates go on.
+def _decide_by_race(search: Search, trials: Trials, candidates: list[StepCandidate]) -> Decision:
+    """Candidate 0 is uniform. Another one is taken where the race's prompts alone say at 95 % that
+    it is better: the prediction only guides which candidates go on.
     """
     requests, budget = search.race_requests, search.options.budget
     prior = None
@@ -191,11 +185,11 @@ def _decide_by_race(
         f"{len(candidates[0].schedule)} steps: {len(candidates)} candidates race on about "
         f"{foreseen} prompts"
     )
-    trials.baseline(requests[:foreseen])  # together: ranks share them
+    trials.originals(requests[:foreseen])  # together: ranks share them
 
     def measure(pairs: list[tuple[int, int]]) -> list[float]:
         return trials.errors(
-            [candidates[c].schedule for c, _ in pairs], [requests[p] for _, p in pairs]
+            [Variant(candidates[c].schedule) for c, _ in pairs], [requests[p] for _, p in pairs]
         )
 
     result = race(costs, len(requests), budget, measure, baseline_cost=1.0, pinned=0, prior=prior)
@@ -207,7 +201,7 @@ def _decide_by_race(
     )
     reason = (
         f"error against {len(search.reference)} steps {as_factor(gain)} of uniform's, "
-        f"from {gain.count} held-out prompts"
+        f"on the {gain.count} prompts that chose it"
     )
     if result.winner == 0:
         reason = f"no candidate was better (the best had {reason})"
@@ -230,16 +224,19 @@ def _decide_by_race(
     )
 
 
-def _verified(search: Search, trials: StepTrials, decision: Decision) -> Decision:
+def _verified(search: Search, trials: Trials, decision: Decision) -> Decision:
     """Only the fresh prompts can show it: prediction and race chose the candidate."""
     say = search.context.progress.say
     candidate, uniform = decision.candidate.schedule, decision.uniform.schedule
     others = {}
     if search.options.method == "ays":  # side by side with what the table finds for nothing
         others["dp"] = search.table.best(search.objectives[0], len(candidate)).schedule
-    found = verify(trials, candidate, uniform, search.reference, search.fresh_requests, others)
+    found = verify(trials, candidate, uniform, search.fresh_requests, others)
     for line in found.lines():
         say(line)
+    yardstick = search.source.yardstick
+    if yardstick is not None:
+        say(yardstick.line(found.searched.psnr))
     decision = replace(decision, verification=found)
     if candidate == uniform:
         return decision
@@ -247,4 +244,4 @@ def _verified(search: Search, trials: StepTrials, decision: Decision) -> Decisio
     say(f"  error {as_factor(gain)} of uniform's on the {gain.count} fresh prompts")
     if search.options.objective == "distribution":  # chosen for something else than this error
         return decision
-    return replace(decision, shown=gain.high < 0)
+    return replace(decision, better=gain.high < 0)

@@ -11,52 +11,69 @@ from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import open_source
 from osp_opt.generate.memory import report_memory
 from osp_opt.options import SearchStepsOptions
+from osp_opt.quality.loss import EXIT_CODES
 from osp_opt.sampling.samplers import custom_timestep_samplers
+from osp_opt.search.cost import say_cost
+from osp_opt.search.evidence import TIMED_VIDEOS, evidence_of
 from osp_opt.search.steps.candidates import StepTable
 from osp_opt.search.steps.curve import write_curve
-from osp_opt.search.steps.decide import Decision, Search, settle, verifies
+from osp_opt.search.steps.decide import Decision, Search, decide_and_verify
 from osp_opt.search.steps.report import print_table, write_schedules
-from osp_opt.search.steps.trials import StepTrials
-from osp_opt.search.steps.verify import verify
+from osp_opt.search.trials import Trials, Variant
 from osp_opt.system.context import WorkerContext
 
 __all__ = ["run"]
 
 RACE_VIDEOS = 16  # more than any budget lets a race use, where prompts have to be used twice
 LADDER = (4, 6, 8, 10, 12, 16, 20, 25, 33, 40, 50, 67, 80)  # lengths tried for --max-loss
+LOSS_VIDEOS = 4  # of the race, on which a length's loss is looked at before it is taken
 
 
-def run(options: SearchStepsOptions, context: WorkerContext) -> None:
-    """Search every length asked for; write schedules, sidecars, the table and the curve."""
+def run(options: SearchStepsOptions, context: WorkerContext) -> int:
+    """Search every length asked for; write schedules, sidecars, the table and the curve.
+
+    Returns 0, or how a loss was exceeded.
+    """
     if options.sampler not in custom_timestep_samplers():
         raise OptionError(
             f"--sampler {options.sampler}: cannot follow a schedule; use one of "
             f"{', '.join(custom_timestep_samplers())}"
         )
-    search = _open(options, context)
+    search = open_search(options, context)
     print_table(search)
-    if options.max_loss is not None:
-        decisions = _fewest_within(search, options.max_loss)
+    code = 0
+    if options.max_loss is not None and search.trials is not None:
+        length, decision = _fewest_within(search, search.trials, options.max_loss)
+        decisions = {length: decision}
+        if decision.loss is not None:
+            code = EXIT_CODES[decision.loss.verdict(options.max_loss)]
     else:
-        decisions = {length: settle(search, length) for length in _lengths(search)}
+        decisions = {length: decide_and_verify(search, length) for length in _lengths(search)}
     if context.parallel.is_main:
         write_schedules(search, decisions)
         write_curve(search, decisions)
     report_memory(None if search.trials is None else search.source.maker(), context)
+    return code
 
 
-def _open(options: SearchStepsOptions, context: WorkerContext) -> Search:
+def open_search(options: SearchStepsOptions, context: WorkerContext) -> Search:
+    """The table of the calibration, and the videos and the model where videos are sampled."""
     source = open_source(options, context)
     options = source.options
     table = StepTable(source.calibration, options.sampler)
     if options.verify is False or options.all_steps:
         return Search(options, context, source, table, None, [], [])
     maker = source.maker()
-    trials = StepTrials(maker, source.reference, context)
-    fresh = options.verify_prompts if verifies(options) else 0
+    trials = Trials(maker, Variant(source.reference), context)
+    fresh = options.verify_prompts if options.verifies else 0
     found = deciding_requests(options, source.calibration, race=RACE_VIDEOS, fresh=fresh)
     if found.note:
         context.progress.say(found.note)
+    lengths = (max(LADDER),) if options.max_loss is not None else options.steps
+    shares = sum(min(1.0, length / len(source.reference)) for length in lengths)
+    timed = min(TIMED_VIDEOS, fresh) * (len(lengths) + shares)
+    judging = fresh * (1.0 + 2.0 * shares) + timed  # the original, uniform and searched steps
+    say_cost(context, source, options.budget * len(lengths), judging)
     prompts = [request.prompt for request in (*found.race, *found.fresh)]
     maker.prefetch_prompts([*prompts, *source.calibration.prompts])
     return Search(options, context, source, table, trials, [*found.race], [*found.fresh])
@@ -68,38 +85,43 @@ def _lengths(search: Search) -> list[int]:
     return list(dict.fromkeys(search.options.steps))
 
 
-def _fewest_within(search: Search, max_loss: float) -> dict[int, Decision]:
-    """The smallest number of steps whose loss on fresh prompts is shown to stay within `max_loss`.
+def _fewest_within(search: Search, trials: Trials, max_loss: float) -> tuple[int, Decision]:
+    """The smallest number of steps that is shown to lose at most `max_loss`.
 
-    Bisection over a ladder of lengths with the table's first choice tells where to begin; what
-    counts is the loss of the schedule that is written, so longer ones follow until it is within.
-    Raises OptionError without verification, or when no length is good enough.
+    Videos of the race choose a length; fresh ones judge it, and, where they do not show that its
+    loss is kept, the next longer one, each wrongly "kept" one time in forty. Raises OptionError
+    when more is lost even so.
     """
-    if search.trials is None:
-        raise OptionError("--max-loss: needs videos to be sampled; leave out --no-verify")
     say = search.context.progress.say
     ladder = [n for n in LADDER if n < len(search.reference)]
-    for length in ladder[_first_promising(search, search.trials, ladder, max_loss) :]:
-        decision = settle(search, length)
-        if decision.loss is not None and decision.loss.verdict(max_loss) == "kept":
-            say(f"{length} steps: kept within {max_loss:.2%}; {decision.loss.line()}")
-            return {length: decision}
-    raise OptionError(
-        f"--max-loss {max_loss:.2%}: {ladder[-1]} steps are not shown to keep that; allow "
-        "more loss, or use more --verify-prompts"
-    )
+    first = _first_promising(search, trials, ladder, max_loss)
+    for length in ladder[first : first + 2]:
+        decision = decide_and_verify(search, length)
+        assert decision.loss is not None
+        verdict = decision.loss.verdict(max_loss)
+        say(f"{length} steps: {verdict} within {max_loss:.2%}; {decision.loss.line()}")
+        if verdict == "kept" or (search.options.force and verdict == "undecided"):
+            break
+    if verdict == "lost" and not search.options.force:
+        raise OptionError(
+            f"--max-loss {max_loss:.2%}: {length} steps lose more; allow more loss, or use "
+            "search-cache --max-loss"
+        )
+    return length, decision
 
 
-def _first_promising(search: Search, trials: StepTrials, ladder: list[int], max_loss: float) -> int:
-    """Index of the first length of `ladder` at which searched or uniform steps may be within."""
-    low, high = 0, len(ladder)
+def _first_promising(search: Search, trials: Trials, ladder: list[int], max_loss: float) -> int:
+    """Index of the first length of `ladder` whose loss seems to be within, the last if none is."""
+    low, high = 0, len(ladder) - 1
+    videos = search.race_requests[:LOSS_VIDEOS]
     while low < high:
         middle = (low + high) // 2
         length = ladder[middle]
-        candidate = search.table.best(search.objectives[0], length).schedule
-        uniform = search.table.uniform(length).schedule
-        found = verify(trials, candidate, uniform, search.reference, search.fresh_requests)
-        loss = min(found.loss.share.estimate, found.loss_uniform.share.estimate)
-        search.context.progress.say(f"{length} steps: {found.loss.line()}")
-        low, high = (low, middle) if loss <= max_loss else (middle + 1, high)
+        candidate = Variant(search.table.best(search.objectives[0], length).schedule)
+        uniform = Variant(search.table.uniform(length).schedule)
+        found = [evidence_of(rows).loss for rows in trials.compared([candidate, uniform], videos)]
+        least = min(found, key=lambda loss: loss.share.estimate)
+        search.context.progress.say(f"{length} steps: {least.line()}, on videos that choose")
+        within = least.share.estimate <= max_loss
+        low, high = (low, middle) if within else (middle + 1, high)
     return low

@@ -62,7 +62,9 @@ def _sidecar(search: Search, decision: Decision) -> dict[str, Any]:
             "origin": decision.chosen.origin,
             # What the reasons, predictions and measurements below are about.
             "candidate": decision.candidate.origin,
-            "shown_better_than_uniform": decision.shown and decision.chosen != decision.uniform,
+            "shown_better_than_uniform": (
+                verification is not None and decision.better and decision.chosen != decision.uniform
+            ),
             "reason": decision.reason,
             "log_predicted_error_over_uniform": decision.predicted.as_json(),
             # The best evidence there is: fresh prompts, else those of the race.

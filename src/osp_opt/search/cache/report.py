@@ -1,0 +1,79 @@
+"""What a cache search leaves: the policy with its provenance, and what is told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from osp_opt import __version__
+from osp_opt.base.artifacts import beside_others, write_meta
+from osp_opt.quality.loss import Verdict
+from osp_opt.search.cache.candidates import Candidate
+from osp_opt.search.cache.check import PredictorCheck
+from osp_opt.search.cache.state import CacheSearch
+from osp_opt.search.evidence import Evidence
+
+__all__ = ["Found", "write_policy"]
+
+NOTABLE_LOSS = 0.01  # of quality: a policy that loses more is not written without a word
+
+
+@dataclass(frozen=True)
+class Found:
+    """A policy that was chosen, and what fresh videos showed of it (None: nothing was sampled)."""
+
+    candidate: Candidate
+    evidence: Evidence | None = None
+    predictor: PredictorCheck | None = None
+    verdict: Verdict | None = None
+
+
+def write_policy(search: CacheSearch, found: Found) -> None:
+    """Write the policy and its provenance; print the summary."""
+    options, policy = search.options, found.candidate.policy
+    path, meta = options.policy_path, _meta(search, found)
+    if options.out != path:  # a file that was named is that file
+        path = beside_others(path, meta["asked"], "-".join(map(str, meta["asked"].values())))
+    policy.save(path)
+    write_meta(path, meta)
+    search.say(f"cache policy: {policy} -> {path}")
+    for line in policy.warnings():
+        search.say(f"warning: {line}")
+    if not policy.is_four_field:
+        search.say("only osp-opt reads this form of policy (the reference tool reads four fields)")
+    search.say(f"predicted speed-up of denoising: {found.candidate.speedup:.3f}x")
+    if found.evidence is None:
+        search.say("not verified by sampling (--verify does)")
+        return
+    for line in found.evidence.lines():
+        search.say(line)
+    if search.yardstick is not None:
+        search.say(search.yardstick.line(found.evidence.psnr))
+    if found.evidence.loss.verdict(options.max_loss or NOTABLE_LOSS) == "lost":
+        search.say("warning: --max-loss 1% finds the fastest policy that loses less")
+    if found.predictor is not None:
+        search.say(found.predictor.line())
+    search.say(f"work spent on sampling: {search.trials.spent:.1f} generations")
+
+
+def _meta(search: CacheSearch, found: Found) -> dict[str, Any]:
+    options = search.options
+    goal = f"{options.ratio:g}x" if options.max_loss is None else f"{100 * options.max_loss:g}%"
+    meta: dict[str, Any] = {
+        "made_by": f"osp-opt {__version__} search-cache",
+        # What tells this search's result from others in the same folder.
+        "asked": {"policy": options.policy, "goal": goal, "steps": f"{search.num_steps}steps"},
+        "setting": search.maker.setting(search.schedule).as_json(),
+        "schedule_file": None if options.schedule is None else str(options.schedule),
+        "policy": str(found.candidate.policy),
+        "device": search.context.device.name,
+        "block_times_seconds": search.times.as_json(),
+        "predicted_speedup": found.candidate.speedup,
+        "step_importance": [float(value) for value in search.importance],
+        "generations_spent": search.trials.spent,
+    }
+    if found.evidence is not None:
+        meta["measured"] = found.evidence.as_json()
+        meta["predictor"] = None if found.predictor is None else found.predictor.as_json()
+        meta["verified_on"] = [{"prompt": r.prompt, "seed": r.seed} for r in search.fresh_requests]
+    return meta

@@ -1,0 +1,179 @@
+"""What a cache search knows: the model, the statistics, block times, and who is worth racing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from osp_opt.base.errors import CalibrationError
+from osp_opt.base.samplers import SAMPLER_KINDS
+from osp_opt.calibration.deciding import deciding_requests
+from osp_opt.calibration.source import open_source
+from osp_opt.calibration.yardstick import Yardstick
+from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.options import SearchCacheOptions
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.cache.block_times import TIMED_STEPS, BlockTimes, measure_block_times
+from osp_opt.search.cache.candidates import MAX_INTERVAL, Candidate, four_field_candidates
+from osp_opt.search.cache.plans import free_candidates
+from osp_opt.search.cache.probes import Probe, importance_probes, measured_importance
+from osp_opt.search.cache.scores import ReuseErrors, four_field_scores, gaussian_importance
+from osp_opt.search.cost import say_cost
+from osp_opt.search.evidence import TIMED_VIDEOS
+from osp_opt.search.race import RaceResult, affordable, race
+from osp_opt.search.trials import Trials, Variant
+from osp_opt.system.context import WorkerContext
+
+__all__ = ["CacheSearch", "open_search"]
+
+CANDIDATES = 12
+RACE_VIDEOS = 16  # more than any budget lets a race use
+
+
+@dataclass(frozen=True)
+class CacheSearch:
+    """One search. `samples` says whether videos may be made; without them nothing is raced."""
+
+    options: SearchCacheOptions
+    context: WorkerContext
+    maker: VideoMaker
+    schedule: TimestepSchedule
+    errors: ReuseErrors
+    gaussian: np.ndarray
+    trials: Trials
+    times: BlockTimes
+    samples: bool
+    race_requests: tuple[Request, ...]
+    fresh_requests: tuple[Request, ...]
+    yardstick: Yardstick | None
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        """Tell the user a line (rank 0)."""
+        return self.context.progress.say
+
+    @property
+    def num_steps(self) -> int:
+        """Network evaluations of a branch: the steps as a cache counts them."""
+        return self.errors.num_steps
+
+    @property
+    def budget(self) -> float:
+        """What the race may spend, in videos without cache, once the probes are paid."""
+        return max(1.0, self.options.budget - len(self._probes))
+
+    def variant(self, candidate: Candidate) -> Variant:
+        """What is sampled of a candidate."""
+        return Variant(self.schedule, candidate.policy)
+
+    @cached_property
+    def _probes(self) -> list[Probe]:
+        return importance_probes(self.num_steps, self.maker.num_blocks)
+
+    @cached_property
+    def importance(self) -> np.ndarray:
+        """What an error at each step does to the result, [S]; measured if sampling is allowed."""
+        if not self.samples:
+            return self.gaussian
+        requests = [self.race_requests[0]] * len(self._probes)
+        variants = [Variant(self.schedule, probe.policy) for probe in self._probes]
+        measured = self.trials.errors(variants, requests)
+        return measured_importance(self.errors, self._probes, measured)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Of every four-field policy."""
+        intervals = range(2, min(MAX_INTERVAL, self.num_steps) + 1)
+        return four_field_scores(self.errors, self.importance, intervals)
+
+    def candidates(self, ratio: float, limit: int = CANDIDATES) -> list[Candidate]:
+        """The best-scored policies predicted to reach `ratio`. Raises PolicyError when none is."""
+        found = four_field_candidates(self.scores, self.times, self.num_steps, ratio, limit)
+        if self.options.policy == "free":
+            free = free_candidates(self.errors, self.importance, self.times, ratio, limit)
+            found = [*free, *found][: limit + 2]  # the best four-field ones stay in the race
+        return found
+
+    def race(self, candidates: list[Candidate], budget: float) -> RaceResult:
+        """Sample the candidates against each other on the race's prompts."""
+        variants = [self.variant(candidate) for candidate in candidates]
+        costs = [1.0 / candidate.speedup for candidate in candidates]
+        costs = costs[: affordable(costs, budget)]
+        requests = self.race_requests
+
+        def measure(pairs: list[tuple[int, int]]) -> list[float]:
+            return self.trials.errors(
+                [variants[c] for c, _ in pairs], [requests[p] for _, p in pairs]
+            )
+
+        return race(costs, len(requests), budget, measure, baseline_cost=1.0)
+
+
+def open_search(options: SearchCacheOptions, context: WorkerContext) -> CacheSearch:
+    """Open the calibration and the model, and measure what blocks cost here.
+
+    Raises CalibrationError for statistics that do not fit the model.
+    """
+    # The statistics, at the steps that the cache is for.
+    source = open_source(options, context)
+    options, maker = source.options, source.maker()
+    schedule = (
+        TimestepSchedule.uniform(options.steps)
+        if options.schedule is None
+        else TimestepSchedule.from_file(options.schedule)
+    )
+    timesteps = maker.call_timesteps(schedule)
+    lags = min(MAX_INTERVAL, len(timesteps)) - 1
+    errors = ReuseErrors.of(source.calibration, timesteps, lags)
+    if errors.num_blocks != maker.num_blocks:
+        raise CalibrationError(
+            f"{options.calibration_dir}: was recorded on {errors.num_blocks} blocks and the model "
+            f"has {maker.num_blocks}; run osp-opt calibrate with this model"
+        )
+    ancestral = SAMPLER_KINDS[maker.options.sampler].ancestral
+    gaussian = gaussian_importance(source.calibration, timesteps, ancestral=ancestral)
+
+    # The videos that choose, and those that judge; what they will cost.
+    samples = options.verifies or options.max_loss is not None
+    fresh = options.verify_prompts if samples else 0
+    found = deciding_requests(
+        options, source.calibration, race=RACE_VIDEOS if samples else 1, fresh=fresh
+    )
+    if found.note:
+        context.progress.say(found.note)
+    if samples:
+        timed = 2.0 * min(TIMED_VIDEOS, fresh)
+        say_cost(context, source, options.budget, 2.0 * fresh + timed)
+    prompts = [request.prompt for request in (*found.race, *found.fresh)]
+    maker.prefetch_prompts(prompts)
+
+    # What blocks cost here.
+    trials = Trials(maker, Variant(schedule), context, options)
+    times = BlockTimes.from_json(
+        trials.once(
+            "block times",
+            TIMED_STEPS / len(schedule),
+            lambda: measure_block_times(maker, schedule, found.race[0]).as_json(),
+        )
+    )
+    context.progress.say(
+        f"a step takes {times.step * 1e3:.1f} ms here, "
+        f"{100 * sum(times.blocks) / times.step:.0f} % of it in {maker.num_blocks} blocks"
+    )
+    return CacheSearch(
+        options,
+        context,
+        maker,
+        schedule,
+        errors,
+        gaussian,
+        trials,
+        times,
+        samples,
+        found.race,
+        found.fresh,
+        source.yardstick,
+    )
