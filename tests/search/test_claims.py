@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from gaussian_model import exact_gram, sigma_at
 
-from osp_opt.base.errors import PolicyError
+from osp_opt.base.errors import OptionError, PolicyError
 from osp_opt.base.progress import Progress
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
@@ -28,6 +28,7 @@ from osp_opt.search.cache import job as cache_job
 from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.candidates import Candidate
 from osp_opt.search.race import race
+from osp_opt.search.steps import job as step_job
 from osp_opt.search.steps.candidates import StepTable
 from osp_opt.search.steps.decide import Search, decide_and_verify
 from osp_opt.search.trials import Variant
@@ -142,6 +143,21 @@ def test_without_fresh_prompts_nothing_is_claimed(
     printed = capsys.readouterr().out
     assert "not verified; what chose it cannot show that it is better" in printed
     assert "prompts that chose it" in printed
+
+
+def test_the_fewest_steps_within_a_loss(table: StepTable) -> None:
+    """More is lost whatever the length: refused. Hardly anything is: the shortest length."""
+    for loss, words in ((0.3, "25 steps lose more"), (0.002, None)):
+        trials: Any = DrawnTrials(np.random.default_rng(3), loss=loss)
+        search = step_search(table, trials, verify=None, max_loss=0.02)
+        if words is None:
+            length, decision = step_job.fewest_within(search, trials, 0.02)
+            assert length == step_job.LADDER[0]
+            assert decision.loss is not None
+            assert decision.loss.verdict(0.02) == "kept"
+        else:
+            with pytest.raises(OptionError, match=words):
+                step_job.fewest_within(search, trials, 0.02)
 
 
 class DrawnCacheSearch:

@@ -41,7 +41,9 @@ def run(options: Any, context: Any) -> None:
             sum(range(1000))
         print(context.parallel.gather_objects(rank), flush=True)
     elif order == "stop on rank 1":
-        together = context.parallel.with_layout(context.parallel.requested or context.parallel.layout)
+        together = context.parallel.with_layout(
+            context.parallel.requested or context.parallel.layout
+        )
         if rank == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
         together.replica.all_gather(torch.zeros(1), 0)

@@ -43,7 +43,7 @@ def run(options: SearchStepsOptions, context: WorkerContext) -> int:
     print_table(search)
     code = 0
     if options.max_loss is not None and search.trials is not None:
-        length, decision = _fewest_within(search, search.trials, options.max_loss)
+        length, decision = fewest_within(search, search.trials, options.max_loss)
         decisions = {length: decision}
         if decision.loss is not None:
             code = EXIT_CODES[decision.loss.verdict(options.max_loss)]
@@ -85,7 +85,7 @@ def _lengths(search: Search) -> list[int]:
     return list(dict.fromkeys(search.options.steps))
 
 
-def _fewest_within(search: Search, trials: Trials, max_loss: float) -> tuple[int, Decision]:
+def fewest_within(search: Search, trials: Trials, max_loss: float) -> tuple[int, Decision]:
     """The smallest number of steps that is shown to lose at most `max_loss`.
 
     Videos of the race choose a length; fresh ones judge it, and, where they do not show that its
