@@ -196,6 +196,17 @@ def test_write_grid(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["a.mp4", "a.png"]
 
 
+def test_an_overview_of_large_videos_is_shrunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("osp_opt.base.video.MAX_SHEET_PIXELS", 48 * 64)
+    videos = [np.full((2, 48, 64, 3), level, np.uint8) for level in (0, 80, 160, 240)]
+    write_grid(tmp_path / "a.png", videos, fps=12)
+    sheet = read_image(tmp_path / "a.png")
+    assert sheet.shape == (50, 66, 3)
+    assert sheet[::26, ::34, 0].tolist() == [[0, 80], [160, 240]]
+
+
 def test_a_grid_of_files_is_that_of_their_frames(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.mp4", "b.mp4")]
     for k, path in enumerate(paths):

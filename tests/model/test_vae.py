@@ -112,6 +112,23 @@ def test_released_compression_is_4x8x8() -> None:
         assert vae.decode(latents).shape == (1, 3, 29, 64, 64)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_released_structure_encodes_and_decodes_in_half_precision(
+    tiny_checkpoint: Path, dtype: torch.dtype
+) -> None:
+    vae = CausalVAEModel.from_pretrained(tiny_checkpoint / "vae")
+    video = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        exact = vae.encode(video).mean
+        whole = vae.decode(exact)
+        vae = vae.to(dtype)
+        found = vae.encode(video.to(dtype)).mean
+        decoded = vae.decode(exact.to(dtype))
+    assert found.dtype == decoded.dtype == dtype
+    for one, wanted in ((found, exact), (decoded, whole)):
+        assert float((one - wanted).square().mean().sqrt()) < 0.2 * float(wanted.std())
+
+
 def test_unknown_block_is_refused_by_name() -> None:
     config = json.loads((GOLDEN / "d4_4x8x8" / "config.json").read_text())
     config["encoder_attention"] = "NoSuchBlock"

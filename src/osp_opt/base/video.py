@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from einops import rearrange
+from einops import rearrange, reduce
 from PIL import Image
 
 from osp_opt.base.artifacts import atomic_path, open_for_reading
@@ -28,6 +28,8 @@ Film: TypeAlias = Iterable[Frames]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_VIDEO_BYTES = 8 * 2**30  # decoded; a guard against files that unpack to more than memory holds
 _BLACK = 0
+MAX_SHEET_PIXELS = 5_000_000
+"""Of an overview; larger ones are shrunk: x264 holds dozens of frames, few players show them."""
 
 
 def write_video(path: str | Path, frames: npt.ArrayLike, fps: float) -> None:
@@ -155,9 +157,13 @@ def write_grid(
 ) -> None:
     """Write several videos side by side: an mp4, or the first frames if ``path`` ends in .png.
 
-    Memory holds one frame of each. Raises ShapeError when their shapes differ, FileError.
+    Memory holds one frame of each; beyond MAX_SHEET_PIXELS all are shrunk by a whole number.
+    Raises ShapeError when their shapes differ, FileError.
     """
-    sheets = (grid(frames, columns) for frames in _in_step(path, videos))
+    sheets = (
+        grid([_shrunk(frame, len(videos)) for frame in frames], columns)
+        for frames in _in_step(path, videos)
+    )
     first = next(sheets, None)
     if first is None:
         raise ShapeError(f"{path}: a grid needs videos, got none")
@@ -165,6 +171,16 @@ def write_grid(
         write_image(path, first)
     else:
         _write_film(path, first.shape[:2], itertools.chain((first,), sheets), fps)
+
+
+def _shrunk(frame: Frames, count: int) -> Frames:
+    """One of `count` tiles, at a size at which they make a sheet together."""
+    height, width, _ = frame.shape
+    step = math.ceil(math.sqrt(count * height * width / MAX_SHEET_PIXELS))
+    if step == 1:
+        return frame
+    cut = frame[: height // step * step, : width // step * step]
+    return reduce(cut, "(h i) (w j) c -> h w c", "mean", i=step, j=step).astype(np.uint8)
 
 
 def _in_step(path: str | Path, videos: Sequence[Film]) -> Iterator[tuple[Frames, ...]]:

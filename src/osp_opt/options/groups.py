@@ -181,7 +181,7 @@ class SamplingOptions(ModelOptions, ShapeOptions, DeviceOptions):
         False, "Decode in tiles, which bounds memory.", panel="Video", identity=True
     )
     tile_overlap_factor: float = option(
-        0.25, "Overlap of neighbouring tiles, as part of a tile.", panel="Video", ge=0, lt=1
+        0.25, "Overlap of neighbouring tiles, as part of a tile.", panel="Video", ge=0, le=0.96875
     )
     text_prompt: Texts = option(
         (),

@@ -200,16 +200,29 @@ class OpenSoraPlanPipeline(DiffusionPipeline):
     @torch.no_grad()
     def decode_latents(self, latents: Tensor, map_tiles: MapTiles = run_tiles) -> Tensor:
         """Videos uint8 [b t h w c] on the CPU from latents as `generate_latents` makes them."""
-        videos = self._decoded(latents, map_tiles)
-        return torch.stack([video.mul_(255).to(torch.uint8).cpu() for video in videos])  # truncates
 
-    def _decoded(self, latents: Tensor, map_tiles: MapTiles = run_tiles) -> Iterator[Tensor]:
-        """Videos [t h w c], float32 in [0, 1]; one after the other, to bound memory."""
+        def levels(piece: Tensor) -> Tensor:
+            return piece.mul_(255).to(torch.uint8).cpu()  # truncates
+
+        return torch.stack([*self._decoded(latents, levels, map_tiles)])
+
+    def _decoded(
+        self,
+        latents: Tensor,
+        finish: Callable[[Tensor], Tensor],
+        map_tiles: MapTiles = run_tiles,
+    ) -> Iterator[Tensor]:
+        """Videos [t h w c]; `finish` makes them of pieces of their frames, float32 in [0, 1].
+
+        One piece after the other and in place: at 93x720p a float32 video is 1 GB.
+        """
         latents = latents.to(device=self.vae.device, dtype=self.vae.dtype) / VAE_SCALE
         for one in latents:
-            video = self.vae.decode(one[None], map_tiles)[0].float()
-            # In place: at 93x720p every copy of a float32 video is 1 GB.
-            yield rearrange(video.div_(2).add_(0.5).clamp_(0, 1), "c t h w -> t h w c")
+            pieces = []
+            for piece in self.vae.decode_pieces(one[None], map_tiles):
+                frames = rearrange(piece[0].float(), "c t h w -> t h w c")
+                pieces.append(finish(frames.div_(2).add_(0.5).clamp_(0, 1)))
+            yield pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     @torch.no_grad()
     def __call__(
@@ -339,7 +352,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline):
         if output_type == "uint8":
             videos = self.decode_latents(result)
         elif output_type == "np":
-            videos = torch.stack(list(self._decoded(result))).cpu().numpy()
+            videos = torch.stack([*self._decoded(result, Tensor.cpu)]).numpy()
         self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
         return OpenSoraPlanOutput(videos=videos) if return_dict else (videos,)
 

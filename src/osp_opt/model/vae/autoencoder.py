@@ -6,7 +6,7 @@ Shape legend: b batch, c channels, t frames, h height, w width. A video of ``4k+
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -264,7 +264,8 @@ class CausalVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             map_tiles: runs the tiles of a tiled encode (all here, or spread over ranks).
         """
         if self.tiling is not None and self.tiling.splits_video(video.shape):
-            moments = tiled(video, self._moments, self.tiling.encode_grid, map_tiles)
+            grid = self.tiling.encode_grid
+            moments = torch.cat([*tiled(video, self._moments, grid, map_tiles)], dim=2)
         else:
             moments = self._moments(video)
         mean, logvar = moments.chunk(2, dim=1)
@@ -272,9 +273,19 @@ class CausalVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def decode(self, latents: Tensor, map_tiles: MapTiles = run_tiles) -> Tensor:
         """Video ``[b 3 4k+1 8h 8w]``, about [-1, 1], from unscaled latents ``[b c k+1 h w]``."""
+        pieces = [*self.decode_pieces(latents, map_tiles)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+    def decode_pieces(self, latents: Tensor, map_tiles: MapTiles = run_tiles) -> Iterator[Tensor]:
+        """What `decode` returns, in pieces of consecutive frames ``[b 3 t 8h 8w]``.
+
+        A piece is what one row of tiles in time makes, the whole without tiling. Long videos are
+        gigabytes in float32: turn each piece into what is to be kept before taking the next.
+        """
         if self.tiling is not None and self.tiling.splits_latents(latents.shape):
-            return tiled(latents, self._pixels, self.tiling.decode_grid, map_tiles)
-        return self._pixels(latents)
+            yield from tiled(latents, self._pixels, self.tiling.decode_grid, map_tiles)
+        else:
+            yield self._pixels(latents)
 
     def _moments(self, video: Tensor) -> Tensor:
         moments = self.encoder(video)

@@ -9,11 +9,14 @@ blended border, and weights are published for that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from osp_opt.base.errors import OptionError
 
 TileFunction = Callable[[Tensor], Tensor]
 MapTiles = Callable[[TileFunction, Sequence[Tensor]], list[Tensor]]
@@ -26,20 +29,15 @@ def run_tiles(function: TileFunction, tiles: Sequence[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Grid:
-    """How one direction cuts its input: sizes in input pixels, blends in output pixels."""
+    """How one direction cuts its input: tiles and strides in input pixels, what is kept of a tile
+    and blended into the next in output pixels.
+    """
 
     frames: int
     size: int
-    out_size: int
-    overlap: float
-
-    @property
-    def stride(self) -> int:
-        return int(self.size * (1 - self.overlap))
-
-    @property
-    def blend(self) -> int:
-        return int(self.out_size * self.overlap)
+    stride: int
+    keep: int
+    blend: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,10 @@ class Tiling:
     """Tile sizes: ``sample`` in pixels and frames of the video, ``latent`` in latent ones.
 
     The defaults are the official sampling scripts'; :meth:`small` is their ``--save_memory``.
+    ``overlap`` is a part of a tile; neighbours overlap by the whole latent pixels that it covers,
+    one more where it cuts one, so that input and output are cut in the same places.
+
+    Raises OptionError for an overlap that leaves no whole latent pixel to go on by.
     """
 
     sample_size: int = 512
@@ -55,17 +57,46 @@ class Tiling:
     latent_frames: int = 8
     overlap: float = 0.125
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.overlap <= self.largest_overlap:
+            nearest = math.floor(1000 * self.largest_overlap) / 1000 if self.overlap > 0 else 0
+            raise OptionError(
+                f"--tile-overlap-factor {self.overlap:g}: tiles of {self.sample_size} pixels "
+                f"overlap by 0 to {nearest:g} of their size; use {nearest:g}"
+            )
+
     @classmethod
     def small(cls, overlap: float = 0.125) -> Tiling:
         return cls(sample_size=256, latent_size=32, overlap=overlap)
 
     @property
+    def largest_overlap(self) -> float:
+        """With which neighbouring tiles are one latent pixel apart."""
+        return 1.0 - 1.0 / self.latent_size
+
+    @property
     def encode_grid(self) -> Grid:
-        return Grid(self.sample_frames, self.sample_size, self.latent_size, self.overlap)
+        shared, scale = self.latent_size - self._stride, self._scale
+        return Grid(
+            self.sample_frames, self.sample_size, self._stride * scale, self._stride, shared
+        )
 
     @property
     def decode_grid(self) -> Grid:
-        return Grid(self.latent_frames, self.latent_size, self.sample_size, self.overlap)
+        shared, scale = self.latent_size - self._stride, self._scale
+        return Grid(
+            self.latent_frames, self.latent_size, self._stride, self._stride * scale, shared * scale
+        )
+
+    @property
+    def _stride(self) -> int:
+        """From one tile to the next, in latent pixels."""
+        # What is a whole number but for rounding is one.
+        return math.floor(round(self.latent_size * (1.0 - self.overlap), 6))
+
+    @property
+    def _scale(self) -> int:
+        return self.sample_size // self.latent_size
 
     def splits_video(self, shape: Sequence[int]) -> bool:
         """Whether a video ``[b c t h w]`` of this shape is larger than one tile."""
@@ -76,13 +107,15 @@ class Tiling:
         return shape[2] > self.latent_frames or max(shape[3:]) > self.latent_size
 
 
-def tiled(x: Tensor, function: TileFunction, grid: Grid, map_tiles: MapTiles) -> Tensor:
-    """``function(x)`` computed tile by tile; ``x`` is ``[b c t h w]``."""
-    chunks = []
+def tiled(
+    x: Tensor, function: TileFunction, grid: Grid, map_tiles: MapTiles = run_tiles
+) -> Iterator[Tensor]:
+    """``function(x)`` computed tile by tile; ``x`` is ``[b c t h w]``. Comes in pieces of time, so
+    that memory need not hold it whole.
+    """
     for start in range(0, max(x.shape[2] - 1, 1), grid.frames - 1):
-        chunk = _tiled_in_space(x[:, :, start : start + grid.frames], function, grid, map_tiles)
-        chunks.append(chunk if start == 0 else chunk[:, :, 1:])
-    return torch.cat(chunks, dim=2)
+        piece = _tiled_in_space(x[:, :, start : start + grid.frames], function, grid, map_tiles)
+        yield piece if start == 0 else piece[:, :, 1:]
 
 
 def _tiled_in_space(x: Tensor, function: TileFunction, grid: Grid, map_tiles: MapTiles) -> Tensor:
@@ -93,7 +126,7 @@ def _tiled_in_space(x: Tensor, function: TileFunction, grid: Grid, map_tiles: Ma
         function,
         [x[..., top : top + size, left : left + size] for top in tops for left in lefts],
     )
-    keep = grid.out_size - grid.blend
+    keep = grid.keep
     rows: list[list[Tensor]] = []
     for i in range(len(tops)):
         row = results[i * len(lefts) : (i + 1) * len(lefts)]
