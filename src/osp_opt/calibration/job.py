@@ -182,6 +182,7 @@ def _recorded(statistics: Path) -> Calibration | None:
 
 def _is_of(found: Calibration, request: Request, metadata: dict[str, Any]) -> bool:
     same = (found.prompts, found.seeds) == ((request.prompt,), (request.seed,))
+    same = same and found.signals is not None  # recorded since
     return same and found.lags == LAGS and found.metadata == metadata
 
 

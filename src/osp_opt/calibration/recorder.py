@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from osp_opt.base.errors import CalibrationError
+from osp_opt.calibration.signal_recorder import SignalRecorder
 from osp_opt.calibration.statistics import VideoStatistics
 from osp_opt.calibration.subsample import spread_indices
 
@@ -42,7 +43,7 @@ class CalibrationRecorder:
 
     Memory: (max(lags) + 1) x boundaries x branches x tokens x features on the model's device, in
     the model's dtype, at most `max_state_bytes`; and at most `max_latent_bytes` there, too, so that
-    nothing waits for the device before `result`.
+    nothing waits for the device before `result`; and what `SignalRecorder` keeps.
     Keeping a part of the tokens or elements leaves every mean unbiased over places; its relative
     error falls as 1/sqrt(kept).
     """
@@ -72,6 +73,7 @@ class CalibrationRecorder:
         self._max_tokens = max_tokens
         self._max_state_bytes = max_state_bytes
         self._elements = max(1, max_latent_bytes // (4 * num_steps))
+        self._signals = SignalRecorder(num_steps, self._num_branches)
         self.reset()
 
     def reset(self) -> None:
@@ -84,6 +86,7 @@ class CalibrationRecorder:
         self._tokens: Tensor | None = None
         self._kept_elements: Tensor | None = None
         self._keeps_all = False
+        self._signals.reset()
 
     def at(self, step: int, branch: str = "both") -> Callable[[Sequence[Layer], Tensor], Tensor]:
         """The block loop of `step`: runs every block and keeps what crosses their boundaries.
@@ -97,11 +100,13 @@ class CalibrationRecorder:
                 raise CalibrationError(
                     f"recorder: made for {self.num_blocks} blocks, the model has {len(layers)}"
                 )
-            state = self._rows(step, branch, x)
+            rows, state = self._rows(step, branch, x)
             self._keep(state, 0, x)
+            self._signals.record_input(step, rows, layers[0], state[0].flatten(0, 1))
             for boundary, layer in enumerate(layers, start=1):
                 x = layer(x)
                 self._keep(state, boundary, x)
+            self._signals.record_states(step, rows, state[0], state[-1])
             self._finish(step, branch)
             return x
 
@@ -131,7 +136,7 @@ class CalibrationRecorder:
         for (step, lag), products in self._grams.items():
             at = (step, self.lags.index(lag))
             mean[at], guided[at] = self._combined(products.cpu().numpy())
-        return VideoStatistics(_gram(denoised_KE), mean, guided)
+        return VideoStatistics(_gram(denoised_KE), mean, guided, self._signals.result())
 
     def _combined(self, products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean over branches, and of the guided combination, from products of all branches."""
@@ -146,8 +151,8 @@ class CalibrationRecorder:
     def _num_branches(self) -> int:
         return 1 if self._guidance_scale is None else 2
 
-    def _rows(self, step: int, branch: str, x: Tensor) -> Tensor:
-        """The buffer rows [B, R', V, S, D] that this call fills."""
+    def _rows(self, step: int, branch: str, x: Tensor) -> tuple[slice, Tensor]:
+        """The branches that this call fills, and their rows [B, R', V, S, D] of the buffer."""
         r = self._num_branches
         if branch == "both":
             rows, videos = slice(0, r), x.shape[0] // r
@@ -169,7 +174,7 @@ class CalibrationRecorder:
             self._states[step] = fits[0] if fits else x.new_empty(shape)
             self._spare = fits[1:]
             self._filled[step] = set()
-        return self._states[step][:, rows]
+        return rows, self._states[step][:, rows]
 
     def _keep(self, state: Tensor, boundary: int, x: Tensor) -> None:
         assert self._tokens is not None

@@ -19,11 +19,13 @@ from safetensors.numpy import save as save_tensors
 
 from osp_opt.base.artifacts import atomic_write_bytes, read_bytes
 from osp_opt.base.errors import CalibrationError
+from osp_opt.calibration.signals import CacheSignals
 
 __all__ = ["FORMAT", "Calibration", "VideoStatistics", "step_changes"]
 
 FORMAT = "osp-opt/calibration/1"
 _TENSORS = ("timesteps", "sigmas", "step_gram_PKK", "block_gram_PKGBB", "guided_gram_PKGBB")
+_SIGNALS = ("residual_ratio_PRKK", "input_change_PKK", "output_change_PKK")  # since 0.1.0
 _HEADER = "osp_opt"  # metadata key: a JSON list of the description and the digest
 _MAX_BYTES = 2 << 30
 
@@ -45,6 +47,7 @@ class VideoStatistics:
     step_gram: np.ndarray
     block_gram: np.ndarray
     guided_block_gram: np.ndarray
+    signals: CacheSignals | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Calibration:
     lags: the G lags in steps. prompts, seeds: of the P videos.
     metadata: model fingerprint, video shape, sampler, guidance ... (JSON values).
     seconds: that denoising one video took while it was recorded; None where several are joined.
+    signals: what other people's caches decide by; None in files that were recorded without.
     """
 
     timesteps: np.ndarray
@@ -74,6 +78,7 @@ class Calibration:
     seeds: tuple[int, ...]
     metadata: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
+    signals: CacheSignals | None = None
 
     def __post_init__(self) -> None:
         p, k, g = len(self.prompts), len(self.timesteps), len(self.lags)
@@ -100,6 +105,8 @@ class Calibration:
                 raise CalibrationError(f"calibration: {name} holds NaN or infinities")
         if np.any(self.sigmas <= 0) or any(lag < 1 for lag in self.lags):
             raise CalibrationError("calibration: sigmas and lags must be positive")
+        if self.signals is not None:
+            self.signals.check(p, k)
 
     @classmethod
     def of_video(
@@ -126,6 +133,7 @@ class Calibration:
             (seed,),
             dict(metadata),
             seconds,
+            statistics.signals,
         )
 
     @classmethod
@@ -134,6 +142,7 @@ class Calibration:
         if not parts:
             raise CalibrationError("calibration: no videos to join")
         first = parts[0]
+        signals = [part.signals for part in parts if part.signals is not None]
         for part in parts[1:]:
             same = (
                 np.array_equal(part.timesteps, first.timesteps)
@@ -157,6 +166,7 @@ class Calibration:
             sum((part.prompts for part in parts), ()),
             sum((part.seeds for part in parts), ()),
             first.metadata,
+            signals=CacheSignals.join(signals) if len(signals) == len(parts) else None,
         )
 
     def save(self, path: Path) -> None:
@@ -177,6 +187,12 @@ class Calibration:
             "seconds": self.seconds,
         }
         tensors = dict(zip(_TENSORS, map(np.ascontiguousarray, arrays), strict=True))
+        if self.signals is not None:
+            kept = (getattr(self.signals, name.rpartition("_")[0]) for name in _SIGNALS)
+            tensors |= {
+                name: np.ascontiguousarray(array.astype(np.float32))
+                for name, array in zip(_SIGNALS, kept, strict=True)
+            }
         text = json.dumps(about, sort_keys=True)
         # One key only: safetensors writes several in an order that changes from run to run.
         header = json.dumps([text, _digest(tensors, text)])
@@ -195,7 +211,8 @@ class Calibration:
             about = json.loads(text)
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CalibrationError(f"{path}: not a calibration file of osp-opt") from error
-        if set(tensors) != set(_TENSORS) or not isinstance(about, dict):
+        has_signals = set(tensors) == {*_TENSORS, *_SIGNALS}
+        if not (has_signals or set(tensors) == set(_TENSORS)) or not isinstance(about, dict):
             raise CalibrationError(f"{path}: not a calibration file of osp-opt")
         if about.get("format") != FORMAT:
             raise CalibrationError(f"{path}: format {about.get('format')!r}, expected {FORMAT!r}")
@@ -216,6 +233,7 @@ class Calibration:
                 seeds=tuple(about["seeds"]),
                 metadata=dict(about["metadata"]),
                 seconds=about.get("seconds"),
+                signals=CacheSignals(*(tensors[n] for n in _SIGNALS)) if has_signals else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"{path}: not a calibration file of osp-opt") from error
@@ -230,7 +248,7 @@ def _header(data: bytes) -> dict[str, str]:
 
 def _digest(tensors: dict[str, np.ndarray], text: str) -> str:
     digest = hashlib.sha256(text.encode())
-    for name in _TENSORS:
+    for name in filter(tensors.__contains__, (*_TENSORS, *_SIGNALS)):
         array = tensors[name]
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -17,6 +17,7 @@ from osp_opt.export.artifact import (
     Kind,
     PolicyFile,
     kind_of,
+    read_calibration,
     read_mindie_file,
     read_policy,
     read_schedule,
@@ -167,6 +168,67 @@ def _comfyui(path: Path, options: ExportOptions) -> Exported:
     return Exported({".txt": ", ".join(map(repr, sigmas)) + "\n", ".json": _json(sigmas)}, notes)
 
 
+def _magcache(path: Path, options: ExportOptions) -> Exported:
+    from osp_opt.export.constants import GOOD_FIT, magcache_ratios
+
+    calibration = read_calibration(path)
+    steps = options.steps or len(calibration.timesteps)
+    found = magcache_ratios(calibration, steps)
+    values: dict[str, Any] = {"num_inference_steps": steps, "mag_ratios": list(found.mean)}
+    words = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    if len(found.branches) == 2:
+        values |= dict(zip(("negative", "positive"), map(list, found.branches), strict=True))
+        values["positive_negative_in_turn"] = found.interleaved()
+    values["fit"] = {"prompts": len(calibration.prompts), "explained": found.explained}
+    if found.explained is None or found.typical_error is None:
+        notes = ["recorded on one prompt: nothing says whether the ratios hold for others"]
+    else:
+        notes = [
+            f"ratios of {len(calibration.prompts)} prompts; on a prompt left out they explain "
+            f"{found.explained:.0%} of the change of length, and err by {found.typical_error:.2%}"
+        ]
+        if found.explained < GOOD_FIT:
+            notes.append(
+                "warning: a poor fit, the ratios depend on the prompt: MagCache will skip the "
+                "wrong steps on some"
+            )
+    return Exported({".py": f"MagCacheConfig({words})\n", ".json": _json(values)}, notes)
+
+
+def _teacache(path: Path, options: ExportOptions) -> Exported:
+    from osp_opt.export.constants import GOOD_FIT, teacache_coefficients
+
+    calibration = read_calibration(path)
+    steps = options.steps or len(calibration.timesteps)
+    found = teacache_coefficients(calibration, steps)
+    low, high = found.input_range
+    fit = {
+        "prompts": len(calibration.prompts),
+        "explained": found.explained,
+        "on_prompts_left_out": found.left_out,
+        "input_range": [low, high],
+    }
+    values = {
+        "coefficients": list(found.coefficients),
+        "num_inference_steps": steps,
+        "fit": fit,
+    }
+    where = "prompts left out" if found.left_out else "the one prompt that it was fitted to"
+    notes = [
+        f"R2 {found.explained:.3f} on {where}, for changes of the input of {low:.3g} to {high:.3g}"
+    ]
+    if found.explained < GOOD_FIT or found.lowest < 0:
+        reason = (
+            "falls below 0" if found.lowest < 0 else "says little about the change of the output"
+        )
+        notes.append(
+            f"warning: a poor fit, the polynomial {reason}: TeaCache will skip the wrong steps; "
+            "MagCache or a searched policy does not go by it"
+        )
+    text = f"coefficients = {values['coefficients']!r}  # {steps} steps, R2 {found.explained:.3f}\n"
+    return Exported({".py": text, ".json": _json(values)}, notes)
+
+
 def _lost(schedule: TimestepSchedule) -> list[str]:
     """What is said of a schedule that no list of levels holds all of."""
     if not schedule.corrections:
@@ -204,6 +266,8 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "sglang": Target("cache policy", _of_policy(_sglang), _NUMBERS),
         "diffusers": Target("schedule", _diffusers, ("shift",)),
         "comfyui": Target("schedule", _comfyui, ("shift",)),
+        "magcache": Target("calibration", _magcache, ("steps",)),
+        "teacache": Target("calibration", _teacache, ("steps",)),
     }
 )
 """By the name of `--to`."""

@@ -135,6 +135,11 @@ class OpenSoraBlock(nn.Module):
         fused = self.attn1.fused
         return run(hidden_states, modulation, key, value, text_mask, rotary, mask, sequence, fused)
 
+    def modulated_input(self, hidden_states: Tensor, modulation: Tensor) -> Tensor:
+        """What self-attention is given: ``hidden_states [b n d]`` normed, scaled and shifted."""
+        tables = (self.scale_shift_table + modulation)[:, :, None]
+        return modulated_norm(self.norm1, hidden_states, tables[:, 0], tables[:, 1])
+
     def run(
         self,
         x: Tensor,

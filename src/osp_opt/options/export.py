@@ -9,12 +9,20 @@ from osp_opt.base.samplers import MAX_STEPS
 from osp_opt.options.base import Options, option
 
 Runtime = Literal[
-    "osp-opt", "mindie-sd", "mindie-policy", "cache-dit", "sglang", "diffusers", "comfyui"
+    "osp-opt",
+    "mindie-sd",
+    "mindie-policy",
+    "cache-dit",
+    "sglang",
+    "diffusers",
+    "comfyui",
+    "magcache",
+    "teacache",
 ]
 
 
 class ExportOptions(Options):
-    """Write a searched schedule or cache policy for another runtime."""
+    """Write a schedule, a cache policy or a cache's constants for another runtime."""
 
     command: ClassVar[str] = "export"
     common: ClassVar[tuple[str, ...]] = (
@@ -31,7 +39,7 @@ class ExportOptions(Options):
 
     file: Path | None = option(
         None,
-        "Schedule, cache policy, or folder of a calibration.",
+        "Schedule, cache policy or recipe; for constants, the folder of a calibration.",
         panel="Job",
         metavar="FILE",
         positional=True,
@@ -45,7 +53,7 @@ class ExportOptions(Options):
     )
     steps: int | None = option(
         None,
-        "Sampling steps; default: as the file or its provenance says.",
+        "Sampling steps; default: as the file or its provenance says, or as were calibrated.",
         panel="Job",
         aliases=("num_sampling_steps",),
         ge=2,
