@@ -222,8 +222,7 @@ def _teacache(path: Path, options: ExportOptions) -> Exported:
             "falls below 0" if found.lowest < 0 else "says little about the change of the output"
         )
         notes.append(
-            f"warning: a poor fit, the polynomial {reason}: TeaCache will skip the wrong steps; "
-            "MagCache or a searched policy does not go by it"
+            f"warning: a poor fit, the polynomial {reason}: TeaCache will skip the wrong steps"
         )
     text = f"coefficients = {values['coefficients']!r}  # {steps} steps, R2 {found.explained:.3f}\n"
     return Exported({".py": text, ".json": _json(values)}, notes)
