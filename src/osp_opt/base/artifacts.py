@@ -25,6 +25,7 @@ FILE_MODE = 0o640
 JSON_MAX_BYTES = 2 * 2**20
 JSON_MAX_DEPTH = 16
 
+_DIGITS = 20  # of 64 bits, with a sign
 _WHOLE_BYTES = 64 * 2**20  # files up to this size are hashed whole
 _EDGE_BYTES = 2**20  # of larger ones this much is hashed at the start, in the middle, at the end
 _FINGERPRINT_NAMES = (".json", ".safetensors", ".bin", ".ckpt", ".model")
@@ -280,7 +281,11 @@ def parse_json(
     hook = _unique_keys if unique_keys else None
     try:
         value = json.loads(
-            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=hook
+            text,
+            parse_constant=_refuse,
+            parse_float=_finite,
+            parse_int=_whole,
+            object_pairs_hook=hook,
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -290,6 +295,15 @@ def parse_json(
 
 def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not allowed")
+
+
+def _whole(text: str) -> int:
+    """The integer that a text is. Raises ValueError for one of more than 64 bits, which neither
+    arithmetic on floats nor a message could take.
+    """
+    if len(text) > _DIGITS:
+        raise ValueError(f"{text[:_DIGITS]}... is too large a number")
+    return int(text)
 
 
 def _finite(text: str) -> float:

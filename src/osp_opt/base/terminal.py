@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["make_console", "note", "report_error", "visible"]
 
+_LONGEST = 2000  # characters; a file may have put anything into the line
 _KEPT = "\n\u200c\u200d"  # line ends, and the joiners inside words and emoji
 
 
@@ -26,7 +27,9 @@ def visible(text: str) -> str:
 
 def report_error(text: str) -> None:
     """The one line that a user sees when something went wrong."""
-    print(f"osp-opt: error: {visible(' '.join(text.split()))}", file=sys.stderr)
+    line = " ".join(text.split())
+    line = line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+    print(f"osp-opt: error: {visible(line)}", file=sys.stderr)
 
 
 def note(text: str) -> None:

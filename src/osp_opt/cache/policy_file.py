@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from osp_opt.base.errors import PolicyError
+from osp_opt.base.samplers import MAX_STEPS
 
 BlockRange = tuple[int, int]
 FOUR_KEYS = (
@@ -17,7 +18,8 @@ FOUR_KEYS = (
 PLAN_FORMAT = "osp-opt/cache-policy/1"
 _PLAN_KEYS = ("format", "num_steps", "order", "reuse")
 _OPTIONAL_KEYS = ("guidance",)
-_MAX_STEPS = 100_000  # a bound on what a file can make us allocate
+_MAX_STEPS = 2 * MAX_STEPS  # some samplers evaluate the network twice a step
+_MOST_WORK = 2_000_000  # distinct ranges times steps and their ranges; looked at in a second
 
 
 def parse_four_field(data: Mapping[str, Any]) -> dict[str, int]:
@@ -57,6 +59,9 @@ def parse_plan(
             if _integer(step, "steps") in reuse:
                 raise PolicyError(f"step {step} appears twice in reuse")
             reuse[step] = blocks
+    distinct = len({blocks for ranges in reuse.values() for blocks in ranges})
+    if distinct * (num_steps + sum(map(len, reuse.values()))) > _MOST_WORK:
+        raise PolicyError(f"{distinct} different ranges of blocks; no model has so many blocks")
     return num_steps, _integer(data["order"], "order"), reuse
 
 

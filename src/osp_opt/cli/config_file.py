@@ -11,7 +11,9 @@ from osp_opt.base.artifacts import read_bytes
 from osp_opt.base.errors import FileError, OptionError
 from osp_opt.options import COMMANDS, Options, option_extra
 
-CONFIG_MAX_BYTES = 2**20
+CONFIG_MAX_BYTES = 2**18
+_MOST_BITS = 64
+MAX_DEPTH = 4  # commands, options, lists
 _CONSTRUCTION = (ValueError, RecursionError, LookupError, AttributeError, TypeError, OverflowError)
 """What PyYAML raises besides its own, for values that are not what their tag (!!int) says."""
 
@@ -68,12 +70,12 @@ def field_spellings(model: type[Options]) -> dict[str, str]:
 def _read_yaml(path: Path) -> dict[Any, Any]:
     import yaml
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where it was built
     data = read_bytes(path, "config", CONFIG_MAX_BYTES)
     try:
-        # Aliases can make a small file expand without bound; presets need none.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, yaml.SafeLoader)):
-            raise FileError(f"config {path}: YAML aliases (*name) are not allowed")
-        content = yaml.safe_load(data)
+        _check_events(yaml.parse(data, loader))
+        content = yaml.load(data, loader)
+        _check_numbers(content)
     except (yaml.YAMLError, *_CONSTRUCTION) as error:
         raise FileError(
             f"config {path}: not valid YAML ({' '.join(str(error).split())})"
@@ -83,3 +85,27 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise FileError(f"config {path}: must be a mapping of option names to values")
     return content
+
+
+def _check_events(events: Iterable[Any]) -> None:
+    """Raise ValueError for what makes a small file large or slow: aliases, deep nesting."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("YAML aliases (*name) are not allowed")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError("nested too deeply")
+
+
+def _check_numbers(value: Any) -> None:
+    """Raise ValueError for integers that no option takes and no message could show."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise ValueError("a number is too large")
+    for part in (*value, *value.values()) if isinstance(value, dict) else ():
+        _check_numbers(part)
+    for part in value if isinstance(value, (list, tuple, set)) else ():
+        _check_numbers(part)
