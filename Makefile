@@ -32,9 +32,11 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# Every command killed at 20 random moments, run again, and compared with a run let alone.
+# Every command killed at 20 random moments, run again, and compared with a run let alone; and 1,000
+# damaged files given to whole commands.
 durability: install
 	OSP_OPT_KILLS=20 $(BIN)/python -m pytest tests/durability
+	OSP_OPT_MUTANTS=1000 $(BIN)/python -m pytest tests/hostile
 
 # Against the field, into benchmarks/results; BENCH=--quick checks that everything runs.
 bench: install

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,6 +238,17 @@ def test_spread_indices_are_distinct_and_even(total: int, keep: int) -> None:
             assert counts.min() >= 0.4 * 512 / period
 
 
+def gram(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Products of random vectors, [..., n, n]."""
+    vectors = rng.standard_normal((*shape, 9))
+    return vectors @ vectors.swapaxes(-2, -1)
+
+
+def of_changes(tables: np.ndarray) -> np.ndarray:
+    tables[0] = np.nan  # the first step has none before it
+    return tables.astype(np.float32)
+
+
 def a_calibration(videos: int = 2, levels: int = 3) -> Calibration:
     rng = np.random.default_rng(0)
     schedule = TimestepSchedule.uniform(levels)
@@ -245,9 +256,9 @@ def a_calibration(videos: int = 2, levels: int = 3) -> Calibration:
         [
             Calibration.of_video(
                 VideoStatistics(
-                    rng.standard_normal((levels, levels)),
-                    np.full((levels, 1, 4, 4), np.nan, dtype=np.float32),
-                    rng.standard_normal((levels, 1, 4, 4)).astype(np.float32),
+                    gram(rng, levels),
+                    of_changes(gram(rng, levels, 1, 4)),
+                    of_changes(gram(rng, levels, 1, 4)),
                 ),
                 timesteps=np.array(schedule.timesteps),
                 sigmas=schedule.sigmas[:-1],
@@ -287,6 +298,28 @@ def test_any_damage_of_the_file_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(mutant)
         with pytest.raises(CalibrationError):
             Calibration.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step_gram": lambda g: 0 * g},
+        {"step_gram": lambda g: -g},
+        {"step_gram": lambda g: g + np.eye(3)[0] * 5},
+        {"step_gram": lambda g: g - 2 * np.diag(np.ones(3)) * g},
+        {"block_gram": lambda g: np.nan * g},
+        {"guided_block_gram": lambda g: np.where(np.isnan(g), g, np.inf)},
+        {"block_gram": lambda g: -g},
+    ],
+)
+def test_tables_that_no_predictions_make_are_refused(
+    tmp_path: Path, change: dict[str, Callable[[np.ndarray], np.ndarray]]
+) -> None:
+    sound = a_calibration()
+    (name,) = change
+    replace(sound, **{name: change[name](getattr(sound, name))}).save(tmp_path / "c.safetensors")
+    with pytest.raises(CalibrationError, match=r"c\.safetensors: its tables are no products"):
+        Calibration.load(tmp_path / "c.safetensors")
 
 
 def test_missing_file_and_unequal_videos_are_refused(tmp_path: Path) -> None:

@@ -143,13 +143,14 @@ def sound(tmp_path_factory: pytest.TempPathFactory, marker: Path) -> dict[str, P
 
 
 def _calibration() -> Calibration:
-    rng = np.random.default_rng(0)
+    vectors = np.random.default_rng(0).normal(size=(1, 3, 1, 3, 9)).astype(np.float32)
+    gram = vectors @ vectors.swapaxes(-2, -1)
     return Calibration(
         np.array([999.0, 500.0, 10.0]),
         np.array([150.0, 2.0, 0.1]),
-        rng.normal(size=(1, 3, 3)),
-        rng.normal(size=(1, 3, 1, 3, 3)).astype(np.float32),
-        rng.normal(size=(1, 3, 1, 3, 3)).astype(np.float32),
+        gram[:, 0, 0],
+        gram,
+        gram,
         (1,),
         ("a ball",),
         (42,),

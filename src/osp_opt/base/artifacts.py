@@ -25,7 +25,7 @@ FILE_MODE = 0o640
 JSON_MAX_BYTES = 2 * 2**20
 JSON_MAX_DEPTH = 16
 
-_DIGITS = 20  # of 64 bits, with a sign
+_DIGITS = 300  # of an integer; tokenizers' files hold int(1e30)
 _WHOLE_BYTES = 64 * 2**20  # files up to this size are hashed whole
 _EDGE_BYTES = 2**20  # of larger ones this much is hashed at the start, in the middle, at the end
 _FINGERPRINT_NAMES = (".json", ".safetensors", ".bin", ".ckpt", ".model")
@@ -298,11 +298,8 @@ def _refuse(name: str) -> float:
 
 
 def _whole(text: str) -> int:
-    """The integer that a text is. Raises ValueError for one of more than 64 bits, which neither
-    arithmetic on floats nor a message could take.
-    """
-    if len(text) > _DIGITS:
-        raise ValueError(f"{text[:_DIGITS]}... is too large a number")
+    if len(text) > _DIGITS:  # no float could take it
+        raise ValueError(f"{text[:20]}... is too large a number")
     return int(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from io import BufferedWriter
 from pathlib import Path
@@ -29,8 +30,9 @@ class TrialLedger:
     """An append-only file of finished measurements, one JSON object a line: the resume ledger.
 
     Each line is written and synced before `add` returns. A process killed while writing leaves a
-    torn last line, which is dropped when the ledger is opened again; any other bad line is an
-    error. Of several lines with one key the last counts. Only one process may write.
+    torn last line, which is dropped when the ledger is opened again; any other bad line, also one
+    that was edited, is an error. Of several lines with one key the last counts. Only one process
+    may write.
 
     Args:
         path: the file; made with its folder at the first `add`.
@@ -63,7 +65,8 @@ class TrialLedger:
 
     def add(self, key: Key, values: dict[str, Any]) -> None:
         """Record `values` (JSON, finite numbers) under `key`, durably."""
-        line = json.dumps({"key": key, "values": values}, allow_nan=False) + "\n"
+        trial = {"key": key, "values": values}
+        line = json.dumps({**trial, "check": _checksum(trial)}, allow_nan=False) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with BufferedWriter(open_for_writing(self.path, keep=True)) as stream:
@@ -86,9 +89,11 @@ class TrialLedger:
         for number, line in enumerate(lines, start=1):
             try:
                 trial = parse_json(line)
+                if trial.get("check", _checksum(trial)) != _checksum(trial):
+                    raise ValueError("changed since it was written")
                 key = trial["key"] if isinstance(trial["key"], dict) else str(trial["key"])
                 self._trials[key_text(key)] = key, dict(trial["values"])
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 if number == len(lines) and not _torn:
                     break  # a torn line that happened to end in a newline
                 raise FileError(
@@ -96,3 +101,9 @@ class TrialLedger:
                 ) from error
             whole += len(line) + 1
         return whole
+
+
+def _checksum(trial: Mapping[str, Any]) -> str:
+    """Of key and values: whoever reads a measurement relies on its fields, edited ones are told."""
+    text = json.dumps([trial["key"], trial["values"]], sort_keys=True)
+    return f"{zlib.crc32(text.encode()):08x}"

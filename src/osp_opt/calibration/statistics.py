@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from osp_opt.base.artifacts import atomic_write_bytes, read_bytes
+from osp_opt.base.artifacts import atomic_write_bytes, parse_json, read_bytes
 from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration.signals import CacheSignals
 
@@ -28,6 +29,7 @@ _TENSORS = ("timesteps", "sigmas", "step_gram_PKK", "block_gram_PKGBB", "guided_
 _SIGNALS = ("residual_ratio_PRKK", "input_change_PKK", "output_change_PKK")  # since 0.1.0
 _HEADER = "osp_opt"  # metadata key: a JSON list of the description and the digest
 _MAX_BYTES = 2 << 30
+_ROUNDING = 1e-4  # of a table's trace; they are kept in float32
 
 
 def step_changes(step_gram: np.ndarray) -> np.ndarray:
@@ -207,36 +209,78 @@ class Calibration:
         data = read_bytes(path, "calibration file", _MAX_BYTES)
         try:
             tensors = load_tensors(data)
-            text, digest = json.loads(_header(data)[_HEADER])
-            about = json.loads(text)
+            text, digest = parse_json(_header(data)[_HEADER])
+            about = _About.model_validate(parse_json(text))
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CalibrationError(f"{path}: not a calibration file of osp-opt") from error
         has_signals = set(tensors) == {*_TENSORS, *_SIGNALS}
-        if not (has_signals or set(tensors) == set(_TENSORS)) or not isinstance(about, dict):
+        if not (has_signals or set(tensors) == set(_TENSORS)):
             raise CalibrationError(f"{path}: not a calibration file of osp-opt")
-        if about.get("format") != FORMAT:
-            raise CalibrationError(f"{path}: format {about.get('format')!r}, expected {FORMAT!r}")
+        if about.format != FORMAT:
+            raise CalibrationError(f"{path}: format {about.format!r:.40}, expected {FORMAT!r}")
         if _digest(tensors, text) != digest:
             raise CalibrationError(
                 f"{path}: damaged (digest mismatch); run osp-opt calibrate again"
             )
         timesteps, sigmas, step_gram, block_gram, guided = (tensors[name] for name in _TENSORS)
         try:
-            return cls(
+            found = cls(
                 timesteps=timesteps,
                 sigmas=sigmas,
                 step_gram=step_gram,
                 block_gram=block_gram,
                 guided_block_gram=guided,
-                lags=tuple(about["lags"]),
-                prompts=tuple(about["prompts"]),
-                seeds=tuple(about["seeds"]),
-                metadata=dict(about["metadata"]),
-                seconds=about.get("seconds"),
+                lags=tuple(about.lags),
+                prompts=tuple(about.prompts),
+                seeds=tuple(about.seeds),
+                metadata=about.metadata,
+                seconds=about.seconds,
                 signals=CacheSignals(*(tensors[n] for n in _SIGNALS)) if has_signals else None,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise CalibrationError(f"{path}: not a calibration file of osp-opt") from error
+        if not found._is_possible():
+            raise CalibrationError(
+                f"{path}: its tables are no products of predictions; run osp-opt calibrate again"
+            )
+        return found
+
+    def _is_possible(self) -> bool:
+        """Whether the tables can be mean products of vectors: symmetric, no negative eigenvalue.
+
+        The searches divide by them and take roots.
+        """
+        own = np.diagonal(self.step_gram, axis1=-2, axis2=-1)
+        blocks = [
+            gram[:, lag:, place]
+            for gram in (self.block_gram, self.guided_block_gram)
+            for place, lag in enumerate(self.lags)
+        ]
+        return bool(np.all(own > 0)) and all(map(_is_gram, [self.step_gram, *blocks]))
+
+
+class _About(BaseModel):
+    """What the header says of the tensors."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: str
+    lags: list[int]
+    prompts: list[str]
+    seeds: list[int]
+    metadata: dict[str, Any]
+    seconds: float | None = None
+
+
+def _is_gram(tables: np.ndarray) -> bool:
+    """Whether all tables [..., n, n] are finite, symmetric and positive, but for rounding."""
+    if not np.all(np.isfinite(tables)):
+        return False
+    tables = tables.astype(np.float64)
+    slack = _ROUNDING * np.trace(tables, axis1=-2, axis2=-1)
+    apart = np.abs(tables - tables.swapaxes(-2, -1)).max((-2, -1), initial=0.0)
+    least = np.linalg.eigvalsh(tables).min(-1, initial=0.0)
+    return bool(np.all(apart <= slack) and np.all(least >= -slack))
 
 
 def _header(data: bytes) -> dict[str, str]:

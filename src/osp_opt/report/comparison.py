@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from osp_opt.base.errors import FileError, PolicyError
+from osp_opt.base.terminal import note
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.evaluate.measures import measure_pair
 from osp_opt.evaluate.pairs import Pair
@@ -100,12 +101,19 @@ def describe(take: Take) -> str:
 
 
 def _all_sets(found: Material) -> list[Take]:
-    """The runs' videos, and those that evaluations name and that are still there."""
+    """The runs' videos, and those that evaluations name and that are still there.
+
+    Only inside the places that were named: an evaluation may come from somebody else, and must not
+    make us show what it points at.
+    """
     sets = list(found.videos)
+    places = [place.resolve() for place in found.places]
     for evaluation in found.evaluations:
         for side in ("reference", "candidate"):
             folder = Path(str(evaluation[side]["folder"]))
-            if folder.is_dir():
+            if not any(folder.resolve().is_relative_to(place) for place in places):
+                note(f"the videos in {folder} are not shown; name that folder, too, to show them")
+            elif folder.is_dir():
                 takes = read_takes(folder)
                 sets += [t for t in takes if not any(t.is_same(known) for known in sets)]
     return sets

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osp_opt.base.artifacts import fingerprint_folder, read_json, read_meta
+from osp_opt.base.artifacts import fingerprint_folder, meta_path, read_json, read_meta
 from osp_opt.base.errors import FileError
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
-from osp_opt.evaluate.job import EVALUATION_FORMAT
 from osp_opt.generate.manifest import MANIFEST, Take, read_takes
 from osp_opt.options import CALIBRATION_FILE, OPTIONS_FILE, STATE_FOLDER
+from osp_opt.report.documents import Curve, EvaluationFile, PolicyMeta, ScheduleMeta, checked
 from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["Material", "PolicyFile", "ScheduleFile", "read_runs"]
@@ -48,6 +48,8 @@ class PolicyFile:
 class Material:
     """Everything found, in the order of the folders given."""
 
+    places: list[Path] = field(default_factory=list)
+    """The folders that were named."""
     folders: list[Path] = field(default_factory=list)
     calibrations: list[Calibration] = field(default_factory=list)
     videos: list[Take] = field(default_factory=list)
@@ -66,7 +68,7 @@ def read_runs(places: Sequence[Path]) -> Material:
 
     Raises FileError for a folder without any run of osp-opt, and what reading its files raises.
     """
-    found = Material()
+    found = Material(places=list(places))
     for place in places:
         if not place.is_dir():
             raise FileError(f"{place}: no such folder; give run folders or a working folder")
@@ -112,6 +114,8 @@ def _read(folder: Path, found: Material) -> None:
         note(folder / MANIFEST, {take.label or "videos": take.settings for take in takes})
     for path in _results(folder):
         meta = read_meta(path) or {}
+        kind = ScheduleMeta if path.suffix == ".txt" else PolicyMeta
+        checked(kind, meta, meta_path(path))
         if path.suffix == ".txt":
             found.schedules.append(ScheduleFile(path, TimestepSchedule.from_file(path), meta))
         else:
@@ -120,11 +124,11 @@ def _read(folder: Path, found: Material) -> None:
     if (folder / _LEDGER).is_file():
         note(folder / _LEDGER)
     if (folder / _CURVE).is_file():
-        found.curves.append(read_json(folder / _CURVE, "curve"))
+        curve = read_json(folder / _CURVE, "curve")
+        found.curves.append(checked(Curve, curve, folder / _CURVE))
         note(folder / _CURVE)
     if (folder / _EVALUATION).is_file():
         content = read_json(folder / _EVALUATION, "evaluation", max_bytes=2**28)
-        if not isinstance(content, dict) or content.get("format") != EVALUATION_FORMAT:
-            raise FileError(f"evaluation {folder / _EVALUATION}: not one of this version's")
+        content = checked(EvaluationFile, content, folder / _EVALUATION)
         found.evaluations.append(content)
         note(folder / _EVALUATION, {k: v for k, v in content.items() if k != "videos"})

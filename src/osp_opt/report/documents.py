@@ -1,0 +1,127 @@
+"""The JSON that other commands left: what the report reads of it, typed and bounded.
+
+Files come from other people, too, and are edited by hand: whatever does not fit is refused in one
+line that names the file and the place in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from osp_opt.base.errors import FileError
+from osp_opt.evaluate.job import EVALUATION_FORMAT
+
+__all__ = ["Curve", "EvaluationFile", "PolicyMeta", "ScheduleMeta", "checked"]
+
+Number = Annotated[float, Field(ge=-1e12, le=1e12)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Steps = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+class IntervalPart(_Part):
+    """An interval as `Interval.as_json` writes it."""
+
+    estimate: Number
+    low: Number | None
+    high: Number | None
+    count: Annotated[int, Field(ge=1, le=10**9)]
+    values: list[Number] = []
+
+
+class _Side(_Part):
+    folder: str
+    take: str = ""
+
+
+class _Metric(_Part):
+    reference: IntervalPart | None = None
+    candidate: IntervalPart | None = None
+    difference: IntervalPart | None = None
+
+
+class _Loss(_Part):
+    measure: str
+    share: IntervalPart
+
+
+class EvaluationFile(_Part):
+    """What `evaluate` writes."""
+
+    format: Literal[EVALUATION_FORMAT]  # type: ignore[valid-type]
+    reference: _Side
+    candidate: _Side
+    pairs: Count
+    speedup: IntervalPart | None
+    metrics: dict[str, _Metric]
+    loss: _Loss
+    max_loss: Number | None
+    verdict: Literal["kept", "lost", "undecided"] | None
+    not_measured: list[str]
+
+
+class _Point(_Part):
+    steps: Steps
+    schedule: str
+    kind: str
+    error: Annotated[Number, Field(gt=0)]
+    low: Number | None = None
+    high: Number | None = None
+
+
+class Curve(_Part):
+    """Error against the number of steps, of `search-steps`."""
+
+    reference_steps: Steps
+    predictions_scaled_to_uniform: bool = False
+    points: Annotated[list[_Point], Field(min_length=1, max_length=100_000)]
+
+
+class _Measured(_Part):
+    speedup: IntervalPart | Number | None = None
+    psnr: IntervalPart | None = None
+
+
+class _Setting(_Part):
+    timesteps: Annotated[list[Number], Field(max_length=10_000)] | None = None
+
+
+class PolicyMeta(_Part):
+    """The sidecar of a cache policy."""
+
+    setting: _Setting | None = None
+    predicted_speedup: Number | None = None
+    measured: _Measured | None = None
+
+
+class _Search(_Part):
+    log_predicted_error_over_uniform: IntervalPart | None = None
+    log_measured_error_over_uniform: IntervalPart | None = None
+    verification: _Measured | None = None
+
+
+class ScheduleMeta(_Part):
+    """The sidecar of a schedule."""
+
+    search: _Search | None = None
+
+
+def checked(kind: type[_Part], content: Any, path: Path) -> dict[str, Any]:
+    """The content itself, when it is of that kind. Raises FileError naming what is wrong in it."""
+    try:
+        kind.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, problem["loc"])) or "all of it"
+        raise FileError(
+            f"{path}: {place:.80}: {problem['msg']}; restore the file, or make it again"
+        ) from error
+    assert isinstance(content, Mapping)
+    return dict(content)
