@@ -1,0 +1,1 @@
+"""The joint search for a recipe; `job` tells it."""

@@ -1,0 +1,84 @@
+r"""The schedule of least additive cost for corrected steps, exactly.
+
+What a corrected step from i to j costs depends on the level p before it, so the programme runs
+over pairs of levels:
+
+    V_n[p, i] = min over j of  cost[p, i, j] + V_{n-1}[i, j].
+
+Suffixes: K levels, noisiest first; of a cost the level before, the level, the next one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from osp_opt.base.errors import ScheduleError
+from osp_opt.search.steps.objectives import deterministic_cost, pathwise_cost
+from osp_opt.search.steps.programme import MIN_GAP
+
+__all__ = ["corrected_cost", "plan_pairs"]
+
+
+def corrected_cost(
+    changes_KK: np.ndarray,
+    sigmas_K: np.ndarray,
+    weight: float,
+    *,
+    ancestral: bool = True,
+    c: float = 0.5,
+    power: float = 0.5,
+) -> np.ndarray:
+    """Squared error of holding D_i + f (D_i - D_p) from i to j over (s_j^2 + c)^power, [K, K, K].
+
+    f = weight h_ij / (2 h_pi), h steps in log s; where p = i (the first step has none before it)
+    the plain step's error. Infinite unless p <= i < j. With R the plain step's error it is
+
+        |R|^2 - 2 f span <R, D_i - D_p> + f^2 span^2 |D_i - D_p|^2,
+
+    all of it sums over the change table.
+    """
+    plain = (pathwise_cost if ancestral else deterministic_cost)(changes_KK, sigmas_K, c, 0.0)
+    clock = sigmas_K ** (-2.0 if ancestral else -1.0)
+    u, k = np.diff(clock), len(clock)
+    span = clock[None, :] - clock[:, None]  # [i, j]
+    upto = np.zeros((k, k))  # [p, j]: sum over m < j of u_m |D_m - D_p|^2
+    upto[:, 1:] = np.cumsum(changes_KK[:, :-1] * u, axis=1)
+    to_before = upto[:, None, :] - upto[:, :, None]  # [p, i, j]: over m in [i, j), against D_p
+    to_own = upto - np.diagonal(upto)[:, None]  # [i, j]: against D_i
+    moved = changes_KK[:, :, None]  # [p, i, .]
+    along = 0.5 * (to_before - to_own - span * moved)  # <R, D_i - D_p>
+    length = np.log(sigmas_K)[:, None] - np.log(sigmas_K)[None, :]
+    before = np.where(length > 0.0, length, np.inf)[:, :, None]  # p = i: no correction
+    scale = weight * length / (2.0 * before) * span
+    correction = (scale**2 * moved - 2.0 * scale * along) / np.square(clock)
+    error = (plain + correction).clip(0.0) / (np.square(sigmas_K) + c) ** power
+    descends = np.triu(np.ones((k, k), dtype=bool))
+    return np.where(descends[:, :, None], error, np.inf)
+
+
+def plan_pairs(
+    cost_KKK: np.ndarray, timesteps_K: np.ndarray, num_steps: int, min_gap: float = MIN_GAP
+) -> tuple[int, ...]:
+    """The levels of the cheapest schedule of `num_steps` steps, from level 0 to the last.
+
+    `cost_KKK[i, i, j]` is that of a first step. Neighbours stay `min_gap` timesteps apart. Raises
+    ScheduleError where no schedule has so many steps.
+    """
+    k = len(timesteps_K)
+    near = timesteps_K[:, None] - timesteps_K[None, :] < min_gap - 1e-9
+    cost = np.where(near[None], np.inf, cost_KKK)
+    value = np.full((k, k), np.inf)
+    value[:, -1] = 0.0
+    following: list[np.ndarray] = []
+    for _ in range(2, num_steps + 1):
+        total = cost + value[None]
+        following.append(total.argmin(axis=2))
+        value = total.min(axis=2)
+    if not np.isfinite(value[0, 0]):
+        raise ScheduleError(f"no schedule of {num_steps} steps on {k} levels {min_gap:g} apart")
+    path = [0]
+    before = 0
+    for choice in reversed(following):
+        before, now = path[-1], int(choice[before, path[-1]])
+        path.append(now)
+    return tuple(path)
