@@ -32,6 +32,7 @@ LAYERS = (
     ("report",),
     ("evaluate",),
     ("export",),
+    ("search.recipe",),
     ("search.steps", "search.cache"),
     ("search",),
     ("calibration",),

@@ -20,6 +20,7 @@ from osp_opt.options import (
     EvaluateOptions,
     ExportOptions,
     JobOptions,
+    OptimizeOptions,
     ReportOptions,
     SampleOptions,
     SearchCacheOptions,
@@ -75,6 +76,12 @@ def search_steps(options: SearchStepsOptions) -> int:
 @add_command(app, SearchCacheOptions)
 def search_cache(options: SearchCacheOptions) -> int:
     """Find which transformer blocks can be reused, and when, for a wanted speed-up."""
+    return _launch(options)
+
+
+@add_command(app, OptimizeOptions)
+def optimize(options: OptimizeOptions) -> int:
+    """Find the recipe of a wanted speed that loses least: steps, corrections, what is reused."""
     return _launch(options)
 
 

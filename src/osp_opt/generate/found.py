@@ -10,7 +10,7 @@ from typing import Any
 from osp_opt.base.artifacts import read_meta
 from osp_opt.generate.maker import VideoMaker
 from osp_opt.generate.provenance import agree
-from osp_opt.options import SampleOptions, SearchCacheOptions, SearchStepsOptions
+from osp_opt.options import OptimizeOptions, SampleOptions, SearchCacheOptions, SearchStepsOptions
 from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["with_found"]
@@ -25,12 +25,18 @@ class _Result:
     setting: dict[str, Any]
 
     @property
+    def written(self) -> float:
+        """Seconds since the epoch at which it was written."""
+        return self.path.stat().st_mtime
+
+    @property
     def timesteps(self) -> Any:
         return self.setting.get("timesteps")
 
 
 def with_found(options: SampleOptions, maker: VideoMaker) -> tuple[SampleOptions, str]:
-    """The options with the newest schedule and the cache made for it, and a line that says so.
+    """The options with the newest recipe, or schedule and cache made for it, and a line that says
+    so.
 
     Only what was made for this model and setting counts, and only where no option says which steps
     or cache to take. The line is empty where nothing was found.
@@ -38,8 +44,12 @@ def with_found(options: SampleOptions, maker: VideoMaker) -> tuple[SampleOptions
     if options.model_fields_set & _CHOSEN:
         return options, ""
     place = {"workdir": options.workdir}
+    recipes = list(_results(OptimizeOptions(**place).recipe_path, maker))
     schedules = list(_results(SearchStepsOptions(**place).schedule_path, maker))
     policies = list(_results(SearchCacheOptions(**place).policy_path, maker))
+    others = [found.written for found in (*schedules, *policies)]
+    if recipes and recipes[0].written >= max(others, default=0.0):
+        return _taken(options, recipe=recipes[0].path)
     for policy in policies:
         fitting = [found for found in schedules if agree(policy.timesteps, found.timesteps)]
         if fitting:

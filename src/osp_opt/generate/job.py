@@ -74,6 +74,7 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     options, using = context.parallel.broadcast_object(with_found(options, maker))
     if using:
         say(using)
+        recipe = recipe_of(options)
     schedule = _schedule(options, recipe)
     policy = _policy(options, recipe)
     _check(options, maker, schedule, policy, context)

@@ -17,6 +17,7 @@ from osp_opt.options.commands import (
     CacheMemoryOptions,
     CalibrateOptions,
     DoctorOptions,
+    OptimizeOptions,
     SampleOptions,
     SearchCacheOptions,
     SearchOptions,
@@ -33,7 +34,9 @@ from osp_opt.options.groups import (
     ShapeOptions,
 )
 
-JobOptions = CalibrateOptions | SearchStepsOptions | SearchCacheOptions | SampleOptions
+JobOptions = (
+    CalibrateOptions | SearchStepsOptions | SearchCacheOptions | OptimizeOptions | SampleOptions
+)
 """Options of the commands that run in worker processes."""
 
 COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
@@ -43,6 +46,7 @@ COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
             CalibrateOptions,
             SearchStepsOptions,
             SearchCacheOptions,
+            OptimizeOptions,
             SampleOptions,
             EvaluateOptions,
             ReportOptions,
@@ -88,6 +92,7 @@ __all__ = [
     "JobOptions",
     "LaunchOptions",
     "ModelOptions",
+    "OptimizeOptions",
     "Options",
     "ReportOptions",
     "SampleOptions",

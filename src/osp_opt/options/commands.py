@@ -420,6 +420,69 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
         return _file_at(self.out or self.run_dir, "dit_cache_config.json", ".json")
 
 
+class OptimizeOptions(SearchOptions, CacheMemoryOptions):
+    """Find the recipe (steps, corrections, what is reused) of a wanted speed that loses least."""
+
+    command: ClassVar[str] = "optimize"
+    folder: ClassVar[str | None] = "optimize"
+    goal: ClassVar[str] = "speedup"
+    common: ClassVar[tuple[str, ...]] = (
+        "speedup",
+        "max_loss",
+        "budget",
+        "verify_prompts",
+        "prompt_file",
+        "text_prompt",
+        "model_path",
+        "calibration",
+        "out",
+        "workdir",
+        "nproc_per_node",
+    )
+    example: ClassVar[str] = "--speedup 4"
+
+    speedup: float = option(
+        4.0,
+        "Wanted measured speed-up of denoising.",
+        panel="Job",
+        unit="times",
+        gt=1,
+        le=100,
+    )
+    verify_prompts: int = option(
+        4,
+        "Fresh prompts that judge the winner (about 1.5 generations each at 4x).",
+        panel="Verification",
+        unit="prompts",
+        ge=1,
+    )
+    budget: float = option(
+        16,
+        "Work spent on choosing and judging together.",
+        panel="Verification",
+        unit="generations",
+        gt=0,
+    )
+    out: Path | None = option(
+        None,
+        "Folder or file for the recipe; default RUN_FOLDER/recipe.json.",
+        panel="Job",
+        metavar="PATH",
+        identity=False,
+    )
+
+    @property
+    def recipe_path(self) -> Path:
+        """Where the recipe is written."""
+        return _file_at(self.out or self.run_dir, "recipe.json", ".json")
+
+    @model_validator(mode="after")
+    def _samples(self) -> Self:
+        if self.verify is False:
+            raise ValueError("--no-verify: only sampling compares recipes; leave it out")
+        return self
+
+
 class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
     """Make videos, with a searched schedule and a cache where wanted."""
 

@@ -131,6 +131,12 @@ def _search_cache() -> Job:
     return run
 
 
+def _optimize() -> Job:
+    from osp_opt.search.recipe.job import run
+
+    return run
+
+
 def _sample() -> Job:
     from osp_opt.generate.job import run
 
@@ -142,6 +148,7 @@ JOBS: Mapping[str, Callable[[], Job]] = MappingProxyType(
         "calibrate": _calibrate,
         "search-steps": _search_steps,
         "search-cache": _search_cache,
+        "optimize": _optimize,
         "sample": _sample,
     }
 )

@@ -30,12 +30,14 @@ class BlockTimes:
     """Seconds per sampling step.
 
     blocks: of each block, both guidance branches together; rest: of everything else in a step;
-    add: of storing one change, or adding it.
+    add: of storing one change, or adding it. alone: the share of a step's time that the positive
+    branch takes alone.
     """
 
     blocks: tuple[float, ...]
     rest: float
     add: float = 0.0
+    alone: float = 0.5
 
     @property
     def step(self) -> float:
@@ -50,11 +52,12 @@ class BlockTimes:
     def seconds(self, policy: CachePolicy, num_steps: int) -> float:
         """Predicted denoising seconds of one video under `policy`."""
         before = self.cumulative
-        total = num_steps * self.step
+        total = 0.0
         for step in range(num_steps):
             reused, stored = policy.reuse_ranges(step), policy.store_ranges(step)
-            total -= sum(before[end] - before[start] for start, end in reused)
-            total += self.add * (len(reused) + len(stored))
+            seconds = self.step - sum(before[end] - before[start] for start, end in reused)
+            seconds += self.add * (len(reused) + len(stored))
+            total += seconds * (self.alone if policy.reuses_guidance(step) else 1.0)
         return float(total)
 
     def speedup(self, policy: CachePolicy, num_steps: int) -> float:
@@ -63,12 +66,18 @@ class BlockTimes:
 
     def as_json(self) -> dict[str, Any]:
         """The fields."""
-        return {"blocks": list(self.blocks), "rest": self.rest, "add": self.add}
+        return {
+            "blocks": list(self.blocks),
+            "rest": self.rest,
+            "add": self.add,
+            "alone": self.alone,
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> BlockTimes:
         """The inverse of `as_json`."""
-        return cls(tuple(values["blocks"]), values["rest"], values["add"])
+        alone = values.get("alone", 0.5)
+        return cls(tuple(values["blocks"]), values["rest"], values["add"], alone)
 
 
 def measure_block_times(

@@ -1,0 +1,108 @@
+"""What to reuse beside fewer steps: the negative branch at regular steps, blocks where it is cheap.
+
+Suffixes: S steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from osp_opt.cache.guidance import GuidancePlan
+from osp_opt.cache.policy import BlockRange, CachePolicy
+from osp_opt.search.cache.block_times import BlockTimes
+from osp_opt.search.cache.runs import best_runs, run_ranges
+from osp_opt.search.cache.scores import ReuseErrors, policy_score
+
+__all__ = ["MOVES", "Move", "plan_reuse"]
+
+FIRST_BOTH = 2  # steps 0 to 2 run both branches: a forecast needs two that did
+SPARED = 3  # steps at the end that reuse no blocks: what errs there is not taken back any more
+
+
+@dataclass(frozen=True)
+class Move:
+    """guidance: the negative branch runs at every so many steps (1: at all). blocks: how many times
+    faster reused blocks shall make the rest, by predicted time (1: none are reused).
+    """
+
+    guidance: int = 1
+    blocks: float = 1.0
+
+    def __str__(self) -> str:
+        told = []
+        if self.guidance > 1:
+            told.append(f"guidance at every {'2nd' if self.guidance == 2 else '3rd'} step")
+        if self.blocks > 1.0:
+            told.append(f"blocks reused, {self.blocks:g}x")
+        return ", ".join(told) or "nothing reused"
+
+
+MOVES: tuple[Move, ...] = (
+    *(Move(), Move(2), Move(3), Move(1, 1.2), Move(2, 1.2), Move(1, 1.45)),
+    *(Move(3, 1.2), Move(2, 1.45), Move(3, 1.45)),
+)
+"""What is tried, the mildest first."""
+
+
+def plan_reuse(
+    move: Move, errors: ReuseErrors, importance_S: np.ndarray, times: BlockTimes
+) -> CachePolicy | None:
+    """The policy of `move` for the steps that `errors` describe; None where there is none.
+
+    With both moves, blocks are reused at steps that run the positive branch alone, where their
+    changes come from the step before, which ran everything. Such steps err each for themselves, so
+    those that weigh least are the best choice of so many, exactly.
+    """
+    steps = errors.num_steps
+    if move.guidance == 1:
+        if move.blocks == 1.0:
+            return CachePolicy.explicit({}, steps)
+        plans = [
+            best_runs(errors, importance_S, times, move.blocks, blocks, order=1)
+            for blocks in run_ranges(errors.num_blocks)
+        ]
+        found = [plan for plan in plans if plan is not None]
+        return min(found, key=lambda plan: policy_score(plan, errors, importance_S), default=None)
+    if steps <= FIRST_BOTH + move.guidance:
+        return None
+    guidance = GuidancePlan.every(move.guidance, steps, FIRST_BOTH)
+    plain = CachePolicy.explicit({}, steps, guidance=guidance)
+    if move.blocks == 1.0:
+        return plain
+    wanted = times.seconds(plain, steps) / move.blocks
+    tried = [
+        _with_blocks(guidance, blocks, wanted, errors, importance_S, times)
+        for blocks in run_ranges(errors.num_blocks)
+    ]
+    rated = [each for each in tried if each is not None]
+    return min(rated, key=lambda each: each[0])[1] if rated else None
+
+
+def _with_blocks(
+    guidance: GuidancePlan,
+    blocks: BlockRange,
+    wanted: float,
+    errors: ReuseErrors,
+    importance_S: np.ndarray,
+    times: BlockTimes,
+) -> tuple[float, CachePolicy] | None:
+    """The cheapest steps of `guidance` at which to reuse `blocks`, enough for `wanted` seconds, and
+    their cost; None where all of them are not enough.
+    """
+    steps = errors.num_steps
+    costs = []
+    for step in guidance.steps:
+        source = max(s for s in range(step) if not guidance.reuses(s))
+        if step < steps - SPARED and step - source <= errors.max_lag:
+            error = errors.of_reuse(step, step - source, blocks)
+            costs.append((float(importance_S[step] * np.exp(np.log(error + 1e-30).mean())), step))
+    costs.sort()
+    for count in range(1, len(costs) + 1):
+        reuse: dict[int, Sequence[BlockRange]] = {step: [blocks] for _, step in costs[:count]}
+        policy = CachePolicy.explicit(reuse, steps, 0, guidance)
+        if times.seconds(policy, steps) <= wanted:
+            return sum(cost for cost, _ in costs[:count]), policy
+    return None

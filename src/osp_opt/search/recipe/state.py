@@ -1,0 +1,274 @@
+"""What a search for a recipe knows: the model, the statistics, times, and who is worth racing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+from osp_opt.base.errors import CalibrationError, OptionError
+from osp_opt.base.samplers import SAMPLER_KINDS
+from osp_opt.cache.guidance import GuidancePlan
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.runtime import BlockCache
+from osp_opt.calibration.deciding import deciding_requests
+from osp_opt.calibration.source import Source, open_source
+from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.options import OptimizeOptions
+from osp_opt.sampling.samplers import custom_timestep_samplers
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.cache.block_times import TIMED_STEPS, BlockTimes, measure_block_times
+from osp_opt.search.cache.candidates import MAX_INTERVAL
+from osp_opt.search.cache.scores import ReuseErrors, gaussian_importance
+from osp_opt.search.cost import say_cost
+from osp_opt.search.race import RaceResult, affordable, race
+from osp_opt.search.recipe.reuse import MOVES, Move, plan_reuse
+from osp_opt.search.recipe.schedules import CorrectedSchedules
+from osp_opt.search.trials import Trials, Variant
+from osp_opt.system.context import WorkerContext
+
+__all__ = ["TIMED_VIDEOS", "RecipeCandidate", "RecipeSearch", "open_search"]
+
+FEWEST_STEPS = 4
+TIMED_VIDEOS = 2  # of the race, and again of the fresh videos
+RACE_VIDEOS = 16  # more than any budget lets a race use
+LEAST_RACE = 4.0  # generations that a race needs to say anything
+_ALONE_STEPS = 16  # timed, every other one with both branches
+_PENALTY = 0.4  # of the log error, per move: only the order in which candidates enter the race
+
+
+@dataclass(frozen=True)
+class RecipeCandidate:
+    """A way to sample that is predicted to be as fast as wanted.
+
+    steps: where its timesteps come from. predicted: mean squared error of its steps alone.
+    """
+
+    variant: Variant
+    steps: str
+    move: Move
+    predicted: float
+    speedup: float
+
+    def __str__(self) -> str:
+        schedule = self.variant.schedule
+        corrected = f", corrected by {max(schedule.corrections):g}" if schedule.corrections else ""
+        return f"{len(schedule)} steps ({self.steps}{corrected}), {self.move}"
+
+
+@dataclass(frozen=True)
+class RecipeSearch:
+    """One search."""
+
+    options: OptimizeOptions
+    context: WorkerContext
+    source: Source[OptimizeOptions]
+    maker: VideoMaker
+    trials: Trials
+    times: BlockTimes
+    schedules: CorrectedSchedules
+    race_requests: tuple[Request, ...]
+    fresh_requests: tuple[Request, ...]
+    _errors: dict[TimestepSchedule, ReuseErrors] = field(default_factory=dict)
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        """Tell the user a line (rank 0)."""
+        return self.context.progress.say
+
+    @property
+    def reference(self) -> TimestepSchedule:
+        """The full-length schedule, of the calibration."""
+        return self.source.reference
+
+    @property
+    def race_budget(self) -> float:
+        """Generations left to choose with, once the proof is paid."""
+        return max(LEAST_RACE, self.options.budget - proof_cost(self.options))
+
+    def candidates(self, speedup: float) -> list[RecipeCandidate]:
+        """Those predicted to be `speedup` times as fast, in the order in which to try them.
+
+        Of every move the best-predicted schedule of the length that is fast enough comes first.
+        Raises OptionError where none is, naming the largest speed-up there is.
+        """
+        found: list[tuple[int, float, RecipeCandidate]] = []
+        for move in self._moves():
+            length = self._longest(move, speedup)
+            if length is None:
+                continue
+            for place, candidate in enumerate(self._of_length(length, move)):
+                penalty = _PENALTY * ((move.guidance > 1) + (move.blocks > 1.0))
+                rating = math.log(max(candidate.predicted, 1e-30)) + penalty
+                found.append((place, rating, candidate))
+        if not found:
+            raise OptionError(
+                f"--speedup {speedup:g}: no recipe is that fast here; the largest possible is "
+                f"{math.floor(10 * self.largest()) / 10:g}"
+            )
+        return [candidate for _, _, candidate in sorted(found, key=lambda one: one[:2])]
+
+    def shortened(self, candidate: RecipeCandidate, speedup: float) -> RecipeCandidate | None:
+        """The same move with fewer steps, as many as are predicted to be `speedup` as fast; None
+        where there is no such recipe.
+        """
+        length = self._longest(candidate.move, speedup)
+        if length is None:
+            return None
+        same = self._of_length(min(length, len(candidate.variant.schedule) - 1), candidate.move)
+        alike = [each for each in same if each.steps == candidate.steps]
+        return next(iter([*alike, *same]), None)
+
+    def plain(self, speedup: float) -> Variant:
+        """What anybody would do: as few even steps as it takes, nothing corrected or reused."""
+        length = max(FEWEST_STEPS, math.floor(len(self.reference) / speedup))
+        return Variant(TimestepSchedule(TimestepSchedule.uniform(length).timesteps))
+
+    def largest(self) -> float:
+        """The largest predicted speed-up of any recipe."""
+        return max(
+            each.speedup for move in self._moves() for each in self._of_length(FEWEST_STEPS, move)
+        )
+
+    def race(self, candidates: Sequence[RecipeCandidate], budget: float) -> RaceResult:
+        """Sample the candidates against each other, on prompts that judge nothing later."""
+        costs = [1.0 / candidate.speedup for candidate in candidates]
+        costs = costs[: max(2, affordable(costs, budget))]
+
+        def measure(pairs: list[tuple[int, int]]) -> list[float]:
+            return self.trials.errors(
+                [candidates[c].variant for c, _ in pairs],
+                [self.race_requests[p] for _, p in pairs],
+            )
+
+        return race(costs, len(self.race_requests), budget, measure, baseline_cost=1.0)
+
+    def _moves(self) -> list[Move]:
+        """What can be reused here: guidance only where there is some, and on one rank."""
+        reuses = _reuses_guidance(self.maker, self.context)
+        return [move for move in MOVES if reuses or move.guidance == 1]
+
+    def _longest(self, move: Move, speedup: float) -> int | None:
+        """The most steps with which `move` is predicted to be fast enough."""
+        full = len(self.reference)
+        length = min(full, math.floor(full / speedup * 2.0 * move.blocks))
+        while length >= FEWEST_STEPS:
+            schedule = TimestepSchedule(TimestepSchedule.uniform(length).timesteps)
+            policy = self._policy(schedule, move)
+            reached = self._speedup(schedule, policy) if policy is not None else 0.0
+            if reached >= speedup:
+                return length
+            # No fewer are needed than if each step cost what it does now.
+            length = min(length - 1, math.floor(length * reached / speedup))
+        return None
+
+    def _of_length(self, length: int, move: Move) -> list[RecipeCandidate]:
+        found = []
+        for candidate, predicted in self.schedules.of_length(length):
+            policy = self._policy(candidate.schedule, move)
+            if policy is not None:
+                reuses = any(policy.plan) or policy.guidance is not None
+                variant = Variant(candidate.schedule, policy if reuses else None)
+                speedup = self._speedup(candidate.schedule, policy)
+                found.append(RecipeCandidate(variant, candidate.origin, move, predicted, speedup))
+        return found
+
+    def _policy(self, schedule: TimestepSchedule, move: Move) -> CachePolicy | None:
+        timesteps = self.maker.call_timesteps(schedule)
+        if schedule not in self._errors:
+            lags = min(MAX_INTERVAL, len(timesteps)) - 1
+            self._errors[schedule] = ReuseErrors.of(self.source.calibration, timesteps, lags)
+        ancestral = SAMPLER_KINDS[self.maker.options.sampler].ancestral
+        importance = gaussian_importance(self.source.calibration, timesteps, ancestral=ancestral)
+        return plan_reuse(move, self._errors[schedule], importance, self.times)
+
+    def _speedup(self, schedule: TimestepSchedule, policy: CachePolicy) -> float:
+        full = len(self.maker.call_timesteps(self.reference)) * self.times.step
+        return full / self.times.seconds(policy, len(self.maker.call_timesteps(schedule)))
+
+
+def proof_cost(options: OptimizeOptions) -> float:
+    """Generations that the proof on fresh prompts takes, about: the original, the recipe and plain
+    steps of each, and timing.
+    """
+    share = 1.0 / (options.speedup if options.max_loss is None else 2.0)
+    timed = min(TIMED_VIDEOS, options.verify_prompts)
+    return options.verify_prompts * (1.0 + 2.0 * share) + timed * (1.0 + share)
+
+
+def open_search(options: OptimizeOptions, context: WorkerContext) -> RecipeSearch:
+    """Open the calibration (made now where there is none) and the model, and time its steps.
+
+    Raises OptionError for a sampler that takes no recipe.
+    """
+    if options.sampler not in custom_timestep_samplers():
+        raise OptionError(
+            f"--sampler {options.sampler}: takes no recipe; use one of "
+            f"{', '.join(custom_timestep_samplers())}"
+        )
+    source = open_source(options, context)
+    options, maker = source.options, source.maker()
+    blocks = source.calibration.block_gram.shape[-1] - 1
+    if blocks != maker.num_blocks:
+        raise CalibrationError(
+            f"{options.calibration_dir}: was recorded on {blocks} blocks and the model has "
+            f"{maker.num_blocks}; run osp-opt calibrate with this model"
+        )
+
+    # The videos that choose, and those that judge; what they will cost.
+    fresh = options.verify_prompts
+    found = deciding_requests(options, source.calibration, race=RACE_VIDEOS, fresh=fresh)
+    if found.note:
+        context.progress.say(found.note)
+    proof = proof_cost(options)
+    say_cost(context, source, max(LEAST_RACE, options.budget - proof), proof)
+    maker.prefetch_prompts([request.prompt for request in (*found.race, *found.fresh)])
+
+    # What steps, blocks and branches cost here.
+    trials = Trials(maker, Variant(source.reference), context, options)
+    request = found.race[0]
+    spent = (TIMED_STEPS + _ALONE_STEPS) / len(source.reference)
+    times = trials.once(
+        "step times",
+        spent,
+        lambda: replace(
+            measure_block_times(maker, source.reference, request),
+            alone=measure_alone(maker, request) if _reuses_guidance(maker, context) else 1.0,
+        ).as_json(),
+    )
+    schedules = CorrectedSchedules(source.calibration, options.sampler)
+    return RecipeSearch(
+        options,
+        context,
+        source,
+        maker,
+        trials,
+        BlockTimes.from_json(times),
+        schedules,
+        found.race,
+        found.fresh,
+    )
+
+
+def _reuses_guidance(maker: VideoMaker, context: WorkerContext) -> bool:
+    """Whether there is guidance, and a rank runs both its branches: else nothing is saved."""
+    return maker.guided and context.parallel.layout.cfg == 1
+
+
+def measure_alone(maker: VideoMaker, request: Request) -> float:
+    """The time of a step that runs the positive branch alone over that of one that runs both."""
+    plan = GuidancePlan.every(2, _ALONE_STEPS, order=0)
+    policy = CachePolicy.explicit({}, _ALONE_STEPS, guidance=plan)
+    ends: list[float] = []
+
+    def step_ended(done: int, total: int) -> None:
+        maker.device.synchronize()
+        ends.append(time.perf_counter())
+
+    schedule = TimestepSchedule.uniform(_ALONE_STEPS)
+    maker.denoise(request, schedule, BlockCache(policy), step_ended)
+    seconds = {step: ends[step] - ends[step - 1] for step in range(2, len(ends))}
+    alone = median(value for step, value in seconds.items() if plan.reuses(step))
+    return alone / median(value for step, value in seconds.items() if not plan.reuses(step))
