@@ -1,0 +1,52 @@
+"""Run by torch.distributed.run: both searches on what calibrate left.
+
+Arguments: a working folder with a calibration, the folder of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from osp_opt.base.ledger import TrialLedger
+from osp_opt.base.progress import Progress
+from osp_opt.calibration.source import open_source
+from osp_opt.options import JobOptions, SearchCacheOptions, SearchStepsOptions
+from osp_opt.run.worker import JOBS
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.cache.block_times import BlockTimes
+from osp_opt.system.context import WorkerContext
+from osp_opt.system.device import Device
+from osp_opt.system.parallel import Parallel
+
+STEPS = 6
+TIMES = BlockTimes((1.0, 1.0, 1.0, 1.0), 0.01, 0.01)  # given, so that no clock decides
+
+
+def searches(workdir: Path, checkpoint: Path) -> list[JobOptions]:
+    shared = {"model_path": str(checkpoint), "workdir": workdir, "device": "cpu"}
+    return [
+        SearchStepsOptions(steps="4", verify=True, verify_prompts=2, budget=4.0, **shared),
+        SearchCacheOptions(steps=STEPS, max_loss=0.9, verify_prompts=2, budget=12.0, **shared),
+    ]
+
+
+def main(workdir: Path, checkpoint: Path) -> None:
+    device = Device.open("cpu")
+    with Parallel.open(device, timeout_s=120) as parallel:
+        for options in searches(workdir, checkpoint):
+            options.run_dir.mkdir(parents=True, exist_ok=True)
+            progress = Progress(parallel.rank)
+            context = WorkerContext(device, parallel, options.run_dir, progress)
+            if isinstance(options, SearchCacheOptions):
+                maker = open_source(options, context).maker()
+                about = {"of": maker.digest(TimestepSchedule.uniform(STEPS))}
+                key = {"what": "block times", **about, "layout": str(parallel.layout)}
+                if parallel.is_main:
+                    TrialLedger(options.run_dir / "trials.jsonl").add(key, TIMES.as_json())
+                parallel.barrier()
+            JOBS[options.command]()(options, context)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

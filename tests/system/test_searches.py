@@ -1,0 +1,62 @@
+"""Both searches on one and on several processes: the same decision, files and measurements."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import searches_on_ranks
+from launching import run_ranks
+from searches_on_ranks import STEPS, searches
+
+from osp_opt.base.ledger import TrialLedger
+from osp_opt.base.progress import Progress
+from osp_opt.calibration import job as calibrate
+from osp_opt.options import CalibrateOptions
+from osp_opt.system.context import WorkerContext
+from osp_opt.system.device import Device
+from osp_opt.system.parallel import Parallel
+
+CLOCK = ("seconds", "speedup", "layout")
+PROCESSES = (1, 2, 4) if "OSP_OPT_KILLS" in os.environ else (1, 2)
+
+
+def found(workdir: Path, checkpoint: Path) -> list[Any]:
+    """What the searches in a folder wrote and measured, without what a clock said."""
+    result: list[Any] = []
+    for options in searches(workdir, checkpoint):
+        path = getattr(options, "schedule_path", None) or getattr(options, "policy_path", None)
+        assert isinstance(path, Path)
+        result.append(json.loads(path.read_text()))
+        ledger = TrialLedger(options.run_dir / "trials.jsonl")
+        for key, values in ledger.records():
+            kept = [{n: v for n, v in part.items() if n not in CLOCK} for part in (key, values)]
+            result.append(json.dumps(kept, sort_keys=True))
+    return result
+
+
+def test_searches_decide_the_same_on_any_number_of_processes(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "calibrated"
+    options = CalibrateOptions(
+        model_path=str(tiny_checkpoint),
+        workdir=first,
+        steps=STEPS,
+        text_prompt=("a boat", "a tree"),
+    )
+    options.run_dir.mkdir(parents=True)
+    context = WorkerContext(Device.open("cpu"), Parallel(), options.run_dir, Progress(1))
+    calibrate.run(options, context)
+    results = []
+    for processes in PROCESSES:
+        workdir = tmp_path / f"on-{processes}"
+        shutil.copytree(first, workdir)
+        run_ranks(Path(searches_on_ranks.__file__), processes, workdir, tiny_checkpoint)
+        results.append(found(workdir, tiny_checkpoint))
+    assert len(results[0]) > 20
+    for result in results[1:]:
+        assert result == results[0]
