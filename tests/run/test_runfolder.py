@@ -30,7 +30,7 @@ from osp_opt.run.checks import check_before_launch, with_predecessors
 from osp_opt.run.folder import Run, load_run, open_run
 
 
-def options(workdir: Path, **values: object) -> SampleOptions:
+def options(workdir: Path | str, **values: object) -> SampleOptions:
     return SampleOptions.model_validate({"workdir": workdir, **values})
 
 
@@ -158,6 +158,37 @@ def test_machines_of_one_job_share_a_folder(tmp_path: Path) -> None:
             assert second.folder == first.folder
             assert (second.folder / ".v.0123abcd.part.mp4").exists()
     assert [path.name for path in tmp_path.glob("*.old-*")] == ["samples.old-1"]
+
+
+def test_the_first_machine_holds_the_folder_for_all(tmp_path: Path) -> None:
+    def node(rank: int) -> SampleOptions:
+        return options(tmp_path, nnodes=2, node_rank=rank, master_addr="a", master_port=1)
+
+    with open_run(node(0)), open_run(node(1)):
+        for other in (options(tmp_path), node(0)):
+            with pytest.raises(FileError, match="another osp-opt is at work"), open_run(other):
+                pass
+    with open_run(options(tmp_path)):
+        pass
+
+
+def test_the_current_folder_is_not_moved_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "..", tmp_path):
+        with open_run(options(tmp_path / "w", out=out, steps=20)):
+            pass
+        again = options(tmp_path / "w", out=out, steps=30, overwrite=True)
+        with pytest.raises(OptionError, match=r"--overwrite: .*current folder"), open_run(again):
+            pass
+
+
+def test_spaces_at_the_ends_of_a_path_are_kept(tmp_path: Path) -> None:
+    with open_run(options(f"{tmp_path}/ w ", out=f"{tmp_path}/ v ")) as run:
+        assert run.folder.is_relative_to(tmp_path / " v ")
+        assert load_run(run.folder / OPTIONS_FILE).options.out == tmp_path / " v "
 
 
 @pytest.mark.parametrize(("number", "refused"), [(errno.ENOLCK, False), (errno.EIO, True)])

@@ -47,6 +47,7 @@ _CHECK_S = 60.0
 _SIDE = 16  # pixels of the frame that is tried
 _PPM_FIELDS = 4  # "P6", width, height, largest value
 _PPM_LARGEST = b"255"
+_ADDRESS = re.compile(r"^\[[^\]]* @ 0x[0-9a-f]+\] ")  # what part of ffmpeg speaks, and where it is
 _DAMAGED_SLICE = b"CRC mismatch"
 
 
@@ -171,7 +172,7 @@ def _failure(process: subprocess.Popen[bytes], log: IO[bytes]) -> str | None:
     if code == 0 and _DAMAGED_SLICE not in said:
         return None
     lines = said.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1].strip() if lines else f"ffmpeg ended with {code}"
+    return _ADDRESS.sub("", lines[-1]).strip() if lines else f"ffmpeg ended with {code}"
 
 
 def _unable(what: str, said: str) -> FfmpegError:

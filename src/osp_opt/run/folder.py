@@ -28,6 +28,7 @@ from osp_opt.options import (
 )
 
 LOCK_FILE = ".lock"
+TURN_FILE = ".turn.lock"
 LOG_FOLDER = "logs"
 _TURN_S = 600  # another machine looks at the folder for a moment only
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -63,7 +64,8 @@ class Run:
         # Only what is certainly ours and empty: rmdir refuses all else.
         for path in (self.folder / LOG_FOLDER).glob("*.log"):
             path.unlink(missing_ok=True)
-        (self.folder / LOCK_FILE).unlink(missing_ok=True)
+        for lock in (LOCK_FILE, TURN_FILE):
+            (self.folder / lock).unlink(missing_ok=True)
         with suppress(OSError):
             (self.folder / LOG_FOLDER).rmdir()
             for folder in (self.folder, *self.folder.parents):
@@ -80,20 +82,26 @@ def open_run(options: JobOptions) -> Iterator[Run]:
     themselves what they are of. Only a search that was stopped on its way is not gone on with by
     other options: it is refused, or with ``--overwrite`` moved aside, as are then the results of
     other options of any command. Several machines of one job share a folder: each looks at it in
-    its turn. Raises OptionError or FileError.
+    its turn, and the first holds it. Raises OptionError or FileError.
     """
     folder, shared = options.run_dir, options.nnodes > 1
     results = results_folder(options)
     made = _first_missing(folder)
-    with ExitStack() as locks:
-        locks.enter_context(_locked(folder, results, wait=shared))
+    with ExitStack() as locks, ExitStack() as turn:
+
+        def take() -> None:
+            if options.node_rank == 0:
+                locks.enter_context(_locked(folder / LOCK_FILE, results, wait=False))
+            if shared:
+                turn.enter_context(_locked(folder / TURN_FILE, results, wait=True))
+
+        take()
         record = _record(options)
         earlier = _earlier(folder)
         difference = None if earlier is None else _difference(earlier, record)
         if difference is not None and options.overwrite:
             _move_aside(results)
-            # The other lock went with the folder.
-            locks.enter_context(_locked(folder, results, wait=shared))
+            take()  # what we held went with the folder
             earlier = None
         elif difference is not None and _is_unfinished(folder, earlier):
             raise OptionError(
@@ -107,8 +115,7 @@ def open_run(options: JobOptions) -> Iterator[Run]:
         if difference is None and _is_unfinished(folder, earlier):
             record["measured"] = (earlier or {}).get("measured", 0)  # gone on with
         write_json(folder / OPTIONS_FILE, record)
-        if shared:
-            locks.close()
+        turn.close()
         yield Run(folder, options, earlier, made)
 
 
@@ -131,15 +138,15 @@ def load_run(path: str | Path) -> Run:
 
 
 @contextmanager
-def _locked(folder: Path, named: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock of `folder`, which the user knows as part of `named`.
+def _locked(path: Path, named: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock `path` of a folder, which the user knows as part of `named`.
 
     The kernel drops it when the process ends, however it ends. Where the file system has no locks
     (some network ones) there is none.
     """
     with ExitStack() as held:
         try:
-            lock = file_lock(folder / LOCK_FILE)
+            lock = file_lock(path)
             held.enter_context(lock.acquire(timeout=_TURN_S if wait else 0))
         except Timeout as error:
             raise FileError(
@@ -252,6 +259,8 @@ def _shown(value: Any) -> str:
 
 
 def _move_aside(folder: Path) -> None:
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise OptionError(f"--overwrite: {folder} holds the current folder; choose one inside it")
     number = 1
     while (target := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
