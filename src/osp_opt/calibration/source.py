@@ -58,7 +58,7 @@ class Source(Generic[OptionsT]):
         self.calibration = calibration
         self.folder = folder
         self._recorded = _recorded_setting(calibration, folder)
-        self._context = context
+        self.context = context
         self._loaded = maker
         self.options: OptionsT = options.model_copy(update=self._taken_over(options))
 
@@ -90,7 +90,7 @@ class Source(Generic[OptionsT]):
         if self._loaded is not None:
             maker = self._loaded.for_options(self.options)
         else:
-            maker = VideoMaker(self.options, self._context)
+            maker = VideoMaker(self.options, self.context)
         now = maker.setting(self.reference).as_json()
         fatal: tuple[str, ...] = _FATAL
         if not isinstance(self.options, SearchStepsOptions) and can_be_recorded(now["sampler"]):
@@ -110,7 +110,7 @@ class Source(Generic[OptionsT]):
             )
         for key in ("sampler", "dtype"):
             if now[key] != self._recorded[key]:
-                self._context.progress.say(
+                self.context.progress.say(
                     f"note: calibrated with {key} {self._recorded[key]}, now {now[key]}"
                 )
         return maker

@@ -69,9 +69,14 @@ class VideoMaker:
     Raises what loading raises: CheckpointError, and ShapeError for a shape it was not trained for.
     """
 
-    def __init__(self, options: SamplingOptions, context: WorkerContext) -> None:
+    def __init__(
+        self,
+        options: SamplingOptions,
+        context: WorkerContext,
+        loaded: LoadedModel | None = None,
+    ) -> None:
         self.device = context.device
-        self.loaded: LoadedModel = load_pipeline(options, context.device)
+        self.loaded = load_pipeline(options, context.device) if loaded is None else loaded
         self.pipeline = self.loaded.pipeline
         self._embeddings: dict[str, PromptEmbeddings] = {}
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}

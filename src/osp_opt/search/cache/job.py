@@ -8,6 +8,7 @@ by.
 from __future__ import annotations
 
 from osp_opt.base.errors import PolicyError
+from osp_opt.calibration.source import open_source
 from osp_opt.generate.memory import report_memory
 from osp_opt.options import SearchCacheOptions
 from osp_opt.quality.intervals import ratio_ci
@@ -30,7 +31,7 @@ HALVINGS = 5  # of the range of ratios, in search of the fastest within a loss
 
 def run(options: SearchCacheOptions, context: WorkerContext) -> int:
     """Search, judge, and write the policy with its provenance; 0, or how a loss was exceeded."""
-    search = open_search(options, context)
+    search = open_search(open_source(options, context))
     if options.max_loss is not None:
         found = fastest_within(search, options.max_loss)
     elif search.samples:

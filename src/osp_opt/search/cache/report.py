@@ -7,6 +7,7 @@ from typing import Any
 
 from osp_opt import __version__
 from osp_opt.base.artifacts import beside_others, write_meta
+from osp_opt.cache.policy import CachePolicy
 from osp_opt.quality.loss import Verdict
 from osp_opt.search.cache.candidates import Candidate
 from osp_opt.search.cache.check import PredictorCheck
@@ -26,6 +27,11 @@ class Found:
     evidence: Evidence | None = None
     predictor: PredictorCheck | None = None
     verdict: Verdict | None = None
+
+    @property
+    def policy(self) -> CachePolicy:
+        """What is reused, and when."""
+        return self.candidate.policy
 
 
 def write_policy(search: CacheSearch, found: Found) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from osp_opt.base.errors import CalibrationError
 from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.calibration.deciding import deciding_requests
-from osp_opt.calibration.source import open_source
+from osp_opt.calibration.source import Source
 from osp_opt.calibration.yardstick import Yardstick
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import SearchCacheOptions
@@ -112,14 +112,13 @@ class CacheSearch:
         return race(costs, len(requests), budget, measure, baseline_cost=1.0)
 
 
-def open_search(options: SearchCacheOptions, context: WorkerContext) -> CacheSearch:
-    """Open the calibration and the model, and measure what blocks cost here.
+def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
+    """The statistics at the steps of the cache, the model, and what its blocks cost here.
 
     Raises CalibrationError for statistics that do not fit the model.
     """
     # The statistics, at the steps that the cache is for.
-    source = open_source(options, context)
-    options, maker = source.options, source.maker()
+    options, context, maker = source.options, source.context, source.maker()
     schedule = (
         TimestepSchedule.uniform(options.steps)
         if options.schedule is None

@@ -10,6 +10,7 @@ even steps of the same speed.
 from __future__ import annotations
 
 from osp_opt.base.errors import OptionError
+from osp_opt.calibration.source import open_source
 from osp_opt.generate.memory import report_memory
 from osp_opt.options import OptimizeOptions
 from osp_opt.quality.intervals import ratio_ci
@@ -31,7 +32,7 @@ LOSS_VIDEOS = 3  # of the race, on which the loss of a recipe is looked at
 
 def run(options: OptimizeOptions, context: WorkerContext) -> int:
     """Search, prove, and write the recipe; 0, or how --max-loss was exceeded."""
-    search = open_search(options, context)
+    search = open_search(open_source(options, context))
     if options.max_loss is not None:
         found = fastest_within(search, options.max_loss)
     else:

@@ -14,7 +14,7 @@ from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
 from osp_opt.calibration.deciding import deciding_requests
-from osp_opt.calibration.source import Source, open_source
+from osp_opt.calibration.source import Source
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import OptimizeOptions
 from osp_opt.sampling.samplers import custom_timestep_samplers
@@ -198,18 +198,18 @@ def proof_cost(options: OptimizeOptions) -> float:
     return options.verify_prompts * (1.0 + 2.0 * share) + timed * (1.0 + share)
 
 
-def open_search(options: OptimizeOptions, context: WorkerContext) -> RecipeSearch:
-    """Open the calibration (made now where there is none) and the model, and time its steps.
+def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
+    """The statistics and the model, and the times of its steps.
 
     Raises OptionError for a sampler that takes no recipe.
     """
+    options, context = source.options, source.context
     if options.sampler not in custom_timestep_samplers():
         raise OptionError(
             f"--sampler {options.sampler}: takes no recipe; use one of "
             f"{', '.join(custom_timestep_samplers())}"
         )
-    source = open_source(options, context)
-    options, maker = source.options, source.maker()
+    maker = source.maker()
     blocks = source.calibration.block_gram.shape[-1] - 1
     if blocks != maker.num_blocks:
         raise CalibrationError(

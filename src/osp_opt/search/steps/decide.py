@@ -49,6 +49,11 @@ class Decision:
         return self.written or self.candidate
 
     @property
+    def schedule(self) -> TimestepSchedule:
+        """The steps of what goes into the file."""
+        return self.chosen.schedule
+
+    @property
     def loss(self) -> Loss | None:
         """The verified loss of quality of what goes into the file."""
         found = self.verification

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from osp_opt.base.errors import OptionError
 from osp_opt.calibration.deciding import deciding_requests
-from osp_opt.calibration.source import open_source
+from osp_opt.calibration.source import Source, open_source
 from osp_opt.generate.memory import report_memory
 from osp_opt.options import SearchStepsOptions
 from osp_opt.quality.loss import EXIT_CODES
@@ -39,7 +39,7 @@ def run(options: SearchStepsOptions, context: WorkerContext) -> int:
             f"--sampler {options.sampler}: cannot follow a schedule; use one of "
             f"{', '.join(custom_timestep_samplers())}"
         )
-    search = open_search(options, context)
+    search = open_search(open_source(options, context))
     print_table(search)
     code = 0
     if options.max_loss is not None and search.trials is not None:
@@ -56,10 +56,9 @@ def run(options: SearchStepsOptions, context: WorkerContext) -> int:
     return code
 
 
-def open_search(options: SearchStepsOptions, context: WorkerContext) -> Search:
+def open_search(source: Source[SearchStepsOptions]) -> Search:
     """The table of the calibration, and the videos and the model where videos are sampled."""
-    source = open_source(options, context)
-    options = source.options
+    options, context = source.options, source.context
     table = StepTable(source.calibration, options.sampler)
     if options.verify is False or options.all_steps:
         return Search(options, context, source, table, None, [], [])
