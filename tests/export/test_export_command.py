@@ -177,3 +177,25 @@ def test_a_wrong_turn_is_one_line_and_writes_nothing(
     assert words in err
     assert len(err.splitlines()) == 1
     assert sorted(files.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plan.json", {"num_steps": 90_000, "reuse": [{"steps": [1], "blocks": [[1, 2]]}]}),
+        ("wide.json", {"num_steps": 9, "reuse": [{"steps": [1], "blocks": [[1, 10**12]]}]}),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_at_once(
+    capsys: pytest.CaptureFixture[str], files: Path, name: str, content: dict[str, object]
+) -> None:
+    path = files / name
+    path.write_text(json.dumps({"format": "osp-opt/cache-policy/1", "order": 0, **content}))
+    code, _, err = run(capsys, str(path), "--to", "mindie-sd", "--num-blocks", "32")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    mindie = MINDIE.replace("=50", "=10000000000").replace("=12", "=10000000000")
+    (files / "huge.py").write_text(mindie)
+    code, _, err = run(capsys, str(files / "huge.py"), "--from=mindie-sd", "--to=cache-dit")
+    assert code == 2
+    assert "at most 1000 blocks in 1000 steps" in err

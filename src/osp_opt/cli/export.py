@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import os
 
 from osp_opt.base.artifacts import atomic_write_bytes
 from osp_opt.base.errors import OptionError
+from osp_opt.base.terminal import note, visible
 from osp_opt.export.targets import Exported, export
 from osp_opt.options import ExportOptions
 
@@ -18,13 +19,13 @@ def run(options: ExportOptions) -> int:
         )
     made = export(options.file, options)
     content = _form(made, options)
-    for note in made.notes:
-        print(f"note: {note}", file=sys.stderr)
+    for line in made.notes:
+        note(line)
     if options.out is None:
         print(content.decode(), end="")
     else:
         atomic_write_bytes(options.out, content)
-        print(f"written: {options.out}")
+        print(visible(f"written: {options.out}"))
     return 0
 
 
@@ -36,7 +37,7 @@ def _form(made: Exported, options: ExportOptions) -> bytes:
         if isinstance(form, bytes):
             raise OptionError(f"--to {options.to} writes a file: give --out FILE{suffixes[0]}")
         return form.encode()
-    if options.out.is_dir() or options.out.suffix not in suffixes:
+    if os.path.isdir(options.out) or options.out.suffix not in suffixes:
         raise OptionError(
             f"--out {options.out}: must be a file that ends in {' or '.join(suffixes)}"
         )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from osp_opt.base.errors import PolicyError
-from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.policy import BlockRange, CachePolicy
 from osp_opt.export.nearest import (
     as_four_field,
     difference,
@@ -198,11 +198,11 @@ def mindie_policy_file(table: np.ndarray[Any, np.dtype[np.bool_]]) -> bytes:
 def _sources_agree(policy: CachePolicy, num_blocks: int) -> bool:
     """Whether each reused range's change is of the step at which all its blocks last ran."""
     last_run = np.full(num_blocks, -1)
+    source: dict[BlockRange, int] = {}
     for step, reused in enumerate(policy.plan):
-        for blocks in reused:
-            source = max(s for s in range(step) if blocks in policy.store_ranges(s))
-            if np.any(last_run[slice(*blocks)] != source):
-                return False
+        if any(np.any(last_run[slice(*blocks)] != source[blocks]) for blocks in reused):
+            return False
+        source |= dict.fromkeys(policy.store_ranges(step), step)
         runs = np.ones(num_blocks, dtype=np.bool_)
         for start, end in reused:
             runs[start:end] = False

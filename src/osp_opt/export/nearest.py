@@ -83,18 +83,20 @@ def nearest_four_field(
     if num_blocks < least_blocks:
         raise PolicyError(f"a model of {num_blocks} blocks has no range of {least_blocks}")
     table = reuse_table(policy, num_blocks, num_steps).astype(np.float64)
-    steps = np.arange(num_steps)
+    first = np.arange(num_steps - 1)  # of a rule: where it computes the range for the first time
+    after = num_steps - 1 - first
     best, found = -np.inf, policy
-    for first in range(num_steps - 1):
-        after = num_steps - first
-        intervals = sorted({*range(2, min(after, MAX_INTERVAL) + 1), after})
-        reused = (steps > first) & ((steps - first) % np.array(intervals)[:, None] != 0)
+    for interval in (*range(2, min(num_steps, MAX_INTERVAL) + 1), num_steps):
+        # Uses of each block at the steps after `first` that the rule does not compute.
+        refreshed = _every(table, interval)
+        uses = _every(table, 1)[first + 1] - refreshed[first + interval]
         # What a block in the range brings: entries that agree less entries that do not.
-        gain = 2.0 * reused.astype(np.float64) @ table - reused.sum(1, keepdims=True)
+        gain = 2.0 * uses - (after - after // interval)[:, None]
         row, (start, end), total = _best_range(gain, least_blocks)
         if total > best:
             best = total
-            found = CachePolicy.four_field(start, end - start, first, intervals[row])
+            reach = min(interval, num_steps - row)
+            found = CachePolicy.four_field(start, end - start, row, max(2, reach))
     return found
 
 
@@ -123,13 +125,20 @@ def nearest_single_range(
 def _best_range(gain: Sums, least: int) -> tuple[int, tuple[int, int], float]:
     """(row, range, sum) of the largest sum of `gain` [rows, blocks] over `least` blocks or more."""
     sums = _running(gain)
-    best, row, found = -np.inf, 0, (0, least)
-    for start in range(gain.shape[1] - least + 1):
-        totals = sums[:, start + least :] - sums[:, start : start + 1]
-        at, more = np.unravel_index(int(totals.argmax()), totals.shape)
-        if totals[at, more] > best:
-            best, row, found = totals[at, more], int(at), (start, start + least + int(more))
-    return row, found, float(best)
+    # The sum of a range is a difference of two running sums; for each end the least one before it.
+    before = np.minimum.accumulate(sums[:, : gain.shape[1] - least + 1], axis=1)
+    totals = sums[:, least:] - before
+    row, place = (int(i) for i in np.unravel_index(int(totals.argmax()), totals.shape))
+    start = int(sums[row, : place + 1].argmin())
+    return row, (start, place + least), float(totals[row, place])
+
+
+def _every(table: Sums, interval: int) -> Sums:
+    """Row t: the sum of the rows t, t + interval, t + 2 interval, ...; rows of 0 beyond the end."""
+    sums = np.concatenate([table, np.zeros((interval, table.shape[1]))])
+    for phase in range(interval):
+        sums[phase::interval] = sums[phase::interval][::-1].cumsum(0)[::-1]
+    return sums
 
 
 def _running(rows: Sums) -> Sums:

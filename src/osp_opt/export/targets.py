@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from osp_opt.base.errors import OptionError, PolicyError
+from osp_opt.base.samplers import MAX_STEPS
 from osp_opt.export import cache_dit, mindie
 from osp_opt.export.artifact import (
     Kind,
@@ -22,7 +23,7 @@ from osp_opt.export.artifact import (
     read_policy,
     read_schedule,
 )
-from osp_opt.options import ExportOptions
+from osp_opt.options import MAX_BLOCKS, ExportOptions
 
 if TYPE_CHECKING:
     from osp_opt.sampling.schedule import TimestepSchedule
@@ -79,6 +80,11 @@ def _policy(path: Path, options: ExportOptions) -> tuple[PolicyFile, int, int]:
             raise OptionError(f"{path} does not say for how many it is: give {flag}")
     assert blocks is not None
     assert steps is not None
+    if not (1 <= blocks <= MAX_BLOCKS and 2 <= steps <= MAX_STEPS):
+        raise PolicyError(
+            f"{path}: for {blocks} blocks in {steps} steps; at most {MAX_BLOCKS} blocks in "
+            f"{MAX_STEPS} steps are exported"
+        )
     try:
         file.policy.validate(blocks, steps)
     except PolicyError as error:

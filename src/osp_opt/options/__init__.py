@@ -25,7 +25,7 @@ from osp_opt.options.commands import (
     calibration_file,
 )
 from osp_opt.options.evidence import EvaluateOptions, ReportOptions
-from osp_opt.options.export import ExportOptions
+from osp_opt.options.export import MAX_BLOCKS, ExportOptions
 from osp_opt.options.groups import (
     DeviceOptions,
     LaunchOptions,
@@ -81,6 +81,7 @@ __all__ = [
     "CALIBRATION_FILE",
     "CALIBRATION_NOTE",
     "COMMANDS",
+    "MAX_BLOCKS",
     "OPTIONS_FILE",
     "STATE_FOLDER",
     "CacheMemoryOptions",

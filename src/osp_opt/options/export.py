@@ -20,6 +20,9 @@ Runtime = Literal[
     "teacache",
 ]
 
+MAX_BLOCKS = 1000
+"""Of a transformer; a bound on what a file can make us compute."""
+
 
 class ExportOptions(Options):
     """Write a schedule, a cache policy or a cache's constants for another runtime."""
@@ -64,7 +67,7 @@ class ExportOptions(Options):
         "Blocks of the transformer (Open-Sora-Plan v1.2: 32); default: as the provenance says.",
         panel="Job",
         ge=1,
-        le=10_000,
+        le=MAX_BLOCKS,
     )
     calls_per_step: int = option(
         1,
