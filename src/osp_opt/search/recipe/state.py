@@ -36,6 +36,7 @@ TIMED_VIDEOS = 2  # of the race, and again of the fresh videos
 RACE_VIDEOS = 16  # more than any budget lets a race use
 LEAST_RACE = 4.0  # generations that a race needs to say anything
 _ALONE_STEPS = 16  # timed, every other one with both branches
+_LATER = 2.5  # places
 _PENALTY = 0.4  # of the log error, per move: only the order in which candidates enter the race
 
 
@@ -91,24 +92,29 @@ class RecipeSearch:
     def candidates(self, speedup: float) -> list[RecipeCandidate]:
         """Those predicted to be `speedup` times as fast, in the order in which to try them.
 
-        Of every move the best-predicted schedule of the length that is fast enough comes first.
-        Raises OptionError where none is, naming the largest speed-up there is.
+        A move's best-predicted schedule comes first, its other one a few places later: the
+        prediction is not so sure that only one of them should race. Raises OptionError where none
+        is fast enough, naming the largest speed-up there is.
         """
-        found: list[tuple[int, float, RecipeCandidate]] = []
+        groups: list[tuple[float, list[RecipeCandidate]]] = []
         for move in self._moves():
             length = self._longest(move, speedup)
-            if length is None:
-                continue
-            for place, candidate in enumerate(self._of_length(length, move)):
+            same = [] if length is None else self._of_length(length, move)
+            if same:
                 penalty = _PENALTY * ((move.guidance > 1) + (move.blocks > 1.0))
-                rating = math.log(max(candidate.predicted, 1e-30)) + penalty
-                found.append((place, rating, candidate))
+                groups.append((math.log(max(same[0].predicted, 1e-30)) + penalty, same))
+        groups.sort(key=lambda group: group[0])
+        found = [
+            (rank + _LATER * place, candidate)
+            for rank, (_, same) in enumerate(groups)
+            for place, candidate in enumerate(same)
+        ]
         if not found:
             raise OptionError(
                 f"--speedup {speedup:g}: no recipe is that fast here; the largest possible is "
                 f"{math.floor(10 * self.largest()) / 10:g}"
             )
-        return [candidate for _, _, candidate in sorted(found, key=lambda one: one[:2])]
+        return [candidate for _, candidate in sorted(found, key=lambda one: one[0])]
 
     def shortened(self, candidate: RecipeCandidate, speedup: float) -> RecipeCandidate | None:
         """The same move with fewer steps, as many as are predicted to be `speedup` as fast; None
