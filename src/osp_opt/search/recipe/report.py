@@ -7,6 +7,7 @@ from typing import Any
 from osp_opt import __version__
 from osp_opt.base.artifacts import beside_others, write_meta
 from osp_opt.generate.recipe import Recipe
+from osp_opt.options import following
 from osp_opt.search.recipe.proof import Found
 from osp_opt.search.recipe.state import RecipeSearch
 
@@ -15,7 +16,7 @@ __all__ = ["write_recipe"]
 
 def write_recipe(search: RecipeSearch, found: Found) -> None:
     """Write the recipe and its provenance; print what it gives and what it loses."""
-    options, say = search.options, search.say
+    options, progress = search.options, search.context.progress
     path, meta = options.recipe_path, _meta(search, found)
     if options.out != path:  # a file that was named is that file
         path = beside_others(path, meta["asked"], meta["asked"]["goal"])
@@ -27,18 +28,25 @@ def write_recipe(search: RecipeSearch, found: Found) -> None:
         cache=None if variant.policy is None else variant.policy.to_json(),
     ).save(path)
     write_meta(path, meta)
-    say(f"recipe: {found.candidate}")
-    for line in found.evidence.lines():
-        say(line)
-    if search.source.yardstick is not None:
-        say(search.source.yardstick.line(found.evidence.psnr))
     plain = len(found.plain_variant.schedule)
-    gain = found.gain.text(digits=1, unit=" dB")
-    say(f"{plain} plain even steps: {found.plain.psnr.text(digits=1, unit=' dB')}, gain {gain}")
+    lines = [f"recipe: {path}: {found.candidate}", *found.evidence.lines()]
+    if search.source.yardstick is not None:
+        lines.append(search.source.yardstick.line(found.evidence.psnr))
+    lines.append(
+        f"{plain} plain even steps: {found.plain.psnr.text(digits=1, unit=' dB')}, "
+        f"gain {found.gain.text(digits=1, unit=' dB')}"
+    )
+    progress.detail(f"work spent on sampling: {search.trials.spent:.1f} generations")
+    progress.result(
+        lines,
+        {"recipe": str(path), "told": str(found.candidate), "measured": meta["measured"]},
+        following(options, "sample", "--recipe", str(path)),
+    )
     if not found.better:
-        say("warning: the fresh videos do not show that it is nearer than those; more of them may")
-    say(f"work spent on sampling: {search.trials.spent:.1f} generations")
-    say(f"use it: osp-opt sample --recipe {path}")
+        progress.warn(
+            f"the fresh videos do not show it to be nearer than {plain} plain even steps; "
+            "more of them may (--verify-prompts)"
+        )
 
 
 def _meta(search: RecipeSearch, found: Found) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""What is reused beside fewer steps: the cheapest steps, by brute force; predicted times."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from osp_opt.cache.guidance import GuidancePlan
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.search.cache.block_times import BlockTimes
+from osp_opt.search.cache.runs import run_ranges
+from osp_opt.search.cache.scores import ReuseErrors
+from osp_opt.search.recipe.reuse import FIRST_BOTH, MOVES, SPARED, Move, plan_reuse
+
+STEPS, BLOCKS = 16, 4
+TIMES = BlockTimes((1.0, 2.0, 2.0, 1.0), rest=1.0, add=0.1, alone=0.6)
+
+
+@pytest.fixture
+def errors(rng: np.random.Generator) -> ReuseErrors:
+    """Of two videos, with nothing regular in them."""
+    table = rng.lognormal(size=(2, STEPS, 7, BLOCKS + 1, BLOCKS + 1))
+    return ReuseErrors(table)
+
+
+@pytest.mark.parametrize(("guidance", "blocks"), [(2, 1.1), (3, 1.1), (3, 1.25)])
+def test_the_steps_chosen_are_the_cheapest_of_so_many(
+    errors: ReuseErrors, rng: np.random.Generator, guidance: int, blocks: float
+) -> None:
+    weights = rng.lognormal(size=STEPS)
+    policy = plan_reuse(Move(guidance, blocks), errors, weights, TIMES)
+    assert policy is not None
+    plan = GuidancePlan.every(guidance, STEPS, FIRST_BOTH)
+    assert policy.guidance == plan
+
+    def cost(reusing: tuple[int, ...], own: tuple[int, int]) -> float:
+        lags = {step: (step - FIRST_BOTH) % guidance for step in reusing}
+        found = {s: errors.table[:, s, lag - 1, own[0], own[1]] for s, lag in lags.items()}
+        return sum(weights[s] * float(np.exp(np.log(e).mean())) for s, e in found.items())
+
+    chosen = tuple(step for step, ranges in enumerate(policy.plan) if ranges)
+    ((own,),) = {policy.plan[step] for step in chosen}
+    possible = [step for step in plan.steps if step < STEPS - SPARED]
+    assert own in run_ranges(BLOCKS)
+    every = itertools.combinations(possible, len(chosen))
+    assert cost(chosen, own) == pytest.approx(min(cost(each, own) for each in every))
+    wanted = TIMES.seconds(CachePolicy.explicit({}, STEPS, guidance=plan), STEPS) / blocks
+    assert TIMES.seconds(policy, STEPS) <= wanted
+
+
+def test_seconds_of_a_policy_with_guidance() -> None:
+    """By hand: 7 s a step; at 4 of 10 the positive branch alone, once with blocks reused."""
+    plan = GuidancePlan((3, 5, 7, 9), 1)
+    policy = CachePolicy.explicit({5: [(1, 3)]}, 10, 0, plan)
+    alone = 0.6 * 7.0
+    stored = 0.1  # at step 4
+    want = 6 * 7.0 + stored + 3 * alone + 0.6 * (7.0 - 4.0 + 0.1)
+    assert TIMES.seconds(policy, 10) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("move", MOVES, ids=str)
+def test_every_move_can_be_run_or_is_none(errors: ReuseErrors, move: Move) -> None:
+    weights = np.ones(STEPS)
+    policy = plan_reuse(move, errors, weights, TIMES)
+    if policy is None:
+        assert move.blocks > 1.0, "only too few steps to spare stop a move"
+        return
+    policy.validate(BLOCKS, STEPS)
+    assert (policy.guidance is not None) == (move.guidance > 1)
+    assert any(policy.plan) == (move.blocks > 1.0)
+    assert not any(policy.plan[-SPARED:]) or move.guidance == 1
+    assert plan_reuse(Move(3), ReuseErrors(errors.table[:, :5]), weights[:5], TIMES) is None
