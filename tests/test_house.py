@@ -33,6 +33,7 @@ LAYERS = (
     ("evaluate",),
     ("export",),
     ("search.recipe",),
+    ("api",),
     ("search.steps", "search.cache"),
     ("search",),
     ("calibration",),

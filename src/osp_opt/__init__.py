@@ -23,10 +23,14 @@ _HOMES = MappingProxyType(
         "TimestepSchedule": "osp_opt.sampling.schedule",
         "VideoShape": "osp_opt.base.shape",
         "apply_cache": "osp_opt.cache.hooks",
+        "calibrate": "osp_opt.api",
+        "search_cache": "osp_opt.api",
+        "search_steps": "osp_opt.api",
     }
 )
 
 if TYPE_CHECKING:
+    from osp_opt.api import calibrate, search_cache, search_steps
     from osp_opt.base.errors import OspOptError
     from osp_opt.base.shape import VideoShape
     from osp_opt.cache.hooks import apply_cache
@@ -50,6 +54,9 @@ __all__ = [
     "VideoShape",
     "__version__",
     "apply_cache",
+    "calibrate",
+    "search_cache",
+    "search_steps",
 ]
 
 

@@ -20,7 +20,7 @@ from osp_opt.search.cache.state import CacheSearch, open_search
 from osp_opt.search.evidence import evidence_of, judge
 from osp_opt.system.context import WorkerContext
 
-__all__ = ["run"]
+__all__ = ["find", "run"]
 
 TOLERANCE = 0.03  # a measured ratio may fall short of the wanted one by so much
 ATTEMPTS = 3  # policies that are timed before the ratio counts as not delivered
@@ -32,17 +32,22 @@ HALVINGS = 5  # of the range of ratios, in search of the fastest within a loss
 def run(options: SearchCacheOptions, context: WorkerContext) -> int:
     """Search, judge, and write the policy with its provenance; 0, or how a loss was exceeded."""
     search = open_search(open_source(options, context))
-    if options.max_loss is not None:
-        found = fastest_within(search, options.max_loss)
-    elif search.samples:
-        found = deliver(search, options.ratio)
-    else:
-        found = Found(search.candidates(options.ratio, 1)[0])
+    found = find(search)
     if context.parallel.is_main:
         write_policy(search, found)
     context.parallel.barrier()
     report_memory(search.maker, context)
     return 0 if found.verdict is None else EXIT_CODES[found.verdict]
+
+
+def find(search: CacheSearch) -> Found:
+    """What the options ask for: a ratio, or the fastest within a loss."""
+    options = search.options
+    if options.max_loss is not None:
+        return fastest_within(search, options.max_loss)
+    if search.samples:
+        return deliver(search, options.ratio)
+    return Found(search.candidates(options.ratio, 1)[0])
 
 
 def deliver(search: CacheSearch, ratio: float) -> Found:
