@@ -20,7 +20,18 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import cache, combined, coupling, plots, predictor, samplers, scaling, steps, table
+from benchmarks import (
+    cache,
+    combined,
+    coupling,
+    levers,
+    plots,
+    predictor,
+    samplers,
+    scaling,
+    steps,
+    table,
+)
 from benchmarks.lab import Lab
 from benchmarks.size import full_size, quick_size
 from benchmarks.summary import summary
@@ -40,6 +51,7 @@ class Section(str, Enum):
 
     steps = "steps"
     noise = "noise"
+    levers = "levers"
     samplers = "samplers"
     cache = "cache"
     predictor = "predictor"
@@ -50,6 +62,7 @@ class Section(str, Enum):
 RUNS = {
     Section.steps: steps.run,
     Section.noise: coupling.run,
+    Section.levers: levers.run,
     Section.samplers: samplers.run,
     Section.cache: cache.run,
     Section.predictor: predictor.run,

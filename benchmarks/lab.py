@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from osp_opt.generate.references import LatentStore
 from osp_opt.options import CALIBRATION_FILE, CalibrateOptions, JobOptions, SampleOptions
 from osp_opt.quality.metrics import MAX_PSNR, mse, psnr, ssim
 from osp_opt.run.folder import open_run
+from osp_opt.run.worker import JOBS
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device
@@ -148,8 +148,7 @@ class Lab:
         with open_run(options.model_copy(update={"overwrite": True})) as run:
             said = Listening()
             context = WorkerContext(self.device, Parallel(), run.folder, said)
-            job = importlib.import_module("osp_opt.jobs." + options.command.replace("-", "_"))
-            job.run(options, context)
+            JOBS[options.command]()(options, context)
             return said.lines
 
     @cached_property

@@ -16,6 +16,7 @@ def render(results: dict[str, Any]) -> str:
     for name, section in (
         ("steps", _steps),
         ("noise", _noise),
+        ("levers", _levers),
         ("samplers", _samplers),
         ("cache", _cache),
         ("predictor", _predictor),
@@ -116,6 +117,25 @@ def _noise(section: dict[str, Any]) -> str:
         "fresh prompts. Coupled noise is one Brownian path per prompt and seed, whatever the steps."
     )
     return f"## Noise\n\n{markdown_table(('steps', *kinds), rows)}\n\n{note}"
+
+
+def _levers(section: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["setting"],
+            f"{row['evaluations']:.2f}x",
+            interval_text(row["to_converged"]),
+            interval_text(row["to_full"]),
+        ]
+        for row in section["rows"]
+    ]
+    count = section["rows"][0]["to_full"]["count"]
+    note = (
+        f"PSNR in dB, {count} fresh prompts, no search: to {section['converged']} steps "
+        "of the same noise, and to the full-length one. Speed is counted in evaluations."
+    )
+    head = ("setting", "fewer evaluations", "to converged", "to full length")
+    return f"## Corrected steps, guidance reuse\n\n{markdown_table(head, rows)}\n\n{note}"
 
 
 def _samplers(section: dict[str, Any]) -> str:
