@@ -162,3 +162,27 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
         open_for_reading(tmp_path / "pipe", "weights")
     with pytest.raises(FileError, match="cannot be written"):
         open_for_writing(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (["sample", "--config", ""], "config .: "),
+        (["sample", "--cache-dir", "file", "--model-path", "a/b"], "--cache-dir file: "),
+        (["sample", "--model-path", "empty"], "--model-path empty: no config.json"),
+        (["search-steps", "--calibration", "file"], "file: not a calibration file"),
+        (["search-cache", "--calibration", "empty"], "--calibration empty: holds no calibration"),
+    ],
+)
+def test_what_the_model_is_not_needed_for_is_refused_before_it_is_loaded(
+    argv: list[str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("something else")
+    (tmp_path / "empty").mkdir()
+    assert reason in refused(argv, capsys)
+    assert sorted(os.listdir(tmp_path)) == ["empty", "file"]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from osp_opt.base.errors import CheckpointError
 from osp_opt.model.checkpoint import load_transformer, load_vae, resolve_folder
+from osp_opt.model.text.encoder import load_text_encoder
 from osp_opt.model.weights import find_weights, read_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -158,6 +159,16 @@ def test_a_hub_id_with_a_slash_behind_it(
     with pytest.raises(CheckpointError, match=r"^nobody/nothing: .*the hub did not deliver it"):
         resolve_folder(name, cache_dir=tmp_path)
     assert resolve_folder(f"{tmp_path}/") == tmp_path
+    with pytest.raises(CheckpointError, match=r"^text encoder nobody/nothing: .*did not deliver"):
+        load_text_encoder(name, cache_dir=tmp_path)
+
+
+def test_a_pipe_in_a_text_encoder_is_not_waited_for(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "pipeline" / "text_encoder", tmp_path / "t")
+    (tmp_path / "t" / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "t" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a regular file"):
+        load_text_encoder(tmp_path / "t")
 
 
 @pytest.mark.parametrize(

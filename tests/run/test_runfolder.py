@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from folders import calibration
 
 from osp_opt.base.errors import (
     CalibrationError,
@@ -264,7 +265,7 @@ def test_another_model_class_is_refused(tmp_path: Path) -> None:
 def test_calibration_is_found_where_it_was_put(tmp_path: Path) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    (folder / "calibration.safetensors").write_bytes(b"")
+    calibration()[0].save(folder / "calibration.safetensors")
     given = SearchCacheOptions(workdir=tmp_path / "w", calibration=folder)
     assert check_before_launch(given) == []
     missing = SearchCacheOptions(workdir=tmp_path / "w", calibration=tmp_path / "no")

@@ -133,7 +133,7 @@ def add_command(
                 given["verbosity"] = wanted[-1]
             try:
                 with naming_files():
-                    code = run(resolve(model, given, Path(config) if config else None))
+                    code = run(resolve(model, given, None if config is None else Path(config)))
             except OspOptError as error:
                 if given.get("debug"):
                     traceback.print_exc()

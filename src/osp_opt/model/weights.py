@@ -56,7 +56,7 @@ def find_weights(folder: str | Path) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     ckpt = [file for file in files if file.suffix == ".ckpt"]
     if ckpt:
-        return [_regular(_only({file.name: file for file in ckpt}, folder))]
+        return [regular_file(_only({file.name: file for file in ckpt}, folder))]
     for suffix in ("safetensors", "bin"):
         indexes = {file.name: file for file in files if re.search(_INDEX.format(suffix), file.name)}
         usual = indexes.get(f"{STEM}.{suffix}.index.json")
@@ -64,7 +64,7 @@ def find_weights(folder: str | Path) -> list[Path]:
             return _shards(usual or _only(indexes, folder))
         whole = _whole([file for file in files if file.suffix == f".{suffix}"])
         if whole:
-            return [_regular(file) for file in whole.get(STEM) or _only(whole, folder)]
+            return [regular_file(file) for file in whole.get(STEM) or _only(whole, folder)]
     raise CheckpointError(
         f"{folder}: no weights found; expected {STEM}.safetensors (or its index), .bin or .ckpt"
     )
@@ -161,7 +161,7 @@ def _only(found: Mapping[str, Any], folder: Path) -> Any:
     return next(iter(found.values()))
 
 
-def _regular(file: Path) -> Path:
+def regular_file(file: Path) -> Path:
     """Refuse what is no file: a pipe would be waited for."""
     if not file.is_file():
         what = "a link to nothing" if file.is_symlink() else "not a regular file"

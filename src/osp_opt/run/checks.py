@@ -35,6 +35,9 @@ from osp_opt.system.ranks import parse_layout
 
 TRANSFORMER_CLASS = "OpenSoraT2V"
 SCHEDULE_MAX_BYTES = 2**20
+_READ_AT_ONCE = (
+    2**26
+)  # bytes of a calibration; of a larger one the search itself says what is wrong
 
 
 def check_before_launch(options: JobOptions) -> list[str]:
@@ -135,12 +138,16 @@ def schedule_length(path: Path) -> int:
 def _check_model(options: ModelOptions) -> list[str]:
     for name in ("model_path", "ae_path", "text_encoder_name"):
         value = getattr(options, name)
-        if value is not None and _is_local(value) and not Path(value).is_dir():
+        if value is not None and _is_local(value) and not Path(value).expanduser().is_dir():
             flag = "--" + name.replace("_", "-")
             raise CheckpointError(f"{flag} {value}: no such folder; check the path")
-    if options.model_path is None or not Path(options.model_path).is_dir():
+    if options.cache_dir is not None:
+        check_place(options.cache_dir, "--cache-dir")
+        if options.cache_dir.exists() and not options.cache_dir.is_dir():
+            raise FileError(f"--cache-dir {options.cache_dir}: is a file; give a folder")
+    if options.model_path is None or not Path(options.model_path).expanduser().is_dir():
         return []
-    folder = Path(options.model_path)
+    folder = Path(options.model_path).expanduser()
     notes = []
     if options.version is not None and (folder / options.version).is_dir():
         folder = folder / options.version
@@ -150,6 +157,11 @@ def _check_model(options: ModelOptions) -> list[str]:
         )
     config_file = folder / "config.json"
     if not config_file.is_file():
+        if not any(folder.glob("*/config.json")):
+            raise CheckpointError(
+                f"--model-path {folder}: no config.json in it, nor in its folders; give the "
+                "transformer's folder"
+            )
         return notes  # a folder of folders; the loader knows what to say
     config = read_json(config_file, "model config")
     found = config.get("_class_name") if isinstance(config, dict) else None
@@ -198,6 +210,11 @@ def _check_calibration(options: SearchOptions) -> list[str]:
         )
     missing = calibration_to_make(options)
     if missing is None:
+        found = calibration_file(options.calibration_dir)
+        if found.stat().st_size <= _READ_AT_ONCE:
+            from osp_opt.calibration import Calibration  # imports numpy
+
+            Calibration.load(found)
         return []
     prompts = given_prompts(missing)
     count = min(missing.num_prompts or 1, len(prompts) if prompts else CALIBRATED_PROMPTS)

@@ -314,7 +314,7 @@ def _show_tracebacks(logs: Path) -> None:
     """For ``--debug``: the last lines of every rank's log."""
     for log in sorted(logs.glob("rank*.log")):
         lines = log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
-        print("\n".join([f"{log}:", *lines]), file=sys.stderr)
+        print(visible("\n".join([f"{log}:", *lines])), file=sys.stderr)
 
 
 def _restore_terminal() -> None:

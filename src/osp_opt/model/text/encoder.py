@@ -28,7 +28,7 @@ from osp_opt.model.text.captions import (
     clean_caption,
     preprocess_prompt,
 )
-from osp_opt.model.weights import check_sizes, warn_if_writable
+from osp_opt.model.weights import check_sizes, regular_file, warn_if_writable
 
 __all__ = [
     "MAX_SEQUENCE_LENGTH",
@@ -184,6 +184,7 @@ def load_text_encoder(
     path: local folder or hub id; a whole mT5 will do, its decoder is not read. ``model(ids,
     attention_mask=mask)[0]`` are the embeddings [b l c]. Raises CheckpointError.
     """
+    path = str(path).rstrip("/") or "/"
     source = Path(path).expanduser()
     folder = _local_folder(path, cache_dir)
     config = _json_object(folder / "config.json")
@@ -195,7 +196,9 @@ def load_text_encoder(
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     if source.is_dir():
-        warn_if_writable(f for f in sorted(source.iterdir()) if f.is_file())
+        # Hidden files and folders are nobody's weights; what else is no file would be waited for.
+        found = [f for f in sorted(source.iterdir()) if f.name[0] != "." and not f.is_dir()]
+        warn_if_writable(map(regular_file, found))
     try:
         loaded: Any = MT5EncoderModel.from_pretrained(
             str(folder) if source.is_dir() else str(path),
@@ -220,6 +223,7 @@ def load_text_encoder(
 
 def _local_folder(path: str | Path, cache_dir: str | Path | None) -> Path:
     """The folder with configuration and tokenizer; of a hub repository, only those are fetched."""
+    path = str(path).rstrip("/") or "/"  # people complete names of folders with a slash
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
