@@ -15,14 +15,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(OSP) calibrate --workdir $(DEMO)
-	$(OSP) search-steps --steps 50 --workdir $(DEMO)
+	@echo "demo: a video by the bundled model, then a third of the steps and a cache for it are"
+	@echo "searched, and both are compared: about four minutes on two cores, all in $(DEMO)/"
+	$(OSP) sample --plain --num-prompts 1 --workdir $(DEMO) --out $(DEMO)/baseline
+	$(OSP) search-steps --steps 33 --budget 6 --verify-prompts 6 --workdir $(DEMO)
 	$(OSP) search-cache --ratio 1.3 --workdir $(DEMO)
-	$(OSP) sample --num-prompts 1 --workdir $(DEMO) --out $(DEMO)/baseline
-	$(OSP) sample --num-prompts 1 --workdir $(DEMO) --out $(DEMO)/faster \
-	    --schedule $(DEMO)/search-steps/searched_schedule.txt \
-	    --cache $(DEMO)/search-cache/dit_cache_config.json
-	$(BIN)/python -m tools.demo $(DEMO)/baseline $(DEMO)/faster
+	$(OSP) sample --workdir $(DEMO)
+	$(OSP) sample --plain --workdir $(DEMO) --out $(DEMO)/baseline
+	$(OSP) evaluate -q --reference $(DEMO)/baseline --workdir $(DEMO)
+	$(BIN)/python -m tools.picture $(DEMO)/baseline $(DEMO)/samples $(DEMO)/side-by-side.webp
+	$(BIN)/python -m tools.demo $(DEMO)
 
 lint: install
 	$(BIN)/ruff check .

@@ -11,7 +11,10 @@ from benchmarks.steps import AYS, TOOL, UNIFORM
 from benchmarks.steps import REFERENCE as REFERENCE_STEPS
 from benchmarks.table import markdown_table
 
-__all__ = ["summary"]
+__all__ = ["recipes", "summary"]
+
+RECIPES = (2, 4, 8)  # times faster
+NEARLY = 0.92  # of that
 
 STEP_METHODS = (UNIFORM, TOOL, AYS, REFERENCE_STEPS)
 CACHE_METHODS = (FOUR_FIELD, FREE, REFERENCE)
@@ -21,6 +24,31 @@ def summary(results: dict[str, Any]) -> str:
     """Steps, caches and peers as one Markdown table each, without headings."""
     parts = [_steps(results["steps"]["rows"]), _cache(results["cache"])]
     return "\n\n".join(parts) + "\n"
+
+
+def recipes(results: dict[str, Any]) -> str:
+    """For each speed that people ask for, what was nearest to the original at that speed."""
+    rows = results["combined"]["rows"]
+    shown = []
+    for wanted in RECIPES:
+        fast = [row for row in rows if row["speedup"]["estimate"] >= NEARLY * wanted]
+        best = max(fast, key=lambda row: row["psnr"]["estimate"])
+        shown.append(
+            [
+                f"{wanted}x",
+                _commands(best),
+                interval_text(best["speedup"], ".2f"),
+                interval_text(best["psnr"]),
+            ]
+        )
+    return markdown_table(("wanted", "commands", "speed-up", "PSNR, dB"), shown)
+
+
+def _commands(row: dict[str, Any]) -> str:
+    steps = f"`search-steps --steps {row['steps']}`"
+    _, _, ratio = row["setting"].rpartition("--ratio ")
+    cache = f"`search-cache --ratio {ratio}`"
+    return {"steps": steps, "cache": cache}.get(row["method"], f"{steps}, {cache}")
 
 
 def _steps(rows: Sequence[dict[str, Any]]) -> str:

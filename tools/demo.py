@@ -1,26 +1,38 @@
-"""The last line of `make demo`: which video, and how much faster than the original."""
+"""The end of `make demo`: what was made, how much faster, and what was lost.
+
+    python -m tools.demo FOLDER
+
+FOLDER is the demo's working folder, after `osp-opt evaluate`.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from statistics import median
 
-from osp_opt.generate.manifest import open_take
+from osp_opt.base.artifacts import read_json
+from osp_opt.calibration.yardstick import Yardstick
+from osp_opt.quality.intervals import Interval
+from osp_opt.quality.loss import visibility
+
+PICTURE = "side-by-side.webp"
 
 
-def summary(baseline: Path, candidate: Path) -> str:
-    """One line from two folders of `sample` of the same prompts and seeds."""
-    takes = open_take(baseline, "baseline"), open_take(candidate, "candidate")
-    before, after = (
-        median(video.seconds for video in take.videos if video.seconds is not None)
-        for take in takes
-    )
-    return (
-        f"demo: {takes[1].videos[0].path} denoised {before / after:.2f}x faster "
-        f"than the original ({after:.2f} s instead of {before:.2f} s)"
+def summary(folder: Path) -> str:
+    """Three lines: the picture, what was gained, what was lost and how much that is."""
+    found = read_json(folder / "evaluate" / "evaluation.json", "evaluation", max_bytes=2**28)
+    near = Interval.from_json(found["metrics"]["psnr"]["candidate"])
+    faster = Interval.from_json(found["speedup"])
+    yardstick = Yardstick.load(folder / "calibration")
+    lost = f"lost: {near.text(digits=1, unit=' dB')} to the original ({visibility(near.estimate)})"
+    return "\n".join(
+        [
+            f"demo: {folder / PICTURE} shows both, side by side; open it in a browser",
+            f"gained: denoising {faster.text(digits=2)} times faster, {found['pairs']} videos",
+            lost if yardstick is None else f"{lost}; {yardstick.line(near)}",
+        ]
     )
 
 
 if __name__ == "__main__":
-    print(summary(Path(sys.argv[1]), Path(sys.argv[2])))
+    print(summary(Path(sys.argv[1])))

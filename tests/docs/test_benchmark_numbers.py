@@ -1,4 +1,4 @@
-"""The figures that the READMEs show are those of the committed benchmark run."""
+"""The figures that the documents show are those of the committed benchmark run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.summary import summary
+from benchmarks.summary import recipes, summary
 from benchmarks.table import render
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +23,12 @@ def test_the_table_is_of_the_results() -> None:
     assert (RESULTS / "table.md").read_text() == render(results())
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_a_readme_shows_the_short_table(name: str) -> None:
-    text = (ROOT / name).read_text()
+def test_the_short_tables_are_of_the_results() -> None:
+    text = (ROOT / "docs" / "choosing.md").read_text()
     for table in summary(results()).strip().split("\n\n"):
-        assert table in text, f"{name}: paste benchmarks/results/summary.md"
+        assert table in text, "docs/choosing.md: paste benchmarks/results/summary.md"
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "docs/choosing.md"])
+def test_recipes_are_of_the_results(name: str) -> None:
+    assert recipes(results()).strip() in (ROOT / name).read_text(encoding="utf-8")

@@ -1,17 +1,27 @@
-"""The last line of `make demo`."""
+"""The last lines of `make demo`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from folders import clips, sampled
+from folders import clips, noisy, sampled
 
+from osp_opt.calibration.yardstick import Yardstick
+from osp_opt.cli.app import main
+from osp_opt.quality.intervals import Interval
 from tools.demo import summary
 
 
-def test_the_last_line_names_the_video_and_the_speed_up(tmp_path: Path) -> None:
-    sampled(tmp_path / "baseline", clips(), seconds=3.0)
-    sampled(tmp_path / "faster", clips(), seconds=1.5)
-    line = summary(tmp_path / "baseline", tmp_path / "faster")
-    assert str(tmp_path / "faster" / "001.mp4") in line
-    assert "2.00x faster than the original (1.53 s instead of 3.06 s)" in line
+def test_the_last_lines_say_what_was_gained_and_lost(tmp_path: Path) -> None:
+    made = clips()
+    sampled(tmp_path / "baseline", made, seconds=3.0)
+    sampled(tmp_path / "samples", [noisy(clip, 5) for clip in made], seconds=1.5)
+    sides = ["--reference", str(tmp_path / "baseline"), "--candidate", str(tmp_path / "samples")]
+    assert main(["evaluate", *sides, "--workdir", str(tmp_path), "-q"]) == 0
+    picture, gained, lost = summary(tmp_path).splitlines()
+    assert str(tmp_path / "side-by-side.webp") in picture
+    assert gained == "gained: denoising 2.00 [2.00, 2.00] times faster, 3 videos"
+    assert "dB to the original (small differences)" in lost
+    (tmp_path / "calibration").mkdir()
+    Yardstick(100, 800, Interval(47.0, 45.0, 49.0, 4)).save(tmp_path / "calibration")
+    assert "more than 100 steps lose themselves" in summary(tmp_path)

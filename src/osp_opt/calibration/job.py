@@ -21,7 +21,7 @@ from osp_opt.base.errors import CalibrationError, FileError, OptionError
 from osp_opt.base.video import write_image, write_video
 from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.calibration.statistics import Calibration
-from osp_opt.calibration.yardstick import measure_yardstick
+from osp_opt.calibration.yardstick import measure_yardstick, yardstick_work
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.generate.manifest import add_take
 from osp_opt.generate.memory import report_memory
@@ -74,7 +74,7 @@ def run(options: CalibrateOptions, context: WorkerContext) -> None:
         context.progress.result(
             [f"calibration of {videos} videos: {place}"],
             {"calibration": str(options.out_dir), "videos": videos},
-            following(options, "search-steps", "--steps", str(max(options.steps // 2, 2))),
+            following(options, "search-steps", "--steps", str(max(options.steps // 3, 2))),
         )
 
 
@@ -104,9 +104,11 @@ def record_calibration(
     todo = context.parallel.broadcast_object([v for v in videos if _finished(v, metadata) is None])
     if len(todo) < len(videos):
         context.progress.say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
+    yardstick = yardstick_work(len(schedule), len(videos)) if options.measures_yardstick else 0.0
+    context.progress.plan(len(todo) + yardstick)
     mine = context.parallel.share(todo)
     maker.prefetch_prompts((video.request.prompt for video in mine), last=last)
-    _record(mine, maker, schedule, metadata, context)
+    _record(mine, maker, schedule, metadata, context, len(todo))
     context.parallel.barrier()
     if context.parallel.is_main:
         _join(videos, metadata, options, context)
@@ -211,6 +213,7 @@ def _record(
     schedule: TimestepSchedule,
     metadata: dict[str, Any],
     context: WorkerContext,
+    work: float,
 ) -> None:
     recorder = CalibrationRecorder(
         len(schedule),
@@ -218,8 +221,7 @@ def _record(
         guidance_scale=maker.guidance_scale if maker.guided else None,
         lags=LAGS,
     )
-    work = len(videos) * len(schedule)
-    with context.progress.task("calibrating", work, work) as task:
+    with context.progress.task("calibrating", len(videos) * len(schedule), work) as task:
         for video in videos:
             if video.latents.is_file() and _is_recorded(video, metadata):
                 # Only the video is missing: it could not be written.

@@ -64,6 +64,11 @@ class Yardstick:
             raise CalibrationError(f"{path}: not a yardstick of osp-opt; delete it") from error
 
 
+def yardstick_work(steps: int, videos: int) -> float:
+    """What it costs, in videos of `steps` steps."""
+    return min(FINER * steps, MAX_STEPS) / steps * min(videos, VIDEOS)
+
+
 def measure_yardstick(
     maker: VideoMaker,
     schedule: TimestepSchedule,
@@ -82,13 +87,17 @@ def measure_yardstick(
     store = LatentStore(context.run_dir / "converged", maker.digest(finer))
     parallel, found = context.parallel, []
     mine = parallel.share(list(videos[:VIDEOS]))
-    with context.progress.task(f"sampling {steps} steps, as a yardstick", len(mine)) as task:
+    work = yardstick_work(len(schedule), len(videos))
+    what = f"sampling {steps} steps, as a yardstick"
+    with context.progress.task(what, len(mine) * steps, work) as task:
         for request, path in mine:
             converged = store.load(request)
             if converged is None:
-                converged = maker.denoise(request, finer).latents.float().cpu()
+                made = maker.denoise(request, finer, callback=lambda *_: task.advance())
+                converged = made.latents.float().cpu()
                 store.save(request, converged)
+            else:
+                task.advance(steps)
             original = maker.decode(load_latents(path)[None])
             found.append(psnr(original, maker.decode(converged)))
-            task.advance()
     return Yardstick(len(schedule), steps, mean_ci(parallel.gather_shared(found)))

@@ -35,11 +35,13 @@ class Measurements:
         measure: Callable[[int], Values],
         what: str,
         prepare: Callable[[list[int]], None] | None = None,
+        costs: Sequence[float] = (),
     ) -> list[Values]:
         """The values of every key: from the ledger, or now by `measure(index of the key)`.
 
         A key that is asked for twice is measured once. `what` names the work for the progress
-        bar ("" shows none); `prepare` is told, on every rank, what is about to be measured.
+        bar ("" shows none); `prepare` is told, on every rank, what is about to be measured;
+        `costs` are the keys' parts of the work that was planned for the command.
         """
         texts = [key_text(key) for key in keys]
         held = {
@@ -53,7 +55,8 @@ class Measurements:
         if todo and prepare is not None:
             prepare(todo)
         if todo and what:
-            with self._progress.task(what, len(todo)) as task:
+            work = sum(costs[i] for i in todo) if costs else 0.0
+            with self._progress.task(what, len(todo), work) as task:
                 self._run(keys, todo, measure, known, task.advance)
         else:
             self._run(keys, todo, measure, known, lambda _: None)

@@ -98,7 +98,8 @@ class References:
             return
         mine = self._parallel.share(wanted)
         made = []
-        with self._progress.task(self._what, len(mine)) as task:
+        # Each is one generation of the work that was planned for the command.
+        with self._progress.task(self._what, len(mine), len(wanted)) as task:
             for request in mine:
                 found = self._store.load(request)
                 if found is None:

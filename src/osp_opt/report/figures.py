@@ -262,6 +262,8 @@ def _whole(
 def _verified(meta: Any, part: str) -> tuple[Interval | None, Interval | None]:
     """(speed-up, PSNR) that a search measured on prompts that did not choose."""
     content = meta.get(part) if isinstance(meta, dict) else None
+    if isinstance(content, dict) and isinstance(content.get("searched"), dict):
+        content = content["searched"]
     if not isinstance(content, dict):
         return None, None
     faster, near = content.get("speedup"), content.get("psnr")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from osp_opt.options import (
 )
 from osp_opt.system.host import impossible_device
 from osp_opt.system.ranks import parse_layout
+from osp_opt.tiny.captions import parse
 
 TRANSFORMER_CLASS = "OpenSoraT2V"
 SCHEDULE_MAX_BYTES = 2**20
@@ -54,6 +57,7 @@ def check_before_launch(options: JobOptions) -> list[str]:
     if len(set(listed)) < len(listed):
         twice = len(listed) - len(set(listed))
         notes.append(f"{twice} of {len(listed)} prompts are there already; each is made once")
+    notes += _unknown_to_the_bundled_model(options, listed)
     parse_layout(options.parallel, options.nproc_per_node * options.nnodes)
     _check_output(options)
     check_ffmpeg()
@@ -171,6 +175,18 @@ def _check_model(options: ModelOptions) -> list[str]:
             f"not {TRANSFORMER_CLASS}; give the transformer's folder"
         )
     return notes
+
+
+def _unknown_to_the_bundled_model(options: ModelOptions, prompts: Sequence[str]) -> list[str]:
+    unknown = [prompt for prompt in prompts if parse(prompt) is None]
+    if options.model_path is not None or not unknown:
+        return []
+    more = f" and {len(unknown) - 1} more prompts" if len(unknown) > 1 else ""
+    return [
+        f"the bundled model knows nothing of {textwrap.shorten(unknown[0], 60)!r}{more} and will "
+        "draw stains; it was trained on captions such as 'a red circle moves left on a white "
+        "background' (--model-path names a model that knows more)"
+    ]
 
 
 def _is_local(path: str) -> bool:

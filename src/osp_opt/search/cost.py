@@ -1,4 +1,4 @@
-"""What a search will cost, said before it starts."""
+"""What a search will cost, said before it starts, and the measure of its progress."""
 
 from __future__ import annotations
 
@@ -22,3 +22,4 @@ def say_cost(context: WorkerContext, source: Source[Any], choosing: float, judgi
         minutes = work * seconds / 60.0 / context.parallel.layout.dp
         told += f"; about {minutes:.0f} minutes here" if minutes >= 1.5 else "; about a minute here"
     context.progress.say(told)
+    context.progress.plan(work)

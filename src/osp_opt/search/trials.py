@@ -174,7 +174,7 @@ class Trials:
         label: str,
     ) -> list[dict[str, Any]]:
         """Measure every (variants[i], requests[i]) that the ledger does not hold."""
-        keys = []
+        keys, costs = [], []
         timed = what == "speed"
         for variant, request in zip(variants, requests, strict=True):
             key = {"what": what, "of": self._of, **variant.fields()}
@@ -183,12 +183,13 @@ class Trials:
             if timed:
                 key["layout"] = self._layout
             keys.append({**key, "seed": request.seed, "prompt": request.prompt})
-            self._spent[key_text(keys[-1])] = self.cost(variant) + (1.0 if timed else 0.0)
+            costs.append(self.cost(variant) + (1.0 if timed else 0.0))
+            self._spent[key_text(keys[-1])] = costs[-1]
         if timed:
-            return self._measured.of(keys, measure, label)
+            return self._measured.of(keys, measure, label, costs=costs)
         self._spent |= {f"original {r.seed} {r.prompt}": 1.0 for r in requests}
         return self._measured.of(
-            keys, measure, label, lambda todo: self.originals([requests[i] for i in todo])
+            keys, measure, label, lambda todo: self.originals([requests[i] for i in todo]), costs
         )
 
     def cost(self, variant: Variant) -> float:

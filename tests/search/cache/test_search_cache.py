@@ -34,7 +34,7 @@ def options(flags: dict[str, Any], **more: Any) -> SearchCacheOptions:
 def test_the_winner_is_written_with_its_measurements_and_can_be_sampled(
     calibrated: dict[str, Any], run_job: Job
 ) -> None:
-    wanted = options(calibrated, budget=30.0)
+    wanted = options(calibrated, budget=30.0, policy="four-field")
     printed = run_job(wanted)
     path = wanted.run_dir / "dit_cache_config.json"
     policy = CachePolicy.from_file(path)
@@ -57,7 +57,7 @@ def test_the_winner_is_written_with_its_measurements_and_can_be_sampled(
     assert measured["speedup"]["count"] == 2
     assert 0 <= measured["latent_mse"] < 10
     assert {v["prompt"] for v in meta["verified_on"]}.isdisjoint({"a green tree", "a boat"})
-    for words in ("predicted speed-up", "measured speed-up", "PSNR", "to choose"):
+    for words in ("measured speed-up", "PSNR", "to choose", "next: osp-opt sample"):
         assert words in printed
     printed = run_job(SampleOptions(steps=STEPS, cache=path, text_prompt=("a hat",), **calibrated))
     assert "warning" not in printed, "the sidecar fits"

@@ -33,10 +33,10 @@ def run(options: SearchCacheOptions, context: WorkerContext) -> int:
     """Search, judge, and write the policy with its provenance; 0, or how a loss was exceeded."""
     search = open_search(open_source(options, context))
     found = find(search)
+    report_memory(search.maker, context)
     if context.parallel.is_main:
         write_policy(search, found)
     context.parallel.barrier()
-    report_memory(search.maker, context)
     return 0 if found.verdict is None else EXIT_CODES[found.verdict]
 
 
@@ -58,7 +58,9 @@ def deliver(search: CacheSearch, ratio: float) -> Found:
         candidates = search.candidates(wanted)
         raced = search.race(candidates, search.budget if attempt == 0 else search.budget / 4)
         chosen = candidates[raced.winner]
-        search.say(f"raced {len(raced.errors)} candidates; the best: {chosen.policy}")
+        search.context.progress.detail(
+            f"raced {len(raced.errors)} candidates; the best: {chosen.policy}"
+        )
         # Is it as fast as predicted? Timed on videos that the race used already.
         speeds = search.trials.speedups(search.variant(chosen), search.race_requests[:TIMED])
         measured = ratio_ci(speeds).estimate

@@ -8,7 +8,8 @@ from typing import Any
 from osp_opt import __version__
 from osp_opt.base.artifacts import beside_others, write_meta
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.quality.loss import Verdict
+from osp_opt.options import following
+from osp_opt.quality.loss import CHANGED_PSNR, Verdict, visibility
 from osp_opt.search.cache.candidates import Candidate
 from osp_opt.search.cache.check import PredictorCheck
 from osp_opt.search.cache.state import CacheSearch
@@ -35,31 +36,44 @@ class Found:
 
 
 def write_policy(search: CacheSearch, found: Found) -> None:
-    """Write the policy and its provenance; print the summary."""
+    """Write the policy and its provenance; tell the result."""
     options, policy = search.options, found.candidate.policy
     path, meta = options.policy_path, _meta(search, found)
     if options.out != path:  # a file that was named is that file
         path = beside_others(path, meta["asked"], "-".join(map(str, meta["asked"].values())))
     policy.save(path)
     write_meta(path, meta)
-    search.say(f"cache policy: {policy} -> {path}")
+    lines = [f"cache policy: {policy} -> {path}"]
+    progress, evidence = search.context.progress, found.evidence
     for line in policy.warnings():
-        search.say(f"warning: {line}")
+        progress.warn(line)
     if not policy.is_four_field:
         search.say("only osp-opt reads this form of policy (the reference tool reads four fields)")
-    search.say(f"predicted speed-up of denoising: {found.candidate.speedup:.3f}x")
-    if found.evidence is None:
-        search.say("not verified by sampling (--verify does)")
-        return
-    for line in found.evidence.lines():
-        search.say(line)
-    if search.yardstick is not None:
-        search.say(search.yardstick.line(found.evidence.psnr))
-    if found.evidence.loss.verdict(options.max_loss or NOTABLE_LOSS) == "lost":
-        search.say("warning: --max-loss 1% finds the fastest policy that loses less")
+    if evidence is None:
+        predicted = f"predicted speed-up of denoising: {found.candidate.speedup:.2f}x"
+        lines.append(f"{predicted}; not verified by sampling (--verify does)")
+    else:
+        lines += evidence.lines()
+        if search.yardstick is not None:
+            lines.append(search.yardstick.line(evidence.psnr))
+        lost = evidence.loss.verdict(options.max_loss or NOTABLE_LOSS) == "lost"
+        if lost or evidence.psnr.estimate < CHANGED_PSNR:
+            near = evidence.psnr.estimate
+            progress.warn(
+                f"{near:.1f} dB to the original: {visibility(near)}; a smaller --ratio loses less, "
+                "and --max-loss 1% finds the fastest policy that loses no more"
+            )
     if found.predictor is not None:
-        search.say(found.predictor.line())
-    search.say(f"work spent on sampling: {search.trials.spent:.1f} generations")
+        progress.detail(found.predictor.line())
+    progress.detail(f"work spent on sampling: {search.trials.spent:.1f} generations")
+    values = {
+        "cache": str(path),
+        "policy": str(policy),
+        "predicted_speedup": found.candidate.speedup,
+        "measured": None if evidence is None else evidence.as_json(),
+        "verdict": found.verdict,
+    }
+    progress.result(lines, values, following(options, "sample"))
 
 
 def _meta(search: CacheSearch, found: Found) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
             lambda: measure_block_times(maker, schedule, found.race[0]).as_json(),
         )
     )
-    context.progress.say(
+    context.progress.detail(
         f"a step takes {times.step * 1e3:.1f} ms here, "
         f"{100 * sum(times.blocks) / times.step:.0f} % of it in {maker.num_blocks} blocks"
     )

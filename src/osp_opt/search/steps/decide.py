@@ -124,7 +124,7 @@ def _decide(search: Search, length: int) -> Decision:
     if options.method == "ays":
         found, evaluations = descend_on_paths(options, search.source, length, search.context)
         candidates = [uniform, StepCandidate(found, "ays")]
-        search.context.progress.say(f"{length} steps: {evaluations} network evaluations")
+        search.context.progress.detail(f"{length} steps: {evaluations} network evaluations")
     else:
         limit = 2 if trials is None else _room(search, length)
         tried = search.objectives[:1] if trials is None else search.objectives
@@ -170,7 +170,7 @@ def _with_fitted(
     if not search.table.has_twin(fitted, candidates):
         candidates = [*candidates, fitted]
     predicted = np.log(search.table.mean_costs([c.schedule for c in candidates], objective))
-    search.context.progress.say(
+    search.context.progress.detail(
         f"{len(schedules[0])} steps: the candidates' errors fit {objective.heaviest().label} best"
     )
     return candidates, [float(value - predicted[0]) for value in predicted]
@@ -186,7 +186,7 @@ def _decide_by_race(search: Search, trials: Trials, candidates: list[StepCandida
         candidates, prior = _with_fitted(search, trials, candidates)
     costs = [len(c.schedule) / len(search.reference) for c in candidates]
     foreseen = min(affordable_prompts(costs, 1.0, budget), len(requests))
-    search.context.progress.say(
+    search.context.progress.detail(
         f"{len(candidates[0].schedule)} steps: {len(candidates)} candidates race on about "
         f"{foreseen} prompts"
     )
@@ -231,12 +231,12 @@ def _decide_by_race(search: Search, trials: Trials, candidates: list[StepCandida
 
 def _verified(search: Search, trials: Trials, decision: Decision) -> Decision:
     """Only the fresh prompts can show it: prediction and race chose the candidate."""
-    say = search.context.progress.say
     candidate, uniform = decision.candidate.schedule, decision.uniform.schedule
     others = {}
     if search.options.method == "ays":  # side by side with what the table finds for nothing
         others["dp"] = search.table.best(search.objectives[0], len(candidate)).schedule
     found = verify(trials, candidate, uniform, search.fresh_requests, others)
+    say = search.context.progress.detail
     for line in found.lines():
         say(line)
     yardstick = search.source.yardstick

@@ -49,10 +49,10 @@ def run(options: SearchStepsOptions, context: WorkerContext) -> int:
             code = EXIT_CODES[decision.loss.verdict(options.max_loss)]
     else:
         decisions = {length: decide_and_verify(search, length) for length in _lengths(search)}
-    if context.parallel.is_main:
-        write_schedules(search, decisions)
-        write_curve(search, decisions)
     report_memory(None if search.trials is None else search.source.maker(), context)
+    if context.parallel.is_main:
+        write_curve(search, decisions)
+        write_schedules(search, decisions)
     return code
 
 

@@ -78,7 +78,7 @@ def descend_on_paths(
         return [float(values["klub"]) for values in found]
 
     def report(steps: int, sweep: int, cost: float) -> None:
-        context.progress.say(f"  {steps} steps, sweep {sweep + 1}: KLUB {cost:.4g}")
+        context.progress.detail(f"  {steps} steps, sweep {sweep + 1}: KLUB {cost:.4g}")
 
     schedule, _ = CoordinateDescent(
         cost_of,

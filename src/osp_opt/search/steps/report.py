@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from osp_opt.base.artifacts import beside_others, write_json, write_meta
+from osp_opt.options import following
 from osp_opt.quality.intervals import mean_ci
+from osp_opt.quality.loss import visibility
 from osp_opt.search.steps.decide import Decision, Search, as_factor
 
 __all__ = ["TABLE_STEPS", "print_table", "write_schedules"]
@@ -16,7 +18,7 @@ TABLE_STEPS = (10, 20, 25, 33, 50)  # lengths of the printed table
 
 def print_table(search: Search) -> None:
     """Predicted error against uniform, for a few lengths."""
-    say, table = search.context.progress.say, search.table
+    say, table = search.context.progress.detail, search.table
     objective = search.objectives[0]
     asked = () if search.options.all_steps else search.options.steps
     say(f"predicted error, searched / uniform ({objective.label}):")
@@ -28,8 +30,8 @@ def print_table(search: Search) -> None:
 
 
 def write_schedules(search: Search, decisions: Mapping[int, Decision]) -> None:
-    """The schedules with their sidecars, and the table of all of them."""
-    rows = []
+    """The schedules with their sidecars, the table of all of them, and the result in words."""
+    rows, lines, files = [], [], []
     for number, (length, decision) in enumerate(decisions.items()):
         path, report = search.options.schedule_path, _sidecar(search, decision)
         targets = [path]
@@ -42,8 +44,32 @@ def write_schedules(search: Search, decisions: Mapping[int, Decision]) -> None:
             decision.chosen.schedule.save(target)
             write_meta(target, report)
         rows.append({"steps": length, "file": path.name, **report["search"]})
-        search.context.progress.say(f"schedule of {length} steps: {path}")
+        lines += [f"schedule of {length} steps: {path}", f"  {_in_words(decision)}"]
+        found = decision.verification
+        files.append(
+            {
+                "steps": length,
+                "schedule": str(path),
+                "better_than_uniform": report["search"]["shown_better_than_uniform"],
+                "measured": None if found is None else found.searched.as_json(),
+            }
+        )
     write_json(search.context.run_dir / "table.json", rows)
+    values = {"schedules": files}
+    search.context.progress.result(lines, values, following(search.options, "search-cache"))
+
+
+def _in_words(decision: Decision) -> str:
+    """What is known of a schedule that was written."""
+    found = decision.verification
+    if decision.chosen == decision.uniform:
+        return "uniform steps: nothing was shown to be better"
+    if found is None:
+        return "not verified (--verify measures it on fresh prompts)"
+    own = found.searched
+    faster = "" if own.speedup is None else f"{own.speedup.text(digits=2)} times faster, "
+    near = f"{own.psnr.text(digits=1)} dB to the original ({visibility(own.psnr.estimate)})"
+    return f"{faster}{near}, {found.psnr_gain.text(digits=1)} dB nearer than uniform steps"
 
 
 def _interval(ratios: Sequence[float]) -> dict[str, Any] | None:
