@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from osp_opt.base.errors import OptionError, PolicyError
+from osp_opt.base.errors import CalibrationError, OptionError, PolicyError
 from osp_opt.base.samplers import MAX_STEPS
 from osp_opt.export import cache_dit, mindie
 from osp_opt.export.artifact import (
@@ -68,7 +68,10 @@ def export(path: Path, options: ExportOptions) -> Exported:
         raise OptionError(
             f"--{unused.replace('_', '-')}: --to {name} has no use for it; leave it out"
         )
-    return target.make(path, options)
+    try:
+        return target.make(path, options)
+    except CalibrationError as error:
+        raise CalibrationError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def _policy(path: Path, options: ExportOptions) -> tuple[PolicyFile, int, int]:
