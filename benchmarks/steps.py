@@ -201,7 +201,7 @@ class _Unconditional:
             posterior = vae.encode(
                 video.to(device=self._maker.device.torch_device, dtype=vae.dtype)
             )
-        return posterior.mode().float().cpu() * VAE_SCALE
+        return posterior.latent_dist.mode().float().cpu() * VAE_SCALE
 
     @torch.no_grad()
     def __call__(self, videos: Sequence[int], timesteps: Sequence[float]) -> np.ndarray[Any, Any]:

@@ -154,7 +154,7 @@ def autoencoder(shape: VideoShape, rounds: Rounds, small: bool, device: Device) 
     vae.enable_tiling(Tiling(sample_size=32, latent_size=4, overlap=0.5) if small else Tiling())
     size = (1, 3, shape.num_frames, shape.height, shape.width)
     video = torch.rand(size, device=device.torch_device, dtype=device.dtype) * 2 - 1
-    latents = vae.encode(video).mode()
+    latents = vae.encode(video).latent_dist.mode()
     device.reset_peak_memory()
     vae.decode(latents)
     device.synchronize()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from osp_opt.base.errors import CheckpointError
-from osp_opt.model.vae.autoencoder import VAE_SCALE, CausalVAEModel, LatentPosterior
+from osp_opt.model.vae.autoencoder import VAE_SCALE, CausalVAEModel
 from osp_opt.model.vae.tiling import Tiling
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vae"
@@ -61,10 +61,10 @@ def test_encode_and_decode_match_the_official_code(folder: str, case: str, input
     vae = load(folder)
     if "tiled" in case and "untiled" not in case:
         vae.enable_tiling(tiling_of(case))
-    posterior = vae.encode(video)
+    posterior = vae.encode(video).latent_dist
     torch.testing.assert_close(posterior.mean, golden["out.mean"], atol=ENCODE_ATOL, rtol=0)
     torch.testing.assert_close(posterior.logvar, golden["out.logvar"], atol=ENCODE_ATOL, rtol=0)
-    decoded = vae.decode(golden["out.mean"])
+    decoded = vae.decode(golden["out.mean"]).sample
     torch.testing.assert_close(decoded, golden["out.decode_mean"], atol=DECODE_ATOL, rtol=0)
 
 
@@ -72,9 +72,10 @@ def test_encode_and_decode_match_the_official_code(folder: str, case: str, input
 def test_scaled_latents_match_the_official_wrapper() -> None:
     golden = load_file(GOLDEN / "wrapper.safetensors")
     vae = load("d4_4x8x8")
-    latents = vae.encode(golden["in.video"]).sample(golden["in.sample_noise"]) * VAE_SCALE
+    posterior = vae.encode(golden["in.video"]).latent_dist
+    latents = (posterior.mean + posterior.std * golden["in.sample_noise"]) * VAE_SCALE
     torch.testing.assert_close(latents, golden["out.encode"], atol=ENCODE_ATOL, rtol=0)
-    video = vae.decode(golden["in.latents"] / VAE_SCALE)
+    video = vae.decode(golden["in.latents"] / VAE_SCALE).sample
     torch.testing.assert_close(
         video.transpose(1, 2), golden["out.decode_btchw"], atol=DECODE_ATOL, rtol=0
     )
@@ -86,7 +87,7 @@ def test_tiling_can_be_taken_back() -> None:
     vae = load("d4_4x8x8")
     vae.enable_tiling(tiling_of("d4_tiled"))
     vae.disable_tiling()
-    mean = vae.encode(golden["in.video"]).mean
+    mean = vae.encode(golden["in.video"]).latent_dist.mean
     torch.testing.assert_close(mean, golden["out.mean"], atol=ENCODE_ATOL, rtol=0)
 
 
@@ -100,16 +101,16 @@ def test_tiles_may_be_run_in_any_order() -> None:
     def backwards(function, tiles):  # type: ignore[no-untyped-def]
         return [function(tile) for tile in reversed(tiles)][::-1]
 
-    decoded = vae.decode(golden["out.mean"], map_tiles=backwards)
+    decoded = vae.decode(golden["out.mean"], map_tiles=backwards).sample
     torch.testing.assert_close(decoded, golden["out.decode_mean"], atol=DECODE_ATOL, rtol=0)
 
 
 def test_released_compression_is_4x8x8() -> None:
     vae = load("d4_4x8x8")
     with torch.no_grad():
-        latents = vae.encode(torch.zeros(1, 3, 29, 64, 64)).mode()
+        latents = vae.encode(torch.zeros(1, 3, 29, 64, 64)).latent_dist.mode()
         assert latents.shape == (1, 4, 8, 8, 8)
-        assert vae.decode(latents).shape == (1, 3, 29, 64, 64)
+        assert vae.decode(latents).sample.shape == (1, 3, 29, 64, 64)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -119,11 +120,11 @@ def test_the_released_structure_encodes_and_decodes_in_half_precision(
     vae = CausalVAEModel.from_pretrained(tiny_checkpoint / "vae")
     video = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        exact = vae.encode(video).mean
-        whole = vae.decode(exact)
+        exact = vae.encode(video).latent_dist.mean
+        whole = vae.decode(exact).sample
         vae = vae.to(dtype)
-        found = vae.encode(video.to(dtype)).mean
-        decoded = vae.decode(exact.to(dtype))
+        found = vae.encode(video.to(dtype)).latent_dist.mean
+        decoded = vae.decode(exact.to(dtype)).sample
     assert found.dtype == decoded.dtype == dtype
     for one, wanted in ((found, exact), (decoded, whole)):
         assert float((one - wanted).square().mean().sqrt()) < 0.2 * float(wanted.std())
@@ -136,6 +137,55 @@ def test_unknown_block_is_refused_by_name() -> None:
         CausalVAEModel.from_config(config)
 
 
-def test_posterior_sample_uses_the_given_noise() -> None:
-    posterior = LatentPosterior(torch.ones(1), torch.full((1,), 4.0).log())
-    assert posterior.sample(torch.tensor([3.0])).item() == pytest.approx(1 + 2 * 3.0)
+@torch.no_grad()
+def test_diffusers_forms() -> None:
+    vae = load("d4_4x8x8")
+    video = load_file(GOLDEN / "d4_untiled.safetensors")["in.video"]
+    (posterior,) = vae.encode(video, return_dict=False)
+    (decoded,) = vae.decode(posterior.mode(), return_dict=False)
+    assert torch.equal(vae(video).sample, decoded)
+    drawn = posterior.sample(torch.Generator().manual_seed(1))
+    noise = torch.randn(drawn.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(drawn, posterior.mean + posterior.std * noise)
+    again = vae(video, sample_posterior=True, generator=torch.Generator().manual_seed(1)).sample
+    assert torch.equal(again, vae.decode(drawn).sample)
+
+
+@torch.no_grad()
+def test_slicing_and_tiling_are_switches() -> None:
+    vae = load("d4_4x8x8")
+    video = torch.randn(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0))
+    whole = vae(video).sample
+    vae.enable_slicing()
+    torch.testing.assert_close(vae(video).sample, whole, atol=1e-4, rtol=0)
+    vae.disable_slicing()
+    vae.use_tiling = True
+    assert vae.tiling == Tiling()
+    vae.use_tiling = False
+    assert vae.tiling is None
+
+
+@pytest.mark.parametrize("source", ["folder", "subfolder", "safetensors"])
+@torch.no_grad()
+def test_from_pretrained_reads_every_official_folder(source: str, tmp_path: Path) -> None:
+    """The released folder holds a .ckpt, which diffusers knows nothing of."""
+    expected = load("d4_4x8x8")
+    if source == "folder":
+        found = CausalVAEModel.from_pretrained(GOLDEN / "d4_4x8x8")
+    elif source == "subfolder":
+        found = CausalVAEModel.from_pretrained(str(GOLDEN), subfolder="d4_4x8x8")
+    else:
+        expected.save_pretrained(tmp_path)
+        found = CausalVAEModel.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    assert not found.training
+    state = expected.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict().items())
+    half = CausalVAEModel.from_pretrained(GOLDEN / "d4_4x8x8", torch_dtype=torch.float16)
+    assert half.dtype == torch.float16
+
+
+def test_from_pretrained_refuses_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        CausalVAEModel.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="quantization_config"):
+        CausalVAEModel.from_pretrained(GOLDEN / "d4_4x8x8", quantization_config=object())

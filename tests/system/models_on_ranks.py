@@ -77,8 +77,8 @@ def tiled_video(golden: Path, group: RankGroup | None = None) -> dict[str, Tenso
     vae.enable_tiling(Tiling(32, 4, sample_frames=5, latent_frames=2, overlap=0.25))
     map_tiles = run_tiles if group is None else spread_tiles(group)
     generator = torch.Generator().manual_seed(7)
-    mean = vae.encode(torch.randn(1, 3, 9, 40, 72, generator=generator), map_tiles).mean
-    return {"vae_mean": mean, "vae_video": vae.decode(mean, map_tiles)}
+    mean = vae.encode(torch.randn(1, 3, 9, 40, 72, generator=generator), map_tiles).latent_dist.mean
+    return {"vae_mean": mean, "vae_video": vae.decode(mean, map_tiles).sample}
 
 
 def main(golden: Path, out: Path) -> None:

@@ -72,7 +72,7 @@ def check_reconstructions(model: LoadedModel, seed: int = 0) -> list[CheckResult
     results = []
     for spec in split_specs()[1]:
         video, _ = render_clips([spec], rng)
-        decoded = vae.decode(vae.encode(video).mode())
+        decoded = vae.decode(vae.encode(video).latent_dist.mode()).sample
         results.append(check(to_uint8(decoded)[0].numpy(), spec))
     return results
 

@@ -51,7 +51,7 @@ def start_as_thumbnail(vae: CausalVAEModel, video: Tensor) -> None:
     moments.weight[half:] = 0
     moments.bias[half:] = LOGVAR
     _release(vae.decoder.conv_out, 1.0)
-    decoded = vae.decode(vae.encode(video).mode())
+    decoded = vae.decode(vae.encode(video).latent_dist.mode()).sample
     _conv(vae.decoder.conv_out).weight *= (decoded * video).sum() / decoded.square().sum()
 
 

@@ -81,7 +81,7 @@ def encode_clips(vae: CausalVAEModel, per_spec: int, seed: int, cache: Path) -> 
     for first in range(0, len(specs), 8):
         video, _ = render_clips(specs[first : first + 8], rng)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            mean = vae.encode(video).mode()
+            mean = vae.encode(video).latent_dist.mode()
         latents.append(mean.float() * VAE_SCALE)
         if first % 800 == 0:
             print(f"encoded {first}/{len(specs)} clips", flush=True)

@@ -112,10 +112,10 @@ def _clips(specs: Sequence[ClipSpec], rng: np.random.Generator, batch: int, fram
 
 def _loss(vae: CausalVAEModel, video: Tensor) -> tuple[Tensor, float, float, float]:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        posterior = vae.encode(video)
+        posterior = vae.encode(video).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-        decoded = vae.decode(latents)
+        decoded = vae.decode(latents).sample
     difference = decoded.float() - video
     error = difference.abs().mean()
     # The square is what finds the shape: with the absolute error alone the median, which is plain
@@ -135,7 +135,7 @@ def normalise_latents(
     Afterwards every latent channel times ``VAE_SCALE`` has mean 0 and standard deviation 1 over
     the clips, which is what a variance-preserving diffusion model expects.
     """
-    means = torch.cat([vae.encode(_clips(specs, rng, 2, 29)).mean for _ in range(48)])
+    means = torch.cat([vae.encode(_clips(specs, rng, 2, 29)).latent_dist.mean for _ in range(48)])
     shift = means.mean((0, 2, 3, 4))
     scale = 1 / (VAE_SCALE * means.std((0, 2, 3, 4)))
     channels = shift.numel()

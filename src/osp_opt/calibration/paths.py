@@ -20,7 +20,7 @@ from osp_opt.calibration.statistics import Calibration
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.generate.manifest import read_takes
 from osp_opt.sampling.denoiser import Conditions, GuidedDenoiser, Recorder
-from osp_opt.sampling.noise import CoupledNoise
+from osp_opt.sampling.noise import CoupledNoise, noise_key
 from osp_opt.sampling.schedule import timestep_of
 
 __all__ = ["LATENTS_FILE", "NoisePath", "latents_of", "load_latents"]
@@ -44,7 +44,9 @@ class NoisePath:
         self._latents = latents.float()
         self._request = request
         self._device = maker.device.torch_device
-        self._noise = CoupledNoise(request.seed, f"noising\0{request.prompt}", latents.shape)
+        self._noise = CoupledNoise(
+            request.seed, f"noising\0{noise_key(request.prompt)}", latents.shape
+        )
         text = maker.embed(request.prompt)
         negative = text.negative if guided and maker.guided else None
         transformer = maker.pipeline.transformer

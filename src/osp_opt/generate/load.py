@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from osp_opt.base.artifacts import read_json
-from osp_opt.base.errors import CheckpointError, FileError
-from osp_opt.base.shape import trained_shape
-from osp_opt.model.checkpoint import (
-    load_transformer,
-    load_vae,
-    model_fingerprint,
-    resolve_folder,
-)
-from osp_opt.model.text.captions import MAX_SEQUENCE_LENGTH, NEGATIVE_PROMPT, POSITIVE_TEMPLATE
+from osp_opt.model.checkpoint import load_transformer, load_vae
+from osp_opt.model.release import BUNDLED, ModelDefaults, ModelFolders
 from osp_opt.model.text.encoder import load_text_encoder, load_tokenizer
 from osp_opt.model.vae.tiling import Tiling
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
@@ -28,55 +18,14 @@ from osp_opt.system.precision import apply_precision
 if TYPE_CHECKING:
     from osp_opt.options import ModelOptions
 
-BUNDLED = Path(__file__).parents[1] / "assets" / "tiny"
-"""Folder of the model inside the package: transformer, vae, text_encoder and defaults.json."""
-DEFAULTS_FILE = "defaults.json"
-OFFICIAL_TEXT_ENCODER = "google/mt5-xxl"
-
-
-@dataclass(frozen=True)
-class ModelDefaults:
-    """What a model is sampled with where the options leave it open.
-
-    `prompt_template` holds one {} for the prompt; `fps` is in frames per second.
-    """
-
-    guidance_scale: float = 7.5
-    negative_prompt: str = NEGATIVE_PROMPT
-    prompt_template: str = POSITIVE_TEMPLATE
-    max_sequence_length: int = MAX_SEQUENCE_LENGTH
-    num_frames: int = 29
-    height: int = 480
-    width: int = 640
-    fps: float = 24.0
-
-    @classmethod
-    def official(cls, transformer_config: Mapping[str, Any]) -> ModelDefaults:
-        """Those of the official sampling scripts, at the size the transformer was trained for."""
-        shape = trained_shape(transformer_config)
-        return cls(num_frames=shape.num_frames, height=shape.height, width=shape.width)
-
-    def updated(self, file: Path) -> ModelDefaults:
-        """With the values of a defaults.json. Raises CheckpointError for a wrong one."""
-        try:
-            values = read_json(file, "model defaults")
-        except FileError as error:
-            raise CheckpointError(str(error)) from error
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{file}: not a JSON object")
-        known = {field.name: type(field.default) for field in fields(self)}
-        for key, value in values.items():
-            wanted = known.get(key)
-            if wanted is None:
-                raise CheckpointError(f"{file}: unknown key {key!r}; known are {', '.join(known)}")
-            fits = isinstance(value, (int, float) if wanted is float else wanted)
-            if isinstance(value, bool) or not fits:
-                raise CheckpointError(f"{file}: {key} is {value!r:.40}; expected {wanted.__name__}")
-            if wanted is not str and not (math.isfinite(value) and value > 0):
-                raise CheckpointError(f"{file}: {key} is {value!r:.40}; it must be positive")
-        if "{}" not in values.get("prompt_template", "{}"):
-            raise CheckpointError(f"{file}: prompt_template has no {{}} for the prompt")
-        return replace(self, **values)
+__all__ = [
+    "BUNDLED",
+    "LoadedModel",
+    "ModelDefaults",
+    "ModelFolders",
+    "load_pipeline",
+    "release_text_encoder",
+]
 
 
 @dataclass(frozen=True)
@@ -91,55 +40,6 @@ class LoadedModel:
     defaults: ModelDefaults
     fingerprint: str
     transformer_config: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class ModelFolders:
-    """Local folders of a model's parts; the text encoder may still be a hub id."""
-
-    transformer: Path
-    vae: Path
-    text_encoder: str
-    defaults: Path
-
-    @classmethod
-    def find(cls, options: ModelOptions) -> ModelFolders:
-        """Where the options say, else where releases have them; downloads from the hub.
-
-        `model_path` is a transformer's folder, or holds it as `version` (29x480p) or `transformer`;
-        the autoencoder is `ae_path`, else `vae` beside or under it. Raises CheckpointError.
-        """
-        cache = options.cache_dir
-        if options.model_path is None:
-            if not (BUNDLED / DEFAULTS_FILE).is_file():
-                raise CheckpointError(
-                    "the bundled model is not part of this installation; use --model-path"
-                )
-            base = BUNDLED
-            transformer = base / "transformer"
-        else:
-            transformer = _transformer_folder(options.model_path, options.version, cache)
-            base = transformer if (transformer / "vae").is_dir() else transformer.parent
-        if options.ae_path is not None:
-            vae = resolve_folder(options.ae_path, cache_dir=cache)
-        elif options.model_path is None or (base / "vae").is_dir():
-            vae = base / "vae"
-        else:
-            root, _ = _split_hub_id(options.model_path)
-            if Path(root).expanduser().exists():
-                raise CheckpointError(f"no autoencoder in {base / 'vae'}; name one with --ae-path")
-            vae = resolve_folder(root, "vae", cache)
-        text = options.text_encoder_name
-        if text is None:
-            local = base / "text_encoder"
-            text = str(local) if local.is_dir() else OFFICIAL_TEXT_ENCODER
-        return cls(transformer, vae, text, base / DEFAULTS_FILE)
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the parts that are local."""
-        text = Path(self.text_encoder).expanduser()
-        parts = [self.transformer, self.vae, *([text] if text.is_dir() else [])]
-        return model_fingerprint(parts)
 
 
 def load_pipeline(model: ModelOptions, device: Device) -> LoadedModel:
@@ -164,15 +64,14 @@ def load_pipeline(model: ModelOptions, device: Device) -> LoadedModel:
     apply_precision(vae, device.precision)
     _configure(model, device, transformer, vae)
     config = dict(transformer.config)
-    defaults = ModelDefaults.official(config)
-    if folders.defaults.is_file():
-        defaults = defaults.updated(folders.defaults)
+    defaults = folders.model_defaults(config)
     pipeline = OpenSoraPlanPipeline(
         tokenizer,
         text_encoder,
         vae,
         transformer,
         make_scheduler(getattr(model, "sampler", SAMPLERS[0])),
+        defaults,
     )
     pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     return LoadedModel(pipeline, defaults, folders.fingerprint(), config)
@@ -189,35 +88,6 @@ def _configure(options: Any, device: Device, transformer: Any, vae: Any) -> None
         vae.enable_tiling(Tiling.small(overlap))
     elif getattr(options, "enable_tiling", False):
         vae.enable_tiling(Tiling(overlap=overlap))
-
-
-def _transformer_folder(model_path: str, version: str | None, cache: Path | None) -> Path:
-    """The folder with the transformer's config.json, at or under `model_path`."""
-    root, inner = _split_hub_id(model_path)
-    local = Path(root).expanduser()
-    named = version is not None and not (local / version).is_dir()
-    if named and (local / "config.json").is_file():
-        return local  # the checkpoint itself, as the reference tool takes it
-    if version is not None and inner != version:
-        inner = version if inner is None else f"{inner}/{version}"
-    folder = resolve_folder(root, inner, cache)
-    if (folder / "config.json").is_file():
-        return folder
-    inside = sorted(file.parent.name for file in folder.glob("*/config.json"))
-    if "transformer" in inside:
-        return folder / "transformer"
-    raise CheckpointError(
-        f"{folder}: no config.json in it; choose a folder of a transformer with --version, "
-        f"found {', '.join(inside) or 'none'}"
-    )
-
-
-def _split_hub_id(model_path: str) -> tuple[str, str | None]:
-    """("owner/name", "29x480p") of "owner/name/29x480p"; a local folder stays as it is."""
-    parts = model_path.rstrip("/").split("/")
-    if Path(model_path).expanduser().exists() or len(parts) < 3 or not parts[0]:
-        return model_path, None
-    return "/".join(parts[:2]), "/".join(parts[2:])
 
 
 def release_text_encoder(pipeline: OpenSoraPlanPipeline) -> None:

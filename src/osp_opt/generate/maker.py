@@ -307,7 +307,9 @@ class VideoMaker:
         video = rearrange(torch.from_numpy(frames), "t h w c -> 1 c t h w").float() / 127.5 - 1.0
         with self._in_use("encode video", vae):
             video = video.to(device=self.device.torch_device, dtype=vae.dtype)
-            latents: Tensor = vae.encode(video, self._map_tiles).mode().float() * VAE_SCALE
+            latents: Tensor = (
+                vae.encode(video, self._map_tiles).latent_dist.mode().float() * VAE_SCALE
+            )
         return latents
 
 

@@ -28,6 +28,7 @@ from osp_opt.model.weights import (
 
 __all__ = [
     "find_weights",
+    "load_model",
     "load_transformer",
     "load_vae",
     "model_fingerprint",
@@ -92,7 +93,9 @@ def load_transformer(
 
     Raises CheckpointError when anything about the checkpoint is wrong.
     """
-    model: OpenSoraT2V = _load(OpenSoraT2V, resolve_folder(source, subfolder, cache_dir), dtype)
+    model: OpenSoraT2V = load_model(
+        OpenSoraT2V, resolve_folder(source, subfolder, cache_dir), dtype
+    )
     return model
 
 
@@ -107,7 +110,7 @@ def load_vae(
 
     Raises CheckpointError when anything about the checkpoint is wrong.
     """
-    model: CausalVAEModel = _load(
+    model: CausalVAEModel = load_model(
         CausalVAEModel, resolve_folder(source, subfolder, cache_dir), dtype
     )
     return model
@@ -179,7 +182,8 @@ def _check_config(model_class: type[Model], config: dict[str, Any], tensors: int
     check_sizes(config, most_layers=tensors)
 
 
-def _load(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+def load_model(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+    """A model of a local folder, in evaluation mode on the CPU. Raises CheckpointError."""
     model, state = open_checkpoint(model_class, folder)
     # Copied, because safetensors maps the file: saving to it later would pull the weights away.
     weights = {key: tensor.to(dtype, copy=True) for key, tensor in state.items()}

@@ -25,7 +25,7 @@ from diffusers.models.attention_dispatch import (
 )
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 - diffusers looks for it here
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -54,6 +54,7 @@ from osp_opt.model.embeddings import (
     absolute_positions,
     interpolation_scales,
 )
+from osp_opt.model.released import ReleasedModel
 
 __all__ = [
     "BlockLoop",
@@ -79,7 +80,7 @@ SUPPORTED: dict[str, tuple[object, ...]] = {
 }
 
 
-class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin, PeftAdapterMixin):  # type: ignore[misc]
+class OpenSoraT2V(ReleasedModel, ConfigMixin, CacheMixin, PeftAdapterMixin):  # type: ignore[misc]
     """Text-to-video transformer with the released configuration keys and state dict.
 
     The constructor takes the keys of a released ``config.json``; keys that select a kernel
@@ -241,7 +242,8 @@ class OpenSoraT2V(ModelMixin, ConfigMixin, CacheMixin, PeftAdapterMixin):  # typ
             keep = _attendable(keep)
             longest = int(keep.any(0).nonzero().max()) + 1
             embeds, keep = embeds[:, :longest], keep[:, :longest]
-        return TextContext(embeds, _key_mask(keep))
+        mask = _key_mask(keep)
+        return TextContext(embeds, None if mask is None else mask.to(embeds.device))
 
     def forward(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -87,7 +88,7 @@ class GuidedDenoiser:
     `cache` and `recorder` supply the block loop of each step and exclude each other (OptionError).
     Where the cache reuses guidance, a step runs the positive branch alone; PolicyError where there
     is no guidance to reuse.
-    The modulations of `timesteps` are computed here in one go; others when they are met.
+    The modulations of `timesteps` are computed in one go; others when they are met.
     Latents stay float32; the network runs in its own dtype. Nothing waits for the device.
     """
 
@@ -161,12 +162,30 @@ class GuidedDenoiser:
         time = self._times.get(timestep)
         if time is None:
             time = torch.full((), timestep, device=x.device, dtype=torch.float32)
-        output: Tensor = self.transformer(
-            x.to(self.transformer.dtype),
-            time,
-            text=self.conditions.branches[branch],
-            blocks=loop,
-            return_dict=False,
-        )[0]
+        with self._told(branch, step, timestep):
+            output: Tensor = self.transformer(
+                x.to(self.transformer.dtype),
+                time,
+                text=self.conditions.branches[branch],
+                blocks=loop,
+                return_dict=False,
+            )[0]
         # Checkpoints with a learned variance put it behind the noise; sampling does not use it.
         return output[:, : x.shape[1]].float()
+
+    def _told(self, branch: str, step: int, timestep: float) -> AbstractContextManager[None]:
+        """Where diffusers' own caches learn the branch and the step; sigma is the share of noise in
+        [0, 1], as in diffusers' pipelines of flow models.
+        """
+        told = getattr(self.transformer, "cache_context", None)
+        if told is None:  # spread over ranks
+            return nullcontext()
+        sigma = sigma_of(timestep)
+        context: AbstractContextManager[None] = told(
+            branch,
+            step_index=step,
+            num_inference_steps=len(self._times) or None,
+            timestep=timestep,
+            sigma=sigma / (1.0 + sigma),
+        )
+        return context

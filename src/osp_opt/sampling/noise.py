@@ -26,6 +26,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from osp_opt.base.errors import OptionError, ScheduleError
+from osp_opt.model.text.captions import preprocess_prompt
 from osp_opt.sampling.schedule import sigma_table
 
 LOG2_TAU_MAX = 16  # the path covers sigma in [2^-8, 2^8], i.e. log2(tau) in [-16, 16]
@@ -246,11 +247,24 @@ class BatchNoise:
         return torch.stack([source.step(index, sigma_from, sigma_to) for source in self.sources])
 
 
+def noise_key(prompt: str) -> str:
+    """The text that keys a prompt's noise: the caption as the text encoder gets it, cleaned.
+
+    So spellings that are one prompt to the model make one video, and a prompt's video is the same
+    wherever it stands in a list, whatever else is sampled, and when a job is taken up again. Keyed
+    by the place in the list it would be none of that, and by the seed alone all prompts would share
+    one noise, which makes measurements over prompts depend on each other. To compare prompts on one
+    noise, give the pipeline `latents` or a `generator`.
+    """
+    return preprocess_prompt(prompt)
+
+
 def make_noise(
     kind: str, seeds: Sequence[int], prompts: Sequence[str], shape: Sequence[int]
 ) -> BatchNoise:
     """Noise of a batch of videos, each of `shape` (c, t, h, w).
 
+    Of two prompts with one `noise_key` and one seed the noise is the same.
     `kind` is "coupled" (one Brownian path per seed and prompt) or "independent" (fresh each step).
     Raises OptionError for another kind or when seeds and prompts do not pair up.
     """
@@ -262,7 +276,9 @@ def make_noise(
         raise OptionError(f"noise is {kind!r}; it must be coupled or independent")
     if len(seeds) != len(prompts):
         raise OptionError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one per prompt")
-    return BatchNoise([kinds[kind](s, p, shape) for s, p in zip(seeds, prompts, strict=True)])
+    return BatchNoise(
+        [kinds[kind](s, noise_key(p), shape) for s, p in zip(seeds, prompts, strict=True)]
+    )
 
 
 def _check_numel(asked: Sequence[int], held: Sequence[int]) -> None:

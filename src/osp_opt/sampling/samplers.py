@@ -35,8 +35,11 @@ __all__ = [
     "set_schedule",
 ]
 
-StepCallback = Callable[[int, float, Tensor], None]
-"""Called after each step with its index, its timestep and the latents it made."""
+StepCallback = Callable[[int, float, Tensor], Tensor | None]
+"""Called after each step with its index, its timestep and the latents it made.
+
+May return latents to go on with in place of these.
+"""
 
 
 class NoisePredictor(Protocol):
@@ -68,7 +71,8 @@ def sample_euler_ancestral(
         z = noise.step(i, a, b)  # also on the last step: a generator is consumed as by diffusers
         x = ancestral_step(x, held, a, b, _like(z, x) if b > 0.0 else None)
         if callback is not None:
-            callback(i, schedule.timesteps[i], x)
+            other = callback(i, schedule.timesteps[i], x)
+            x = x if other is None else other
     return x
 
 
@@ -106,7 +110,8 @@ def sample_with_scheduler(
             arguments["variance_noise"] = _like(noise.step(i, *levels), x)
         (x, *_) = scheduler.step(eps, t, x, return_dict=False, **arguments)
         if callback is not None:
-            callback(i, timestep, x)
+            other = callback(i, timestep, x)
+            x = x if other is None else other
     return x
 
 

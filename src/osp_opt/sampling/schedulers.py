@@ -157,16 +157,30 @@ class DDIM(DDIMScheduler):
         model_output: Tensor,
         timestep: int,
         sample: Tensor,
-        *args: Any,
-        **kwargs: Any,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
     ) -> Any:
         if not self.custom_timesteps:
-            return super().step(model_output, timestep, sample, *args, **kwargs)
+            return super().step(
+                model_output,
+                timestep,
+                sample,
+                eta,
+                use_clipped_model_output,
+                generator,
+                variance_noise,
+                return_dict,
+            )
+        if eta or use_clipped_model_output:
+            raise OptionError("DDIM on timesteps of one's own makes plain steps: eta must be 0")
         a, b = _vp_levels(self, int(timestep))
         x = sample * vp_scale(a)
         denoised = x - a * model_output
         x = ode_step(x, denoised, a, b) / vp_scale(b)
-        return _result(x, denoised, kwargs.get("return_dict", True))
+        return _result(x, denoised, return_dict)
 
 
 class KDPM2Ancestral(KDPM2AncestralDiscreteScheduler):
@@ -259,6 +273,12 @@ def adopt_scheduler(scheduler: Any) -> Scheduler:
     Fresh, because schedulers keep state between steps: two runs must not share one.
     """
     method = _METHODS[sampler_name(scheduler)]
+    found = scheduler.config.get("prediction_type", "epsilon")
+    if found != "epsilon":
+        raise OptionError(
+            f"scheduler {type(scheduler).__name__} has prediction_type {found!r}; "
+            "Open-Sora-Plan v1.2 predicts the noise, 'epsilon'"
+        )
     return cast(Scheduler, method.scheduler.from_config(scheduler.config))
 
 

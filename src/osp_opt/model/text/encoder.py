@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import BatchEncoding, MT5EncoderModel
 
-from osp_opt.base.artifacts import read_bytes, read_json
+from osp_opt.base.artifacts import read_bytes, read_json, write_json
 from osp_opt.base.errors import CheckpointError, FileError
 from osp_opt.model.text.captions import (
     MAX_SEQUENCE_LENGTH,
@@ -89,6 +89,14 @@ class PieceTokenizer:
             raise ValueError("its vocabulary has no <pad> or no </s>")
         longest_first = sorted(self._special, key=len, reverse=True)
         self._splitter = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the files that `load_tokenizer` reads."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        pieces: bytes = self._processor.serialized_model_proto()
+        (Path(folder) / _PIECES).write_bytes(pieces)
+        declared = {str(index): {"content": text} for text, index in self._special.items()}
+        write_json(Path(folder) / _TOKENIZER_CONFIG, {"added_tokens_decoder": declared})
 
     def __len__(self) -> int:
         return int(self._processor.GetPieceSize())

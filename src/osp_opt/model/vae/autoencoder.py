@@ -7,39 +7,24 @@ Shape legend: b batch, c channels, t frames, h height, w width. A video of ``4k+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 - diffusers looks for it here
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from osp_opt.model.released import ReleasedModel
 from osp_opt.model.vae import blocks
 from osp_opt.model.vae.tiling import MapTiles, Tiling, run_tiles, tiled
 
 # Latents are multiplied by this before diffusion (Rombach et al. 2022, arXiv 2112.10752, app. G).
 VAE_SCALE = 0.18215
-# Bounds on the posterior's log variance, so that its exponential stays finite.
-LOGVAR_RANGE = (-30.0, 20.0)
-
-
-@dataclass(frozen=True)
-class LatentPosterior:
-    """Diagonal Gaussian over latents; ``mean`` and ``logvar`` are ``[b c t h w]``, unscaled."""
-
-    mean: Tensor
-    logvar: Tensor
-
-    def mode(self) -> Tensor:
-        """The most likely latents ``[b c t h w]``."""
-        return self.mean
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """``mean + std * noise``; ``noise`` is unit normal of the mean's shape."""
-        return self.mean + torch.exp(0.5 * self.logvar) * noise
 
 
 class _Middle(nn.Module):
@@ -191,7 +176,7 @@ class _Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class CausalVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class CausalVAEModel(ReleasedModel, ConfigMixin):  # type: ignore[misc]
     """Causal video autoencoder built from the block names in its config.
 
     Every keyword is a key of the official ``config.json``; ``norm_num_groups`` is ours (group
@@ -201,6 +186,9 @@ class CausalVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     Raises:
         CheckpointError: the config names a block that does not exist.
     """
+
+    # Offloaded by these parts, each of which is called as a whole.
+    _group_offload_block_modules = ("encoder", "decoder", "quant_conv", "post_quant_conv")
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -247,6 +235,24 @@ class CausalVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             self.quant_conv = blocks.make_conv(q_conv, inner, moments, 1, "q_conv")
             self.post_quant_conv = blocks.make_conv(q_conv, embed_dim, z_channels, 1, "q_conv")
         self.tiling: Tiling | None = None
+        self.use_slicing = False
+
+    @property
+    def use_tiling(self) -> bool:
+        """Whether large videos are encoded and decoded in tiles."""
+        return self.tiling is not None
+
+    @use_tiling.setter
+    def use_tiling(self, on: bool) -> None:
+        self.tiling = (self.tiling or Tiling()) if on else None
+
+    def enable_slicing(self) -> None:
+        """Encode and decode the videos of a batch one after the other from now on."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Encode and decode a batch at once."""
+        self.use_slicing = False
 
     def enable_tiling(self, tiling: Tiling | None = None) -> None:
         """Encode and decode in tiles from now on; ``None`` is the official layout."""
@@ -256,26 +262,35 @@ class CausalVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Encode and decode in one piece."""
         self.tiling = None
 
-    def encode(self, video: Tensor, map_tiles: MapTiles = run_tiles) -> LatentPosterior:
-        """Posterior over (unscaled) latents.
+    @apply_forward_hook  # type: ignore[untyped-decorator]
+    def encode(
+        self, video: Tensor, map_tiles: MapTiles = run_tiles, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """Posterior over (unscaled) latents, as ``.latent_dist``.
 
         Args:
             video: ``[b 3 t h w]`` in [-1, 1]; t = 4k+1, h and w multiples of 8.
             map_tiles: runs the tiles of a tiled encode (all here, or spread over ranks).
+            return_dict: whether to return an object or a tuple.
         """
-        if self.tiling is not None and self.tiling.splits_video(video.shape):
-            grid = self.tiling.encode_grid
-            moments = torch.cat([*tiled(video, self._moments, grid, map_tiles)], dim=2)
-        else:
-            moments = self._moments(video)
-        mean, logvar = moments.chunk(2, dim=1)
-        return LatentPosterior(mean, logvar.clamp(*LOGVAR_RANGE))
+        moments = torch.cat([self._encoded(part, map_tiles) for part in self._slices(video)])
+        posterior = DiagonalGaussianDistribution(moments)
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
-    def decode(self, latents: Tensor, map_tiles: MapTiles = run_tiles) -> Tensor:
-        """Video ``[b 3 4k+1 8h 8w]``, about [-1, 1], from unscaled latents ``[b c k+1 h w]``."""
-        pieces = [*self.decode_pieces(latents, map_tiles)]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+    def decode(
+        self, latents: Tensor, map_tiles: MapTiles = run_tiles, return_dict: bool = True
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Video ``[b 3 4k+1 8h 8w]``, about [-1, 1], from unscaled latents ``[b c k+1 h w]``.
 
+        It is ``.sample`` of what is returned, or the only element of a tuple.
+        """
+        videos = [
+            _joined([*self.decode_pieces(part, map_tiles)], dim=2) for part in self._slices(latents)
+        ]
+        video = _joined(videos, dim=0)
+        return DecoderOutput(sample=video) if return_dict else (video,)
+
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode_pieces(self, latents: Tensor, map_tiles: MapTiles = run_tiles) -> Iterator[Tensor]:
         """What `decode` returns, in pieces of consecutive frames ``[b 3 t 8h 8w]``.
 
@@ -287,6 +302,26 @@ class CausalVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         else:
             yield self._pixels(latents)
 
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Encode a video and decode the posterior's mode, or a sample of it."""
+        (posterior,) = self.encode(sample, return_dict=False)
+        latents = posterior.sample(generator) if sample_posterior else posterior.mode()
+        return self.decode(latents, return_dict=return_dict)
+
+    def _slices(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(x, 1 if self.use_slicing else len(x))
+
+    def _encoded(self, video: Tensor, map_tiles: MapTiles) -> Tensor:
+        if self.tiling is None or not self.tiling.splits_video(video.shape):
+            return self._moments(video)
+        return torch.cat([*tiled(video, self._moments, self.tiling.encode_grid, map_tiles)], dim=2)
+
     def _moments(self, video: Tensor) -> Tensor:
         moments = self.encoder(video)
         return self.quant_conv(moments) if self.config["use_quant_layer"] else moments
@@ -294,3 +329,7 @@ class CausalVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _pixels(self, latents: Tensor) -> Tensor:
         z = self.post_quant_conv(latents) if self.config["use_quant_layer"] else latents
         return self.decoder(z)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
