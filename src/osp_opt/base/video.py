@@ -180,7 +180,9 @@ def _shrunk(frame: Frames, count: int) -> Frames:
     if step == 1:
         return frame
     cut = frame[: height // step * step, : width // step * step]
-    return reduce(cut, "(h i) (w j) c -> h w c", "mean", i=step, j=step).astype(np.uint8)
+    return reduce(cut.astype(np.float32), "(h i) (w j) c -> h w c", "mean", i=step, j=step).astype(
+        np.uint8
+    )
 
 
 def _in_step(path: str | Path, videos: Sequence[Film]) -> Iterator[tuple[Frames, ...]]:
