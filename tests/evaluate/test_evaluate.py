@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import PROMPTS, SPECS, clips, noisy, sampled
+from folders import PROMPTS, SPECS, TIMED_ON, clips, noisy, sampled
 
 from osp_opt.base.video import read_video, write_image, write_video
 from osp_opt.cli.app import main
@@ -231,3 +231,44 @@ def test_what_cannot_be_compared_is_refused(
     (a / "manifest.json").write_text(json.dumps(manifest))
     assert "entry 0" in refused(capsys, *common, str(b), "--reference", str(a))
     assert not (tmp_path / "evaluate").exists(), "a refused command left something behind"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"layout": "cfg=2,sp=1"}, "processes that make one video (cfg=1,sp=1 and cfg=2,sp=1)"),
+        ({"device": "cuda: H100"}, "device (cpu: some processor and cuda: H100)"),
+        (
+            {"compile": True, "dtype": "bfloat16"},
+            "number format (float32 and bfloat16), compilation",
+        ),
+        ({"versions": {"torch": "2.14"}}, "package versions"),
+        (None, "nothing says under what conditions"),
+    ],
+)
+def test_speed_is_compared_under_equal_conditions_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any] | None, told: str
+) -> None:
+    sampled(tmp_path / "a", clips(), seconds=6.0)
+    other = None if changed is None else {**TIMED_ON, **changed}
+    sampled(tmp_path / "b", clips(), seconds=3.0, timed_on=other)
+    found = evaluated(tmp_path)
+    assert found["speedup"] is None
+    assert told in unwrapped(capsys)
+    assert any(note.startswith("speed: ") and told in note for note in found["not_measured"])
+
+
+def test_a_frozen_video_moves_less_and_the_worst_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = clips()
+    sampled(tmp_path / "a", made)
+    frozen = made[0].copy()
+    frozen[1:] = frozen[:1]
+    sampled(tmp_path / "b", [frozen, *made[1:]])
+    metrics = evaluated(tmp_path)["metrics"]
+    motion = metrics["amount_of_motion"]
+    assert motion["difference"]["estimate"] < 0
+    assert (motion["worse"], motion["worst_prompt"]) == (1, PROMPTS[0])
+    assert (metrics["psnr"]["worst_prompt"], metrics["psnr"]["worse"]) == (PROMPTS[0], None)
+    assert f"the worst: {metrics['psnr']['worst']:.1f} dB, '{PROMPTS[0]}'" in unwrapped(capsys)

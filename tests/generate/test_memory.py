@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from osp_opt.base.errors import OptionError
 from osp_opt.base.progress import Progress
-from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.generate.maker import PROMPTS_KEPT, Request, VideoMaker
 from osp_opt.options import CalibrateOptions, SampleOptions
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.context import WorkerContext
@@ -75,6 +76,17 @@ def test_saving_memory_makes_the_same_video(model_flags: dict[str, Any]) -> None
     with pytest.raises(OptionError, match="text encoder was released"):
         saving.embed("another prompt")
     assert saving.decode(made).shape == (5, 16, 16, 3)
+
+
+def test_embeddings_of_many_prompts_are_not_kept(model_flags: dict[str, Any]) -> None:
+    maker = maker_of(options(model_flags))
+    first = weakref.ref(maker.embed("prompt 0").embeds)
+    for number in range(1, PROMPTS_KEPT):
+        maker.embed(f"prompt {number}")
+    assert maker.embed("prompt 0").embeds is first()
+    maker.embed("one more")
+    assert first() is None
+    assert len(maker.embed("prompt 0")) == 1
 
 
 class Moves(nn.Module):

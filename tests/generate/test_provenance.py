@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from folders import TIMED_ON
 
 from osp_opt.base.artifacts import write_meta
 from osp_opt.base.errors import OptionError
-from osp_opt.generate.provenance import Setting, check_provenance
+from osp_opt.generate.provenance import Setting, check_provenance, timing_differences, timing_note
 
 HERE = Setting(
     model="abc",
@@ -67,3 +68,21 @@ def test_other_differences_are_one_warning_naming_them(tmp_path: Path) -> None:
 def test_fields_that_were_not_recorded_do_not_count(tmp_path: Path) -> None:
     write_meta(tmp_path / "cache.json", {"setting": {"model": "abc"}})
     assert said(tmp_path / "cache.json", None) == []
+
+
+def test_a_speed_up_measured_under_other_conditions_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "cache.json"
+    assert timing_note(path, "cache policy", TIMED_ON) is None
+    write_meta(path, {"timed_on": TIMED_ON})
+    assert timing_note(path, "cache policy", TIMED_ON) is None
+    note = timing_note(path, "cache policy", {**TIMED_ON, "layout": "cfg=2,sp=4", "threads": 1})
+    assert note == (
+        f"note: cache policy {path}: its speed-up was timed under other conditions: processes that "
+        "make one video (cfg=1,sp=1 and cfg=2,sp=4), threads (2 and 1), there and here"
+    )
+
+
+def test_times_without_conditions_are_not_compared() -> None:
+    assert timing_differences(TIMED_ON, dict(TIMED_ON)) is None
+    assert "nothing says" in (timing_differences(None, TIMED_ON) or "")
+    assert "nothing says" in (timing_differences("edited", "edited") or "")

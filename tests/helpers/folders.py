@@ -31,6 +31,19 @@ MANIFEST = {
 }
 
 
+TIMED_ON = {
+    "device": "cpu: some processor",
+    "layout": "cfg=1,sp=1",
+    "threads": 2,
+    "dtype": "float32",
+    "attention": "native",
+    "compile": False,
+    "branches": 2,
+    "versions": {"torch": "2.13.0", "diffusers": "0.42.0"},
+}
+"""The conditions under which the videos of `sampled` were timed."""
+
+
 def clips(specs: tuple[ClipSpec, ...] = SPECS, seed: int = 0) -> list[Frames]:
     """One rendered clip of every spec, uint8 [t h w c]."""
     video, _ = render_clips(list(specs), np.random.default_rng(seed))
@@ -49,6 +62,7 @@ def sampled(
     prompts: tuple[str, ...] = PROMPTS,
     seconds: float = 4.0,
     raw: bool = False,
+    timed_on: object = TIMED_ON,
     **manifest: object,
 ) -> Path:
     """A folder of `sample`: videos, manifest, with `raw` lossless frames."""
@@ -64,6 +78,7 @@ def sampled(
                 "prompt": prompt,
                 "seed": 0,
                 "denoising_seconds": seconds * (1 + number / 100),
+                "timed_on": timed_on,
                 **({"frames": f"{number:03d}.frames.mkv"} if raw else {}),
             }
         )

@@ -15,6 +15,7 @@ from osp_opt.quality.metrics import (
     flicker,
     frame_psnr,
     frame_ssim,
+    motion,
     mse,
     psnr,
     ssim,
@@ -119,6 +120,19 @@ def test_flicker() -> None:
     blinking[1::2] = 51
     assert flicker(blinking) == pytest.approx(0.2)
     assert flicker(blinking / 255.0) == pytest.approx(0.2)
+
+
+def test_motion_is_p910_s_temporal_information() -> None:
+    """Rec. P.910: the standard deviation over the picture of the change of luma, here its mean."""
+    video = noise(4, 16, 20, 3)
+    luma = video.astype(float) @ (0.2126, 0.7152, 0.0722)
+    expected = np.diff(luma, axis=0).reshape(3, -1).std(axis=1).mean() / 255
+    assert motion(video) == pytest.approx(expected)
+    still = np.repeat(video[:1] // 2, 3, axis=0)
+    assert motion(still) == motion(video[:1]) == 0
+    still[1] += 40  # the whole picture flickers, nothing moves
+    assert motion(still) == pytest.approx(0, abs=1e-12)
+    assert flicker(still) > 0.1
 
 
 @pytest.mark.parametrize("shape", [(3, 11, 11), (2, 37, 64), (1, 128, 90)])

@@ -39,6 +39,15 @@ class Finished:
         """Keep what was measured of a pair."""
         self._ledger.add(self._pair_key(measured.pair, lpips), measured.as_json())
 
+    def jod(self, pair: Pair) -> float | None:
+        """What ColorVideoVDP said of a pair, or None."""
+        values = self._ledger.get(self._jod_key(pair))
+        return None if values is None else float(values["jod"])
+
+    def add_jod(self, pair: Pair, jod: float) -> None:
+        """Keep what ColorVideoVDP said of a pair."""
+        self._ledger.add(self._jod_key(pair), {"jod": jod})
+
     def vbench(self, dimension: str, videos: Sequence[VideoFile]) -> list[float] | None:
         """VBench's scores of these videos, or None."""
         values = self._ledger.get(self._set_key(dimension, videos))
@@ -57,6 +66,9 @@ class Finished:
     def _pair_key(self, pair: Pair, lpips: bool) -> str:
         files = " ".join(self._digest(path) for path in pair.paths)
         return f"pair {files} {'lpips' if lpips else ''} {pair.prompt}"
+
+    def _jod_key(self, pair: Pair) -> str:
+        return f"jod {' '.join(self._digest(path) for path in pair.paths)}"
 
     def _set_key(self, dimension: str, videos: Sequence[VideoFile]) -> str:
         named = " ".join(f"{self._digest(video.path)} {video.prompt}" for video in videos)

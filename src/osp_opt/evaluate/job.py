@@ -16,6 +16,7 @@ from osp_opt.base.errors import OptionError
 from osp_opt.base.ffmpeg import check_ffmpeg
 from osp_opt.base.progress import Progress
 from osp_opt.base.terminal import make_console
+from osp_opt.evaluate.cvvdp import color_video_vdp
 from osp_opt.evaluate.finished import Finished
 from osp_opt.evaluate.lpips import Lpips
 from osp_opt.evaluate.measures import Measured, measure_pair
@@ -35,6 +36,7 @@ from osp_opt.quality.loss import CHANGED_PSNR, EXIT_CODES, Verdict
 
 __all__ = ["EVALUATION_FORMAT", "Evaluation", "evaluate", "run"]
 
+UNKNOWN_FPS = 24.0  # frames per second, where no manifest says how fast videos are shown
 EVALUATION_FORMAT = "osp-opt/evaluation/1"
 
 
@@ -126,6 +128,11 @@ def evaluate(
                 done.add_pair(found, lpips is not None)
             measured.append(found)
             task.advance()
+    if options.cvvdp_python is None:
+        notes.append("ColorVideoVDP: no --cvvdp-python given")
+    else:
+        fps = candidate.fps or reference.fps or UNKNOWN_FPS
+        measured = _with_jod(measured, options.cvvdp_python, fps, done, progress)
     if options.vbench_python is None:
         notes.append("VBench: no --vbench-python given")
     else:
@@ -140,14 +147,32 @@ def evaluate(
         notes.append("SSIM: frames are smaller than its window")
     if "all" not in measured[0].reference:
         notes.append("attributes as asked: the prompts are no captions of the bundled model")
+    summary = summarise(measured)
+    if summary.speed_note is not None:
+        notes.append(summary.speed_note)
     return Evaluation(
         reference,
         candidate,
         tuple(measured),
-        summarise(measured),
+        summary,
         options.max_loss,
         tuple(notes),
     )
+
+
+def _with_jod(
+    measured: list[Measured], python: Path, fps: float, done: Finished, progress: Progress
+) -> list[Measured]:
+    found = {m.pair: done.jod(m.pair) for m in measured}
+    todo = [pair for pair, jod in found.items() if jod is None]
+    if todo:
+        with color_video_vdp(python) as score, progress.task("ColorVideoVDP", len(todo)) as task:
+            for pair in todo:
+                reference, candidate = pair.frames()
+                found[pair] = jod = score(candidate, reference, fps)
+                done.add_jod(pair, jod)
+                task.advance()
+    return [replace(m, between={**m.between, "jod": found[m.pair] or 0.0}) for m in measured]
 
 
 def _with_vbench(
@@ -193,7 +218,7 @@ def _show(console: Console, found: Evaluation) -> None:
         f"{escape(str(found.reference.address))}, {summary.pairs} pairs",
         title_justify="left",
     )
-    for heading in ("measure", "reference", "candidate", "difference"):
+    for heading in ("measure", "reference", "candidate", "difference", "worst", "worse on"):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
     for metric in summary.metrics:
         name, difference = metric.name, metric.difference
@@ -201,7 +226,10 @@ def _show(console: Console, found: Evaluation) -> None:
             shown(part, name, bounds=difference is None)
             for part in (metric.reference, metric.candidate)
         ]
-        table.add_row(_title(metric), *both, shown(difference, name))
+        worst = f"{metric.worst:.{2 if name in ('psnr', 'jod') else 4}f}"
+        worse = "" if metric.worse is None else f"{metric.worse} of {metric.candidate.count}"
+        row = (*both, shown(difference, name), "" if name in SHARES else worst, worse)
+        table.add_row(_title(metric), *row)
     console.print(table)
     for note in found.notes:
         console.print(f"[dim]not measured: {escape(note)}[/]")
@@ -212,6 +240,9 @@ def _result(found: Evaluation, path: Path) -> list[str]:
     summary = found.summary
     lines = [f"figures: {path}"]
     near = summary.metric("psnr")
+    if near is not None and near.candidate.count > 1:
+        named = "" if near.worst_prompt is None else f", {near.worst_prompt!r:.80}"
+        lines.append(f"the worst: {near.worst:.1f} dB{named}")
     if near is not None and near.candidate.estimate < CHANGED_PSNR:
         lines.append(f"warning: {near.candidate.estimate:.1f} dB is visibly another video")
     if summary.speedup is not None:
@@ -231,7 +262,13 @@ def _result(found: Evaluation, path: Path) -> list[str]:
 
 
 def _title(metric: Metric) -> str:
-    titles = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "all": "all attributes"}
+    titles = {
+        "psnr": "PSNR (dB)",
+        "ssim": "SSIM",
+        "lpips": "LPIPS",
+        "jod": "ColorVideoVDP (JOD)",
+        "all": "all attributes",
+    }
     arrow = "lower is better" if metric.name in LOWER_IS_BETTER else ""
     title = titles.get(metric.name, metric.name.replace("_", " "))
     return f"{title} ({arrow})" if arrow else title
@@ -246,6 +283,6 @@ def shown(interval: Interval | None, name: str, bounds: bool = True) -> str:
         return f"{counted} of {interval.count}" if bounds or interval.low >= 0 else counted
     share = name == "loss"
     factor, digits, unit = (100, 2, " %") if share else (1, 2, "")
-    if name not in ("psnr", "speedup", "loss"):
+    if name not in ("psnr", "jod", "speedup", "loss"):
         digits = 4
     return interval.text(factor, digits, unit) if bounds else f"{interval.estimate:.{digits}f}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from osp_opt.evaluate.lpips import Lpips
 from osp_opt.evaluate.pairs import Pair
-from osp_opt.quality.metrics import SSIM_WINDOW, compare, flicker, frame_psnr, psnr
+from osp_opt.quality.metrics import SSIM_WINDOW, compare, flicker, frame_psnr, motion, psnr
 from osp_opt.tiny.captions import parse
 from osp_opt.tiny.checker import check
 
@@ -19,8 +19,9 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class Measured:
-    """One pair: `between` holds what compares the two (psnr in dB, ssim, lpips), `reference` and
-    `candidate` what either is by itself (flicker, attributes as asked, VBench dimensions).
+    """One pair: `between` holds what compares the two (psnr in dB, ssim, lpips, jod); `reference`
+    and `candidate` what either is by itself (flicker, amount_of_motion, attributes as asked, VBench
+    dimensions).
 
     frame_psnr, frame_ssim: per frame; frame_ssim is empty for frames too small. seen: what the
     checker read, in words.
@@ -37,7 +38,7 @@ class Measured:
     @classmethod
     def from_json(cls, pair: Pair, values: Mapping[str, Any]) -> Measured:
         """The inverse of `as_json`; the pair is known already."""
-        names = ("psnr", "ssim", "lpips")
+        names = ("psnr", "ssim", "lpips", "jod")
         return cls(
             pair,
             {name: values[name] for name in names if name in values},
@@ -86,7 +87,8 @@ def measure_pair(pair: Pair, lpips: Lpips | None = None) -> Measured:
     alone: list[Values] = []
     seen = {}
     for name, video in (("reference", reference), ("candidate", candidate)):
-        values = {"flicker": flicker(video)} if len(video) > 1 else {}
+        moves = len(video) > 1
+        values = {"flicker": flicker(video), "amount_of_motion": motion(video)} if moves else {}
         if pair.prompt is not None and len(video) > 1 and parse(pair.prompt) is not None:
             result = check(video, pair.prompt)
             values |= {name: float(right) for name, right in result.right().items()}

@@ -6,6 +6,7 @@ the mean of its seeds; with a single prompt, seeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from osp_opt.evaluate.measures import Measured
+from osp_opt.generate.provenance import timing_differences
 from osp_opt.quality.intervals import Interval, mean_ci, paired_difference, paired_shares, wilson
 from osp_opt.quality.loss import Loss, loss_of
 from osp_opt.system.timing import speedup
@@ -29,29 +31,42 @@ class Metric:
     """One measure over all pairs.
 
     Either of both videos (`reference`, `candidate`, and `difference`, candidate less reference, in
-    pairs), or of how near they are (`candidate` alone).
+    pairs), or of how near they are (`candidate` alone). A mean hides the video that tipped over:
+    `worst` is the value (of `difference` where there is one) of the prompt that lost most, and
+    `worse` says on how many prompts the candidate is worse, where a reference is measured, too.
     """
 
     name: str
     candidate: Interval
     reference: Interval | None = None
     difference: Interval | None = None
+    worst: float = math.nan
+    worst_prompt: str | None = None
+    worse: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The intervals that there are."""
+        """The intervals that there are, and the worst."""
         parts = {name: getattr(self, name) for name in ("reference", "candidate", "difference")}
-        return {name: None if part is None else part.as_json() for name, part in parts.items()}
+        return {
+            **{name: None if part is None else part.as_json() for name, part in parts.items()},
+            "worst": self.worst,
+            "worst_prompt": self.worst_prompt,
+            "worse": self.worse,
+        }
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All measures, the loss, and how many times faster the candidates were made (if timed)."""
+    """All measures, the loss, and how many times faster the candidates were made: None if they were
+    not timed, or not under the same conditions, of which `speed_note` tells.
+    """
 
     metrics: tuple[Metric, ...]
     loss: Loss
     speedup: Interval | None
     prompts: int
     pairs: int
+    speed_note: str | None = None
 
     def metric(self, name: str) -> Metric | None:
         """The measure of that name, if it was taken."""
@@ -61,11 +76,12 @@ class Summary:
 def summarise(measured: Sequence[Measured]) -> Summary:
     """Judge all pairs together. Raises ValueError for none."""
     groups = _groups(measured)
-    metrics = [
-        Metric(name, _interval(groups, lambda m, n=name: m.between[n]))  # type: ignore[misc]
-        for name in ("psnr", "ssim", "lpips")
-        if all(name in m.between for m in measured)
-    ]
+    prompts = [group[0].pair.prompt for group in groups]
+    metrics = []
+    for name in ("psnr", "ssim", "lpips", "jod"):
+        if all(name in m.between for m in measured):
+            values = [_mean(group, lambda m: m.between[name]) for group in groups]  # noqa: B023
+            metrics.append(Metric(name, mean_ci(values), **_worst(name, values, prompts)))
     alone = [n for n in measured[0].reference if all(n in m.reference for m in measured)]
     for name in alone:
         before = [_mean(group, lambda m: m.reference[name]) for group in groups]  # noqa: B023
@@ -74,19 +90,30 @@ def summarise(measured: Sequence[Measured]) -> Summary:
             parts = wilson(after), wilson(before), paired_shares(after, before)
         else:
             parts = mean_ci(after), mean_ci(before), paired_difference(after, before)
-        metrics.append(Metric(name, *parts))
-    seconds = [(m.pair.reference.seconds, m.pair.candidate.seconds) for m in measured]
-    faster = None
-    if all(a is not None and b is not None for a, b in seconds):
-        faster = speedup([a or 0.0 for a, _ in seconds], [b or 0.0 for _, b in seconds])
-    vbench = [n for n in alone if n not in (*SHARES, "flicker")]
+        changes = [b - a for a, b in zip(before, after, strict=True)]
+        worse = sum(_sign(name) * change < 0 for change in changes)
+        metrics.append(Metric(name, *parts, **_worst(name, changes, prompts), worse=worse))
+    faster, speed_note = _speed(measured)
+    vbench = [n for n in alone if n not in (*SHARES, "flicker", "amount_of_motion")]
     return Summary(
         metrics=tuple(metrics),
         loss=_loss(groups, alone, vbench),
         speedup=faster,
+        speed_note=speed_note,
         prompts=len({m.pair.prompt for m in measured} - {None}),
         pairs=len(measured),
     )
+
+
+def _speed(measured: Sequence[Measured]) -> tuple[Interval | None, str | None]:
+    pairs = [(m.pair.reference, m.pair.candidate) for m in measured]
+    if any(one.seconds is None or other.seconds is None for one, other in pairs):
+        return None, None
+    told = (timing_differences(one.timed_on, other.timed_on) for one, other in pairs)
+    if difference := next(filter(None, told), None):
+        return None, f"speed: {difference}; sample both alike to compare it"
+    slow, fast = ([video.seconds or 0.0 for video in side] for side in zip(*pairs, strict=True))
+    return speedup(slow, fast), None
 
 
 def _loss(groups: list[list[Measured]], alone: Sequence[str], vbench: Sequence[str]) -> Loss:
@@ -128,5 +155,10 @@ def _mean(group: Sequence[Measured], value: Callable[[Measured], float]) -> floa
     return float(np.mean([value(m) for m in group]))
 
 
-def _interval(groups: list[list[Measured]], value: Callable[[Measured], float]) -> Interval:
-    return mean_ci([_mean(group, value) for group in groups])
+def _sign(name: str) -> int:
+    return -1 if name in LOWER_IS_BETTER else 1
+
+
+def _worst(name: str, values: Sequence[float], prompts: Sequence[str | None]) -> dict[str, Any]:
+    index = int(np.argmin([_sign(name) * value for value in values]))
+    return {"worst": values[index], "worst_prompt": prompts[index]}

@@ -26,7 +26,7 @@ from osp_opt.generate.manifest import MANIFEST, OVERVIEW, RAW_FRAMES, add_take, 
 from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
-from osp_opt.generate.provenance import check_provenance
+from osp_opt.generate.provenance import check_provenance, timing_note
 from osp_opt.generate.recipe import Recipe, recipe_of
 from osp_opt.generate.references import load_latents, save_latents
 from osp_opt.options import SampleOptions, following
@@ -93,6 +93,9 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     if len(todo) < len(videos):
         say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
     context = maker.with_layout(context, len(todo), policy)
+    for what, path in (("schedule", options.schedule), ("cache policy", options.cache)):
+        if todo and path is not None and (note := timing_note(path, what, maker.timed_on)):
+            say(note)
     if kept:
         say(f"{len(kept)} were denoised already and only have to be written")
     mine = context.parallel.share(todo)
@@ -242,7 +245,8 @@ def _make(
                 continue
             if written is not None:
                 say(written.result())  # or its error, before another video is begun
-            meta = {**_about(video.request), **key, "denoising_seconds": made.seconds}
+            timing = {"denoising_seconds": made.seconds, "timed_on": made.timed_on}
+            meta = {**_about(video.request), **key, **timing}
             written = writer.submit(_write, video, made.latents, frames, maker.fps, raw, meta)
         if written is not None:
             say(written.result())
@@ -253,7 +257,8 @@ def _kept(video: _Video, key: dict[str, Any]) -> Denoised:
     meta = _finished(video, key, video.latents_path)
     if meta is None:
         raise FileError(f"{video.latents_path}: gone; run sample again to make that video")
-    return Denoised(load_latents(video.latents_path), float(meta["denoising_seconds"]))
+    seconds, timed_on = float(meta["denoising_seconds"]), meta.get("timed_on")
+    return Denoised(load_latents(video.latents_path), seconds, timed_on)
 
 
 def _write(
@@ -312,6 +317,7 @@ def _summarise(
                 "file": video.path.name,
                 **_about(video.request),
                 "denoising_seconds": seconds[-1],
+                "timed_on": meta.get("timed_on"),
                 **({"frames": video.frames_path.name} if video.frames_path.is_file() else {}),
             }
         )

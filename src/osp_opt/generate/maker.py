@@ -9,7 +9,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Denoised", "Request", "VideoMaker"]
 
+PROMPTS_KEPT = 64  # embeddings: 4 MB each at 512 tokens of mT5-xxl
+
 
 @dataclass(frozen=True)
 class Request:
@@ -57,10 +60,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Denoised:
-    """Scaled latents [1 c t h w] and the seconds of denoising that made them."""
+    """Scaled latents [1 c t h w], the seconds of denoising that made them, and under what
+    conditions (`VideoMaker.timed_on`; None where nobody noted it).
+    """
 
     latents: Tensor
     seconds: float
+    timed_on: dict[str, Any] | None = None
 
 
 class VideoMaker:
@@ -79,7 +85,7 @@ class VideoMaker:
         self.loaded = load_pipeline(options, context.device) if loaded is None else loaded
         self.pipeline = self.loaded.pipeline
         self._embeddings: dict[str, PromptEmbeddings] = {}
-        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._negative: tuple[Tensor, Tensor] | None = None
         self.stages = Timer(
             self.device.synchronize,
             lambda: self.device.memory().peak,
@@ -111,7 +117,7 @@ class VideoMaker:
         other = copy.copy(self)
         other._decide(options)
         if other._text_settings() != self._text_settings():
-            other._embeddings, other._texts = {}, {}
+            other._embeddings, other._negative = {}, None
         return other
 
     def _text_settings(self) -> tuple[str, int]:
@@ -138,7 +144,25 @@ class VideoMaker:
         tokens = t * (h // patch) * (w // patch)
         return Workload(int(config["num_attention_heads"]), tokens, self.guided, videos)
 
+    @property
+    def timed_on(self) -> dict[str, Any]:
+        """The conditions under which this maker's videos are timed, as JSON values: speeds are
+        compared where they agree.
+        """
+        device = self.device
+        return {
+            "device": device.model,
+            "layout": f"cfg={self._layout.cfg},sp={self._layout.sp}",
+            "threads": torch.get_num_threads() if device.name == "cpu" else None,
+            "dtype": str(device.dtype).removeprefix("torch."),
+            "attention": device.attention,
+            "compile": self.options.compile,
+            "branches": 1 if self.sequential_guidance or not self.guided else 2,
+            "versions": _versions(),
+        }
+
     def _spread_over(self, parallel: Parallel) -> None:
+        self._layout = parallel.layout
         self._transformer = parallelize_transformer(self.pipeline.transformer, parallel)
         self._map_tiles = spread_tiles(parallel.replica)
         # One branch after the other needs half the memory; ranks that hold one each do already.
@@ -204,14 +228,22 @@ class VideoMaker:
         }
 
     def embed(self, prompt: str) -> PromptEmbeddings:
-        """The prompt's embeddings, encoded once; so is the negative prompt that all share."""
+        """The prompt's embeddings. The last ones are kept, or all where the text encoder goes; so
+        is the negative prompt that all share.
+        """
         if prompt not in self._embeddings:
             text = self.loaded.defaults.prompt_template.replace("{}", prompt)
             with self._in_use("encode text", self.pipeline.text_encoder):
-                self._embeddings[prompt] = PromptEmbeddings(
-                    *self._encoded(text), *self._encoded(self.negative_prompt)
-                )
+                if self._negative is None:
+                    self._negative = self._encoded(self.negative_prompt)
+                self._embeddings[prompt] = PromptEmbeddings(*self._encoded(text), *self._negative)
+            if not self._prefetches and len(self._embeddings) > PROMPTS_KEPT:
+                del self._embeddings[next(iter(self._embeddings))]
         return self._embeddings[prompt]
+
+    @property
+    def _prefetches(self) -> bool:
+        return self.options.offload or self.options.save_memory
 
     def digest(self, schedule: TimestepSchedule) -> str:
         """Names everything that decides what is measured here, for ledgers: a folder may outlive
@@ -220,7 +252,8 @@ class VideoMaker:
         options = self.options
         about = {
             **self.how(schedule),
-            "device": self.device.name,
+            "device": self.device.model,
+            "versions": _versions(),
             "attention": self.device.attention,
             "compile": options.compile,
             "tiling": [options.enable_tiling, options.tile_overlap_factor, options.save_memory],
@@ -233,7 +266,7 @@ class VideoMaker:
 
         `offload` then moves the text encoder for all of them at once, `save_memory` drops it.
         """
-        if not (self.options.offload or self.options.save_memory):
+        if not self._prefetches:
             return
         with self._in_use("encode text", self.pipeline.text_encoder):
             for prompt in prompts:
@@ -257,9 +290,7 @@ class VideoMaker:
                     self.device.empty_cache()
 
     def _encoded(self, text: str) -> tuple[Tensor, Tensor]:
-        if text not in self._texts:
-            self._texts[text] = self.pipeline.encode_texts([text], self.max_sequence_length)
-        return self._texts[text]
+        return self.pipeline.encode_texts([text], self.max_sequence_length)
 
     def denoise(
         self,
@@ -292,7 +323,7 @@ class VideoMaker:
                 sequential_guidance=self.sequential_guidance,
                 transformer=self._transformer if transformer is None else transformer,
             )
-        return Denoised(latents, self.stages["denoise"].seconds[-1])
+        return Denoised(latents, self.stages["denoise"].seconds[-1], self.timed_on)
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Frames uint8 [t h w c] of one video's latents [1 c t h w]."""
@@ -311,6 +342,12 @@ class VideoMaker:
                 vae.encode(video, self._map_tiles).latent_dist.mode().float() * VAE_SCALE
             )
         return latents
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of the packages that compute: another one may be faster, or round differently."""
+    return {name: version(name) for name in ("torch", "diffusers")}
 
 
 def _given(value: Any, default: Any) -> Any:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ PROBED = 64  # files whose size is looked at; of more, the largest: an overview 
 @dataclass(frozen=True)
 class VideoFile:
     """One video or image; prompt, seed, seconds of denoising (`recorded_seconds`: while statistics
-    were recorded, which takes longer), files of its raw frames and of its latents where a manifest
-    says them.
+    were recorded, which takes longer) and the conditions they were measured under, files of its raw
+    frames and of its latents where a manifest says them.
     """
 
     path: Path
@@ -58,6 +58,7 @@ class VideoFile:
     raw: Path | None = None
     latents: Path | None = None
     recorded_seconds: float | None = None
+    timed_on: dict[str, Any] | None = field(default=None, hash=False)
 
     @property
     def label(self) -> str:
@@ -211,7 +212,7 @@ def add_take(
         folder: of the videos.
         settings: what decided them besides prompt and seed.
         entries: one per video, in order: "file" (relative to the folder), "prompt", "seed", and
-            "denoising_seconds", "frames", "latents" where there are such.
+            "denoising_seconds", "timed_on", "frames", "latents" where there are such.
     """
     names = {entry["file"] for entry in entries}
     with file_lock(folder / STATE_FOLDER / "manifest.lock"):
@@ -292,6 +293,7 @@ def _entry(folder: Path, place: Path, number: int, entry: Any) -> VideoFile:
         file_inside(folder, entry.get("frames")),
         file_inside(folder, entry.get("latents")),
         _seconds(entry.get("recorded_in_seconds")),
+        timed_on if isinstance(timed_on := entry.get("timed_on"), dict) else None,
     )
 
 

@@ -16,7 +16,7 @@ from osp_opt.base.artifacts import read_meta
 from osp_opt.base.errors import OptionError
 from osp_opt.sampling.schedule import SAME_TIMESTEP
 
-__all__ = ["Setting", "agree", "check_provenance"]
+__all__ = ["Setting", "agree", "check_provenance", "timing_differences", "timing_note"]
 
 _WORDS = {
     "model": "model",
@@ -30,6 +30,51 @@ _WORDS = {
     "guidance_scale": "guidance scale",
     "dtype": "number format",
 }
+
+
+_CONDITIONS = {
+    "device": "device",
+    "layout": "processes that make one video",
+    "threads": "threads",
+    "dtype": "number format",
+    "attention": "attention backend",
+    "compile": "compilation",
+    "branches": "guidance branches at once",
+    "versions": "package versions",
+}
+"""What decides how long a video takes besides what it is: the fields of ``timed_on``."""
+
+
+def timing_differences(one: Any, other: Any) -> str | None:
+    """In what two records of `VideoMaker.timed_on` differ, in words; None when they agree.
+
+    A speed-up is told only of times that were taken under the same conditions.
+    """
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return "nothing says under what conditions the videos were timed"
+    different = [
+        f"{words} ({_shown(one.get(key))} and {_shown(other.get(key))})"
+        for key, words in _CONDITIONS.items()
+        if one.get(key) != other.get(key)
+    ]
+    return f"timed under other conditions: {', '.join(different)}" if different else None
+
+
+def timing_note(path: Path, what: str, now: Mapping[str, Any]) -> str | None:
+    """What to say where the speed-up in the sidecar of `path` was measured otherwise than `now`."""
+    recorded = (read_meta(path) or {}).get("timed_on")
+    if not isinstance(recorded, Mapping):
+        return None
+    different = timing_differences(recorded, now)
+    if different is None:
+        return None
+    return f"note: {what} {path}: its speed-up was {different}, there and here"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {version}" for name, version in value.items())
+    return str(value)
 
 
 @dataclass(frozen=True)

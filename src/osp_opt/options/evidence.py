@@ -59,6 +59,12 @@ class EvaluateOptions(Options):
         "LPIPS too, where torchvision and its AlexNet weights are on this machine (never fetched).",
         panel="Verification",
     )
+    cvvdp_python: Path | None = option(
+        None,
+        "Python of an environment in which cvvdp (ColorVideoVDP) is installed; its JOD are added.",
+        panel="Verification",
+        metavar="PATH",
+    )
     vbench_python: Path | None = option(
         None,
         "Python of an environment in which VBench is installed; its scores are added.",

@@ -1,4 +1,4 @@
-"""How close one video is to another: MSE, PSNR, SSIM, and how much one flickers.
+"""How close one video is to another: MSE, PSNR, SSIM, and how much one flickers and moves.
 
 Videos are [t h w c], c = 3, as arrays or tensors: uint8, or floating point with black at 0 and
 white at ``peak``. Everything is computed in float64 a few frames at a time, so that memory does
@@ -28,6 +28,7 @@ in one pixel of the bundled model's 29x64x64 video is 104 dB."""
 SSIM_SIGMA = 1.5  # pixels, of the Gaussian window; this and what follows are the SSIM paper's
 SSIM_WINDOW = 11
 SSIM_K1, SSIM_K2 = 0.01, 0.03
+LUMA = (0.2126, 0.7152, 0.0722)  # of red, green, blue (ITU-R BT.709)
 _CHUNK_VALUES = 4 * 2**20  # compared at once: 32 MB in float64, of which a handful exist
 
 Video = npt.ArrayLike | Tensor
@@ -121,6 +122,22 @@ def flicker(video: Video, peak: float | None = None) -> float:
         return 0.0
     changes = [float((_levels(y) - _levels(x)).abs().mean()) for x, y in pairwise(frames)]
     return float(np.mean(changes)) / _peak(frames, peak)
+
+
+def motion(video: Video, peak: float | None = None) -> float:
+    """How much moves in [t h w c], as a share of ``peak``; 0 for a still video and for one frame.
+
+    The temporal information of ITU-T Rec. P.910, eq. TI: the spread over the picture (standard
+    deviation) of the luma's change from frame to frame. Here its mean over time, not its maximum:
+    one cut shall not hide that all else is frozen. Unlike `flicker` it does not see the whole
+    picture become brighter or darker.
+    """
+    frames = torch.as_tensor(video)
+    if len(frames) < 2:
+        return 0.0
+    weights = torch.tensor(LUMA, dtype=torch.float64)
+    changes = [((_levels(y) - _levels(x)) @ weights).std(correction=0) for x, y in pairwise(frames)]
+    return float(torch.stack(changes).mean()) / _peak(frames, peak)
 
 
 def _frame_ssim(a: Tensor, b: Tensor, white: float) -> float:

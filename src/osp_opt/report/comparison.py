@@ -166,6 +166,7 @@ def _row(found: Material, baseline: Take, videos: Take, pairs: list[Pair]) -> Ro
     else:
         summary = summarise([measure_pair(pair) for pair in pairs])
         figures |= _of_summary(summary)
+        judged["notes"] = () if summary.speed_note is None else (summary.speed_note,)
         by = f"this report, {len(pairs)} pairs; loss of {summary.loss.measure}"
     return Row(videos.name, describe(videos), figures, by, **judged)
 

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from osp_opt.base.errors import DeviceError, OptionError
-from osp_opt.system.host import process_memory, reset_process_peak
+from osp_opt.system.host import process_memory, processor, reset_process_peak
 from osp_opt.system.precision import AS_IS, PrecisionPolicy
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -143,6 +143,13 @@ class Device:
             attention=_choose_attention(kind, chosen, attention),
             precision=ASCEND_PRECISION if kind == "npu" and chosen in HALF_DTYPES else AS_IS,
         )
+
+    @property
+    def model(self) -> str:
+        """What it is, such as ``cuda: NVIDIA H100 80GB HBM3``."""
+        if self.name == "cpu":
+            return f"cpu: {processor()}"
+        return f"{self.name}: {_runtime(self.name).get_device_properties(self.torch_device).name}"
 
     def synchronize(self) -> None:
         """Wait until all queued work is done (nothing to wait for on the CPU)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import resource
 import sys
@@ -38,6 +39,15 @@ def reset_process_peak() -> None:
     """Start a new measurement of the most memory held, where the kernel offers that (Linux)."""
     with suppress(OSError):
         _RESET.write_text(_RESET_PEAK)
+
+
+def processor() -> str:
+    """The model of this machine's processor, as well as the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def share_cores(environment: MutableMapping[str, str]) -> None:

@@ -87,6 +87,7 @@ def _meta(search: CacheSearch, found: Found) -> dict[str, Any]:
         "schedule_file": None if options.schedule is None else str(options.schedule),
         "policy": str(found.candidate.policy),
         "device": search.context.device.name,
+        "timed_on": search.maker.timed_on,
         "block_times_seconds": search.times.as_json(),
         "predicted_speedup": found.candidate.speedup,
         "step_importance": [float(value) for value in search.importance],
