@@ -74,7 +74,7 @@ class Jobs:
             context = WorkerContext(Device.open("cpu"), Parallel(), options.run_dir, Progress(1))
             maker = open_source(options, context).maker()
             about = {"of": maker.digest(TimestepSchedule.uniform(options.steps))}
-            key = {"what": "block times", **about, "layout": str(context.parallel.layout)}
+            key = {"what": "block times", **about, "timed_on": maker.timed_on}
             TrialLedger(options.run_dir / LEDGER).add(key, TIMES.as_json())
 
     def complete(self, command: str) -> Ended:

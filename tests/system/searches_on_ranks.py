@@ -41,7 +41,7 @@ def main(workdir: Path, checkpoint: Path) -> None:
             if isinstance(options, SearchCacheOptions):
                 maker = open_source(options, context).maker()
                 about = {"of": maker.digest(TimestepSchedule.uniform(STEPS))}
-                key = {"what": "block times", **about, "layout": str(parallel.layout)}
+                key = {"what": "block times", **about, "timed_on": maker.timed_on}
                 if parallel.is_main:
                     TrialLedger(options.run_dir / "trials.jsonl").add(key, TIMES.as_json())
                 parallel.barrier()

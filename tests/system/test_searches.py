@@ -20,7 +20,7 @@ from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel
 
-CLOCK = ("seconds", "speedup", "layout")
+CLOCK = ("seconds", "speedup", "timed_on")
 PROCESSES = (1, 2, 4) if "OSP_OPT_KILLS" in os.environ else (1, 2)
 
 
