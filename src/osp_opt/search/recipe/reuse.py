@@ -16,7 +16,7 @@ from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.runs import best_runs, run_ranges
 from osp_opt.search.cache.scores import ReuseErrors, policy_score
 
-__all__ = ["MOVES", "Move", "plan_reuse"]
+__all__ = ["MOVES", "Move", "guidance_alone", "plan_reuse"]
 
 FIRST_BOTH = 2  # steps 0 to 2 run both branches: a forecast needs two that did
 SPARED = 3  # steps at the end that reuse no blocks: what errs there is not taken back any more
@@ -57,28 +57,33 @@ def plan_reuse(
     those that weigh least are the best choice of so many, exactly.
     """
     steps = errors.num_steps
-    if move.guidance == 1:
-        if move.blocks == 1.0:
-            return CachePolicy.explicit({}, steps)
+    plain = guidance_alone(move, steps)
+    if plain is None or move.blocks == 1.0:
+        return plain
+    if plain.guidance is None:
         plans = [
             best_runs(errors, importance_S, times, move.blocks, blocks, order=1)
             for blocks in run_ranges(errors.num_blocks)
         ]
         found = [plan for plan in plans if plan is not None]
         return min(found, key=lambda plan: policy_score(plan, errors, importance_S), default=None)
-    if steps <= FIRST_BOTH + move.guidance:
-        return None
-    guidance = GuidancePlan.every(move.guidance, steps, FIRST_BOTH)
-    plain = CachePolicy.explicit({}, steps, guidance=guidance)
-    if move.blocks == 1.0:
-        return plain
     wanted = times.seconds(plain, steps) / move.blocks
     tried = [
-        _with_blocks(guidance, blocks, wanted, errors, importance_S, times)
+        _with_blocks(plain.guidance, blocks, wanted, errors, importance_S, times)
         for blocks in run_ranges(errors.num_blocks)
     ]
     rated = [each for each in tried if each is not None]
     return min(rated, key=lambda each: each[0])[1] if rated else None
+
+
+def guidance_alone(move: Move, steps: int) -> CachePolicy | None:
+    """The policy of `move` without its blocks; None where there are too few steps for it."""
+    if move.guidance == 1:
+        return CachePolicy.explicit({}, steps)
+    if steps <= FIRST_BOTH + move.guidance:
+        return None
+    guidance = GuidancePlan.every(move.guidance, steps, FIRST_BOTH)
+    return CachePolicy.explicit({}, steps, guidance=guidance)
 
 
 def _with_blocks(

@@ -24,7 +24,7 @@ from osp_opt.search.cache.candidates import MAX_INTERVAL
 from osp_opt.search.cache.scores import ReuseErrors, gaussian_importance
 from osp_opt.search.cost import say_cost
 from osp_opt.search.race import RaceResult, affordable, race
-from osp_opt.search.recipe.reuse import MOVES, Move, plan_reuse
+from osp_opt.search.recipe.reuse import MOVES, Move, guidance_alone, plan_reuse
 from osp_opt.search.recipe.schedules import CorrectedSchedules
 from osp_opt.search.trials import Trials, Variant
 from osp_opt.system.context import WorkerContext
@@ -37,6 +37,7 @@ RACE_VIDEOS = 16  # more than any budget lets a race use
 LEAST_RACE = 4.0  # generations that a race needs to say anything
 _ALONE_STEPS = 16  # timed, every other one with both branches
 _LATER = 2.5  # places
+_SAME = 1e-9  # of two speeds: sums of seconds differ in their last digits
 _PENALTY = 0.4  # of the log error, per move: only the order in which candidates enter the race
 
 
@@ -157,17 +158,18 @@ class RecipeSearch:
         return [move for move in MOVES if reuses or move.guidance == 1]
 
     def _longest(self, move: Move, speedup: float) -> int | None:
-        """The most steps with which `move` is predicted to be fast enough."""
+        """The most steps with which `move` is predicted to be fast enough.
+
+        Reused blocks make a plan as much faster as the move says, so none has to be made here.
+        """
         full = len(self.reference)
-        length = min(full, math.floor(full / speedup * 2.0 * move.blocks))
-        while length >= FEWEST_STEPS:
+        for length in range(min(full, math.floor(2 * full * move.blocks / speedup)), 0, -1):
             schedule = TimestepSchedule(TimestepSchedule.uniform(length).timesteps)
-            policy = self._policy(schedule, move)
-            reached = self._speedup(schedule, policy) if policy is not None else 0.0
-            if reached >= speedup:
+            policy = guidance_alone(move, len(self.maker.call_timesteps(schedule)))
+            if length < FEWEST_STEPS or policy is None:
+                return None
+            if self._speedup(schedule, policy) * move.blocks >= speedup * (1.0 - _SAME):
                 return length
-            # No fewer are needed than if each step cost what it does now.
-            length = min(length - 1, math.floor(length * reached / speedup))
         return None
 
     def _of_length(self, length: int, move: Move) -> list[RecipeCandidate]:
