@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["SAMPLER_KINDS", "SamplerKind"]
+__all__ = ["FOLLOW_TIMESTEPS", "SAMPLER_KINDS", "SamplerKind"]
 
 MAX_STEPS = 1000
 """The noise levels on which the released models were trained."""
@@ -53,3 +53,6 @@ SAMPLER_KINDS: Mapping[str, SamplerKind] = MappingProxyType(
     }
 )
 """By the name of `--sampler` (the reference's `--sample_method`); the first is the default."""
+
+FOLLOW_TIMESTEPS = tuple(name for name, kind in SAMPLER_KINDS.items() if kind.timesteps is not None)
+"""Those that take timesteps of one's own, hence schedules and recipes."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from osp_opt.base.artifacts import read_json, write_json
 from osp_opt.base.errors import InputError, OptionError, RecipeError
-from osp_opt.base.samplers import MAX_STEPS, SAMPLER_KINDS
+from osp_opt.base.samplers import FOLLOW_TIMESTEPS, MAX_STEPS, SAMPLER_KINDS
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.options import SampleOptions
 from osp_opt.sampling.levels import check_corrections, check_timesteps
@@ -44,10 +44,9 @@ class Recipe(BaseModel):
     @field_validator("sampler")
     @classmethod
     def _takes_recipes(cls, value: str) -> str:
-        kind = SAMPLER_KINDS.get(value)
-        if kind is None or kind.timesteps is None:
-            known = ", ".join(n for n, k in SAMPLER_KINDS.items() if k.timesteps is not None)
-            raise ValueError(f"is {value!r}, which takes no recipe; these do: {known}")
+        if value not in FOLLOW_TIMESTEPS:
+            known = ", ".join(FOLLOW_TIMESTEPS)
+            raise ValueError(f"is {value!r:.60}, which takes no recipe; these do: {known}")
         return value
 
     @model_validator(mode="after")

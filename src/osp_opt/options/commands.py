@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator, model_validator
 from typing_extensions import Self
 
-from osp_opt.base.samplers import MAX_STEPS, SAMPLER_KINDS
+from osp_opt.base.samplers import FOLLOW_TIMESTEPS, MAX_STEPS, SAMPLER_KINDS
 from osp_opt.options.base import STATE_FOLDER, Fraction, Numbers, Options, option
 from osp_opt.options.groups import (
     DTYPE_ALIASES,
@@ -480,6 +480,9 @@ class OptimizeOptions(SearchOptions, CacheMemoryOptions):
     def _samples(self) -> Self:
         if self.verify is False:
             raise ValueError("--no-verify: only sampling compares recipes; leave it out")
+        if self.sampler not in FOLLOW_TIMESTEPS:
+            takes = ", ".join(FOLLOW_TIMESTEPS)
+            raise ValueError(f"--sampler {self.sampler}: takes no recipe; use one of {takes}")
         return self
 
 

@@ -34,7 +34,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from osp_opt.base.errors import OptionError, ScheduleError
-from osp_opt.base.samplers import SAMPLER_KINDS
+from osp_opt.base.samplers import FOLLOW_TIMESTEPS, SAMPLER_KINDS
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 from osp_opt.sampling.steps import ancestral_step, ode_step, vp_scale
 
@@ -246,7 +246,7 @@ SAMPLERS: tuple[str, ...] = tuple(SAMPLER_KINDS)
 
 def custom_timestep_samplers() -> tuple[str, ...]:
     """The samplers that can follow a schedule file."""
-    return tuple(name for name, kind in SAMPLER_KINDS.items() if kind.timesteps is not None)
+    return FOLLOW_TIMESTEPS
 
 
 def make_scheduler(name: str) -> Scheduler:

@@ -17,7 +17,6 @@ from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import Source
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import OptimizeOptions
-from osp_opt.sampling.samplers import custom_timestep_samplers
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import TIMED_STEPS, BlockTimes, measure_block_times
 from osp_opt.search.cache.candidates import MAX_INTERVAL
@@ -207,16 +206,8 @@ def proof_cost(options: OptimizeOptions) -> float:
 
 
 def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
-    """The statistics and the model, and the times of its steps.
-
-    Raises OptionError for a sampler that takes no recipe.
-    """
+    """The statistics and the model, and the times of its steps."""
     options, context = source.options, source.context
-    if options.sampler not in custom_timestep_samplers():
-        raise OptionError(
-            f"--sampler {options.sampler}: takes no recipe; use one of "
-            f"{', '.join(custom_timestep_samplers())}"
-        )
     maker = source.maker()
     blocks = source.calibration.block_gram.shape[-1] - 1
     if blocks != maker.num_blocks:
