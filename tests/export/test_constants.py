@@ -33,7 +33,7 @@ def calibration(signals: CacheSignals | None, levels: int, videos: int = 1) -> C
     return Calibration(
         timesteps,
         np.linspace(100.0, 0.01, levels),
-        np.zeros((videos, levels, levels)),
+        np.broadcast_to(np.eye(levels) + 1.0, (videos, levels, levels)).copy(),
         blocks,
         blocks,
         (1,),

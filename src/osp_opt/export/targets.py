@@ -71,7 +71,8 @@ def export(path: Path, options: ExportOptions) -> Exported:
     try:
         return target.make(path, options)
     except CalibrationError as error:
-        raise CalibrationError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        text = str(error)
+        raise CalibrationError(text if str(path) in text else f"{path}: {text}") from None
 
 
 def _policy(path: Path, options: ExportOptions) -> tuple[PolicyFile, int, int]:
