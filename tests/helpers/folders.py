@@ -114,6 +114,8 @@ def searches(place: Path) -> CachePolicy:
     schedule = TimestepSchedule((999.0, 800.0, 600.0, 300.0, 100.0, 0.0))
     steps, cache = place / "search-steps", place / "search-cache"
     schedule.save(steps / "searched_schedule.txt")
+    speedup = {"estimate": 2.1, "low": 2.0, "high": 2.2, "count": 3}
+    psnr = {"estimate": 41.5, "low": 40.0, "high": 43.0, "count": 4}
     interval = {"estimate": -0.5, "low": -0.8, "high": -0.2, "count": 4}
     write_meta(
         steps / "searched_schedule.txt",
@@ -121,6 +123,7 @@ def searches(place: Path) -> CachePolicy:
             "search": {
                 "log_predicted_error_over_uniform": interval,
                 "log_measured_error_over_uniform": interval,
+                "verification": {"searched": {"speedup": speedup, "psnr": psnr}},
             }
         },
     )

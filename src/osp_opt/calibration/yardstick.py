@@ -66,7 +66,8 @@ class Yardstick:
 
 def yardstick_work(steps: int, videos: int) -> float:
     """What it costs, in videos of `steps` steps."""
-    return min(FINER * steps, MAX_STEPS) / steps * min(videos, VIDEOS)
+    finer = min(FINER * steps, MAX_STEPS)
+    return 0.0 if finer < 2 * steps else finer / steps * min(videos, VIDEOS)
 
 
 def measure_yardstick(

@@ -85,7 +85,7 @@ class Curve(_Part):
 
 
 class _Measured(_Part):
-    speedup: IntervalPart | Number | None = None
+    speedup: IntervalPart | None = None
     psnr: IntervalPart | None = None
 
 
@@ -101,10 +101,14 @@ class PolicyMeta(_Part):
     measured: _Measured | None = None
 
 
+class _Verification(_Part):
+    searched: _Measured | None = None
+
+
 class _Search(_Part):
     log_predicted_error_over_uniform: IntervalPart | None = None
     log_measured_error_over_uniform: IntervalPart | None = None
-    verification: _Measured | None = None
+    verification: _Verification | None = None
 
 
 class ScheduleMeta(_Part):

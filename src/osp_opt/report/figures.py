@@ -160,6 +160,8 @@ def _heat_map(calibration: Calibration, policies: Sequence[PolicyFile]) -> Plot:
     chosen = policies[0] if policies else None
 
     def plot(figure: Figure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.add_subplot()
         floor = change[change > 0].min() if np.any(change > 0) else 1.0
         shown = np.ma.masked_invalid(np.log10(np.maximum(change, floor)))
@@ -176,6 +178,7 @@ def _heat_map(calibration: Calibration, policies: Sequence[PolicyFile]) -> Plot:
         axes.grid(visible=False)
         axes.set_xlabel("step of the original model (noisiest first)")
         axes.set_ylabel("block")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
     region = "" if chosen is None else f" White frames: what {chosen.path.name} reuses."
     return Plot(
@@ -216,12 +219,14 @@ def _quality(found: Material, comparison: Comparison | None) -> Plot | None:
     """Speed-up against PSNR of all that was measured, each against its own baseline."""
     rows = () if comparison is None else comparison.rows[1:]
     runs = [(row.figures.get("speedup"), row.figures.get("psnr")) for row in rows]
-    schedules = [_verified(item.meta.get("search"), "verification") for item in found.schedules]
+    searches = [item.meta.get("search") or {} for item in found.schedules]
+    schedules = [_verified(search.get("verification"), "searched") for search in searches]
     policies = [_verified(item.meta, "measured") for item in found.policies]
     groups = [
         ("finished runs", BASE, "o", _whole(runs)),
         ("schedules", STEPS, "s", _whole(schedules)),
         ("caches", CACHE, "^", _whole(policies)),
+        ("recipes", STEPS, "D", _whole([_verified(meta, "measured") for meta in found.recipes])),
     ]
     if not any(points for *_, points in groups):
         return None
@@ -247,7 +252,8 @@ def _quality(found: Material, comparison: Comparison | None) -> Plot | None:
         "quality",
         "Speed against quality",
         "Higher and further right is better. Finished runs are measured against the baseline, "
-        "schedules against the full-length video, caches against no cache on their own schedule; "
+        "schedules and recipes against the full-length video, caches against no cache on their own "
+        "schedule; "
         "bars are 95 % intervals.",
         draw("quality", "Speed-up and PSNR of everything that was measured", plot),
     )
@@ -259,16 +265,9 @@ def _whole(
     return [(faster, near) for faster, near in points if faster is not None and near is not None]
 
 
-def _verified(meta: Any, part: str) -> tuple[Interval | None, Interval | None]:
+def _verified(content: Any, part: str) -> tuple[Interval | None, Interval | None]:
     """(speed-up, PSNR) that a search measured on prompts that did not choose."""
-    content = meta.get(part) if isinstance(meta, dict) else None
-    if isinstance(content, dict) and isinstance(content.get("searched"), dict):
-        content = content["searched"]
-    if not isinstance(content, dict):
+    found = content.get(part) if isinstance(content, dict) else None
+    if not isinstance(found, dict) or None in (found.get("speedup"), found.get("psnr")):
         return None, None
-    faster, near = content.get("speedup"), content.get("psnr")
-    if isinstance(faster, float):
-        faster = {"estimate": faster, "low": None, "high": None, "count": 1}
-    if not isinstance(faster, dict) or not isinstance(near, dict):
-        return None, None
-    return Interval.from_json(faster), Interval.from_json(near)
+    return Interval.from_json(found["speedup"]), Interval.from_json(found["psnr"])

@@ -12,7 +12,7 @@ import jinja2
 
 from osp_opt import __version__
 from osp_opt.evaluate.job import shown
-from osp_opt.quality.intervals import Interval
+from osp_opt.quality.intervals import FEWEST, Interval
 from osp_opt.quality.loss import visibility
 from osp_opt.report.comparison import Comparison, Row
 from osp_opt.report.figures import Plot
@@ -91,15 +91,21 @@ def verdict_of(comparison: Comparison | None) -> list[str]:
 def _in_words(row: Row, baseline: Row) -> str:
     parts = []
     if faster := row.figures.get("speedup"):
-        parts.append(f"denoises {faster.text(digits=2)} times faster than {baseline.name}")
+        parts.append(f"denoises {_told(faster, 2)} times faster than {baseline.name}")
     if near := row.figures.get("psnr"):
-        text = f"is {near.text(digits=1, unit=' dB')} from its videos"
-        parts.append(f"{text} ({visibility(near.estimate)})")
+        parts.append(f"is {_told(near, 1, ' dB')} from its videos ({visibility(near.estimate)})")
     if row.verdict is not None and (loss := row.figures.get("loss")):
         limit = f"{100 * (row.max_loss or 0.0):g} %"
         lost = f"a loss of {loss.text(100, 2, ' %')}, limit {limit}: {row.verdict}"
         parts.append(f"has {lost}")
     return f"{row.name} {', '.join(parts)}." if parts else f"{row.name} was not measured."
+
+
+def _told(interval: Interval, digits: int, unit: str = "") -> str:
+    """A figure in a sentence: of few values their mean, which the table below tells apart."""
+    if interval.count < FEWEST:
+        return f"{interval.estimate:.{digits}f}{unit}"
+    return interval.text(digits=digits, unit=unit)
 
 
 def _table(rows: Sequence[Row], titles: dict[str, str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ _EVALUATION = "evaluation.json"
 _CURVE = "curve.json"
 _SCHEDULES = "*schedule*.txt"
 _POLICIES = "*cache_config*.json"
+_RECIPES = "recipe*.json"
 _SIDECAR = ".meta.json"
 
 
@@ -55,6 +56,8 @@ class Material:
     videos: list[Take] = field(default_factory=list)
     schedules: list[ScheduleFile] = field(default_factory=list)
     policies: list[PolicyFile] = field(default_factory=list)
+    recipes: list[dict[str, Any]] = field(default_factory=list)
+    """The provenance of each."""
     curves: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     documents: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +92,7 @@ def _holds_run(folder: Path) -> bool:
 
 
 def _results(folder: Path) -> Iterator[Path]:
-    for pattern in (_SCHEDULES, _POLICIES):
+    for pattern in (_SCHEDULES, _POLICIES, _RECIPES):
         yield from sorted(p for p in folder.glob(pattern) if not p.name.endswith(_SIDECAR))
 
 
@@ -118,6 +121,8 @@ def _read(folder: Path, found: Material) -> None:
         checked(kind, meta, meta_path(path))
         if path.suffix == ".txt":
             found.schedules.append(ScheduleFile(path, TimestepSchedule.from_file(path), meta))
+        elif path.match(_RECIPES):
+            found.recipes.append(meta)
         else:
             found.policies.append(PolicyFile(path, CachePolicy.from_file(path), meta))
         note(path, meta or None)
