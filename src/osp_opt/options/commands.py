@@ -135,7 +135,8 @@ class SearchOptions(SamplingOptions, LaunchOptions):
     )
     verify: bool | None = option(
         None,
-        "Sample the winner on fresh prompts and measure; default: for the bundled model.",
+        "Judge the winner on fresh prompts, which chose nothing; without it nothing is claimed. "
+        "Default: with the bundled model.",
         panel="Verification",
     )
     verify_prompts: int = option(
