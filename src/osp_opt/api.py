@@ -5,7 +5,7 @@
     calibration = calibrate(pipe, ["a red ball rolls away", "two boats at sea"])
     steps = search_steps(calibration, 50, pipe)
     cache = search_cache(calibration, 1.3, pipe)
-    pipe("a red ball", schedule=steps.schedule, cache=BlockCache(cache.policy))
+    pipe("a red ball", schedule=steps.schedule, cache=cache.policy)
 
 Options are the commands' own, by their names in Python (`steps`, `seed`, `guidance_scale`,
 `verify`, `budget`, `max_loss`, ...); what loads or places a model is the pipeline's business. With
@@ -30,7 +30,7 @@ from osp_opt.base.progress import Progress
 from osp_opt.calibration import Calibration
 from osp_opt.calibration.job import record_calibration
 from osp_opt.calibration.source import Source
-from osp_opt.generate.load import LoadedModel, ModelDefaults
+from osp_opt.generate.load import LoadedModel
 from osp_opt.generate.maker import VideoMaker
 from osp_opt.options import (
     CALIBRATION_FILE,
@@ -168,7 +168,7 @@ def _context(pipe: OpenSoraPlanPipeline | None, folder: Path) -> WorkerContext:
 
 def _loaded(pipe: OpenSoraPlanPipeline) -> LoadedModel:
     config = dict(pipe.transformer.config)
-    return LoadedModel(pipe, ModelDefaults.official(config), _fingerprint(pipe), config)
+    return LoadedModel(pipe, pipe.defaults, _fingerprint(pipe), config)
 
 
 def _fingerprint(pipe: OpenSoraPlanPipeline) -> str:
