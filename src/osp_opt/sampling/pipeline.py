@@ -114,7 +114,8 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             scheduler=make_scheduler(SAMPLERS[0]) if scheduler is None else scheduler,
         )
         if defaults is None:
-            official = ModelDefaults.official(transformer.config)
+            made = transformer is not None  # a pipeline may only encode prompts
+            official = ModelDefaults.official(transformer.config) if made else ModelDefaults()
             defaults = replace(official, prompt_template="{}", negative_prompt="")
         elif not isinstance(defaults, ModelDefaults):
             defaults = ModelDefaults(**defaults)
@@ -203,7 +204,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     @property
     def current_timestep(self) -> float | None:
-        """Timestep of the latest step of the run in progress."""
+        """Timestep of the step in progress; None between runs."""
         return self._current_timestep
 
     @property
@@ -514,7 +515,8 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         )
         plan = _schedule(schedule, timesteps, num_inference_steps)
         self._guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        self._num_timesteps = self._calls(plan)
+        calls = self._calls(plan)
+        self._num_timesteps, self._current_timestep = len(calls), calls[0]
         self._interrupt = False
         loops = self._block_loops(cache)
 
@@ -569,6 +571,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     embeddings = self._changed(denoiser, embeddings, tensors, sequential_guidance)
                 if self._interrupt:
                     raise _Interrupted(x)
+                self._current_timestep = (*calls, None)[step + 1]
                 return x
 
             result = self.generate_latents(
@@ -591,11 +594,11 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
         return OpenSoraPlanOutput(frames=videos) if return_dict else (videos,)
 
-    def _calls(self, schedule: TimestepSchedule) -> int:
-        """Steps of the sampler: of second order it makes two for each timestep but the last."""
+    def _calls(self, schedule: TimestepSchedule) -> list[float]:
+        """Timesteps of the sampler's steps: of second order, two for each but the last."""
         scheduler = adopt_scheduler(self.scheduler)
         set_schedule(scheduler, schedule)
-        return len(scheduler.timesteps)
+        return [float(timestep) for timestep in scheduler.timesteps]
 
     def _block_loops(self, cache: BlockLoops | CachePolicy | str | Path | None) -> Any:
         """What supplies the block loops, ready for a new video."""
