@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from osp_opt.base.errors import OspOptError
-from osp_opt.base.progress import report_error
+from osp_opt.base.terminal import report_error
 from osp_opt.options import EvaluateOptions, JobOptions
 from osp_opt.run.failures import Listener, explain
 

@@ -36,8 +36,10 @@ def start(
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr; orders are no prompts that the bundled model knows."""
     out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    lines = [line for line in err.splitlines(True) if not line.startswith("note: the bundled")]
+    return process.returncode, out, "".join(lines)
 
 
 def wait_until_asleep(process: subprocess.Popen[str]) -> None:

@@ -84,7 +84,7 @@ class Trials:
         self._memory = memory or CacheMemoryOptions()
         self._measured = Measurements(context.run_dir / "trials.jsonl", context)
         self._of = maker.digest(original.schedule)
-        self._timed_on = maker.timed_on
+        self.timed_on = maker.timed_on
         self._parallel = context.parallel
         self._originals = References(
             LatentStore(context.run_dir / "baseline", self._of),
@@ -157,7 +157,7 @@ class Trials:
 
     def once(self, what: str, cost: float, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `measure` found on rank 0, now or in a run that was killed; `cost` as `spent`."""
-        key = {"what": what, "of": self._of, "timed_on": self._timed_on}
+        key = {"what": what, "of": self._of, "timed_on": self.timed_on}
         self._spent[key_text(key)] = cost
         known = self._measured.recall(key)
         if known is None:
@@ -181,7 +181,7 @@ class Trials:
             if variant.policy is not None:
                 key["cache_dtype"] = self._memory.cache_dtype
             if timed:
-                key["timed_on"] = self._timed_on
+                key["timed_on"] = self.timed_on
             keys.append({**key, "seed": request.seed, "prompt": request.prompt})
             costs.append(self.cost(variant) + (1.0 if timed else 0.0))
             self._spent[key_text(keys[-1])] = costs[-1]

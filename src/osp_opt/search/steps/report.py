@@ -83,6 +83,7 @@ def _sidecar(search: Search, decision: Decision) -> dict[str, Any]:
     return {
         "asked": {"steps": len(decision.candidate.schedule)},
         "setting": search.source.setting(decision.chosen.schedule),
+        "timed_on": None if search.trials is None else search.trials.timed_on,
         "search": {
             "method": search.options.method,
             "origin": decision.chosen.origin,
