@@ -87,6 +87,11 @@ def fastest_within(search: RecipeSearch, max_loss: float) -> Found:
     mildest recipe is proved, so that the verdict is what fresh videos say.
     """
     speeds = [speed for speed in SPEEDS if speed <= search.largest()]
+    if not speeds:
+        raise OptionError(
+            f"--max-loss {100 * max_loss:g}%: no recipe is {SPEEDS[-1]:g} times as fast here; "
+            "the original has too few steps to save any"
+        )
     low, high = 0, len(speeds)  # speeds[high:] are within, as far as is known
     tried: dict[int, tuple[RecipeCandidate, list[tuple[RecipeCandidate, list[float]]]]] = {}
     budget = search.race_budget / max(1, len(speeds).bit_length())
