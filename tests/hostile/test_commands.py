@@ -108,8 +108,8 @@ def test_an_evaluation_cannot_show_videos_of_other_folders(work: Path, tmp_path:
     assert outcome.code == 0
     assert f"videos in {private} are not shown" in outcome.err
     shown = page.read_text()
-    for video in private.glob("*.mp4"):
-        assert base64.b64encode(video.read_bytes()).decode() not in shown
+    different = (private / "001.mp4").read_bytes()  # the others are equal in both folders
+    assert base64.b64encode(different).decode() not in shown
     assert shown.count("<video") >= 1
 
 
