@@ -133,7 +133,7 @@ def test_verdict_and_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str
     sampled(tmp_path / "b", slightly)
     lost = evaluated(tmp_path)["loss"]["share"]
     between = f"{100 * lost['estimate']}%"
-    assert evaluated(tmp_path, "--max-loss", between, code=3)["verdict"] == "undecided"
+    assert evaluated(tmp_path, "--max-loss", between, code=4)["verdict"] == "undecided"
     assert "6 prompts may tell" in unwrapped(capsys)
     sampled(tmp_path / "b", [255 - clip for clip in clips()])
     assert evaluated(tmp_path, "--max-loss", "1%", code=3)["verdict"] == "lost"
