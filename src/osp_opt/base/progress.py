@@ -238,7 +238,8 @@ class Progress:
             completed=share,
             description=task.description,
             count=f"{task.completed}/{task.total}",
-            left="" if left is None else f"{_clock(left)} left",
+            left=_clock(time.monotonic() - (self._working_since or 0.0))
+            + ("" if left is None else f", {_clock(left)} left"),
         )
 
     def _done_until_now(self) -> float:
@@ -259,13 +260,12 @@ def _clock(seconds: float) -> str:
 
 
 def _make_display(stream: TextIO) -> RichProgress:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
         console=make_console(stream),
         transient=True,

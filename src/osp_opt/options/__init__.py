@@ -59,14 +59,17 @@ COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
 
 _CARRIED = (
     *("model_path", "version", "ae_path", "text_encoder_name", "cache_dir"),
-    *("num_frames", "height", "width", "device", "nproc_per_node", "workdir"),
+    *("device", "nproc_per_node", "workdir"),
 )
+_SHAPE = ("num_frames", "height", "width")  # searches take it from the calibration
 _SAME_VIDEOS = ("text_prompt", "prompt_file", "num_prompts", "seed", "seeds_per_prompt")
 
 
 def following(options: Options, command: str, *arguments: str) -> str:
     """The command line of `command` after that of `options`: same model, place, and videos."""
     names = (*_CARRIED, *_SAME_VIDEOS) if command == options.command else _CARRIED
+    if command in ("calibrate", "sample") and getattr(options, "model_path", None) is not None:
+        names = (*names, *_SHAPE)
     words = ["osp-opt", command, *arguments]
     for name in names:
         value = getattr(options, name, None)
