@@ -38,6 +38,7 @@ LAYERS = (
     ("search",),
     ("calibration",),
     ("generate",),
+    ("pipelines",),
     ("sampling",),
     ("model",),
     ("cache",),

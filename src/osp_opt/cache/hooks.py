@@ -30,7 +30,7 @@ from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import DeltaStore
 from osp_opt.cache.streams import BlockCalls, Signature
 
-__all__ = ["CacheHandle", "apply_cache"]
+__all__ = ["CacheHandle", "apply_cache", "registered_blocks", "unregister"]
 
 HOOK_NAME = "osp_opt_block_cache"
 
@@ -130,7 +130,7 @@ class CacheHandle:
         """Take the hooks off again: the transformer is as it was."""
         self.reset()
         for module in self._modules:
-            _unregister(module)
+            unregister(module)
         self._modules = []
 
 
@@ -276,6 +276,11 @@ def _find_blocks(model: Any, names: str | Sequence[str] | None) -> tuple[nn.Modu
         return transformer, [block for blocks in lists for block in blocks]
     if not isinstance(transformer, nn.Module):
         raise PolicyError(f"{type(model).__name__} is no transformer and has none; pass the model")
+    return transformer, registered_blocks(transformer)
+
+
+def registered_blocks(transformer: nn.Module) -> list[Any]:
+    """The blocks of all its lists that diffusers has registered. Raises PolicyError for none."""
     lists = [child for child in transformer.children() if isinstance(child, nn.ModuleList)]
     registered = [block for blocks in lists for block in blocks if _is_registered(block)]
     if not registered:
@@ -284,7 +289,7 @@ def _find_blocks(model: Any, names: str | Sequence[str] | None) -> tuple[nn.Modu
             f"{type(transformer).__name__} has no list of blocks that diffusers has registered; "
             f"name them with blocks=, it has {', '.join(known) or 'no lists at all'}"
         )
-    return transformer, registered
+    return registered
 
 
 def _is_registered(block: nn.Module) -> bool:
@@ -298,9 +303,10 @@ def _register(module: nn.Module, hook: ModelHook) -> None:
     HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
 
 
-def _unregister(module: nn.Module) -> None:
+def unregister(module: nn.Module, name: str = HOOK_NAME) -> None:
+    """Take the hook `name` off a module, which is then as it was before it had any."""
     registry = HookRegistry.check_if_exists_or_initialize(module)
-    registry.remove_hook(HOOK_NAME, recurse=False)
+    registry.remove_hook(name, recurse=False)
     # diffusers puts the module's own method back as an attribute, which a copy would share.
     if vars(module).get("forward") == getattr(type(module), "forward").__get__(module):  # noqa: B009
         del module.forward

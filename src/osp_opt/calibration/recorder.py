@@ -7,6 +7,7 @@ D features, E kept latent elements, K steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,6 +26,21 @@ BRANCHES = ("negative", "positive")  # the order in which the pipeline concatena
 MAX_TOKENS = 512  # kept of each hidden state; 33 boundaries x 2 x 512 x 2304 in bf16: 156 MB
 MAX_STATE_BYTES = 1 << 30  # of all hidden states kept at once, on the model's device
 MAX_LATENT_BYTES = 1 << 28  # of all denoised predictions together, float32, on the same device
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of the transformer in progress, and where its states are kept [B, R', V, S, D]."""
+
+    step: int
+    branch: str
+    rows: slice
+    kept: Tensor
+
+    @property
+    def first(self) -> Tensor:
+        """The kept input of the first block, [R' V, S, D]."""
+        return self.kept[0].flatten(0, 1)
 
 
 class CalibrationRecorder:
@@ -96,21 +112,39 @@ class CalibrationRecorder:
         """
 
         def loop(layers: Sequence[Layer], x: Tensor) -> Tensor:
-            if len(layers) != self.num_blocks:
-                raise CalibrationError(
-                    f"recorder: made for {self.num_blocks} blocks, the model has {len(layers)}"
-                )
-            rows, state = self._rows(step, branch, x)
-            self._keep(state, 0, x)
-            self._signals.record_input(step, rows, layers[0], state[0].flatten(0, 1))
+            self.begin(step, branch, x, len(layers))
+            self._signals.record_input(step, self._call.rows, layers[0], self._call.first)
             for boundary, layer in enumerate(layers, start=1):
                 x = layer(x)
-                self._keep(state, boundary, x)
-            self._signals.record_states(step, rows, state[0], state[-1])
-            self._finish(step, branch)
+                self.cross(boundary, x)
+            self.end()
             return x
 
         return loop
+
+    def begin(self, step: int, branch: str, states: Tensor, num_blocks: int) -> None:
+        """A call of the transformer is about to run its blocks on `states` [b, tokens..., d].
+
+        For who runs the blocks himself: then follow `cross` after each block, and `end`.
+        """
+        if num_blocks != self.num_blocks:
+            raise CalibrationError(
+                f"recorder: made for {self.num_blocks} blocks, the model has {num_blocks}"
+            )
+        states = states.flatten(1, -2)
+        rows, kept = self._rows(step, branch, states)
+        self._call = _Call(step, branch, rows, kept)
+        self._keep(kept, 0, states)
+
+    def cross(self, boundary: int, states: Tensor) -> None:
+        """The hidden states behind block `boundary` - 1."""
+        self._keep(self._call.kept, boundary, states.flatten(1, -2))
+
+    def end(self) -> None:
+        """All blocks of the call have run."""
+        call = self._call
+        self._signals.record_states(call.step, call.rows, call.kept[0], call.kept[-1])
+        self._finish(call.step, call.branch)
 
     def record_denoised(self, step: int, denoised: Tensor) -> None:
         """Keep the denoised prediction (after guidance) of `step`; the last call counts."""
@@ -178,6 +212,11 @@ class CalibrationRecorder:
 
     def _keep(self, state: Tensor, boundary: int, x: Tensor) -> None:
         assert self._tokens is not None
+        if x.shape[-1] != state.shape[-1]:
+            raise CalibrationError(
+                f"recorder: hidden states of {state.shape[-1]} features become {x.shape[-1]} at "
+                f"block {boundary - 1}; such blocks cannot be compared from step to step"
+            )
         kept = x.detach() if self._keeps_all else x.detach()[:, self._tokens]
         state[boundary].copy_(kept.reshape(state.shape[1:]))  # (r v) s d -> r v s d
 

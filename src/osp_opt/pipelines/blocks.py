@@ -1,0 +1,128 @@
+"""The registered blocks of a stranger's transformers: found, watched, and timed by hooks.
+
+The blocks are those of `cache.hooks`: of every list of blocks that diffusers has registered, in
+order. What a block makes of the *hidden states* (the stream that becomes the video) is seen; the
+text that some carry beside it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
+from torch import Tensor, nn
+
+from osp_opt.base.errors import CalibrationError
+from osp_opt.cache.hooks import registered_blocks, unregister
+from osp_opt.cache.streams import Signature
+
+__all__ = ["BRANCHES", "BlockWatch", "Position", "registered_blocks", "watching"]
+
+HOOK_NAME = "osp_opt_block_watch"
+BRANCHES = {"cond": "positive", "uncond": "negative", "cond_uncond": "both"}
+"""Guidance branches by the names that pipelines give to diffusers' `cache_context`. A batch of both
+holds the negative one first."""
+
+
+class BlockWatch(Protocol):
+    """What is told as the blocks of one call of a transformer run; `states` are [b, ..., d]."""
+
+    def begin(self, step: int, branch: str, states: Tensor, num_blocks: int) -> None: ...
+
+    def cross(self, boundary: int, states: Tensor) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Position:
+    """Where a run is: the step, which the scheduler's calls tell."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+
+@contextmanager
+def watching(
+    transformers: Sequence[nn.Module], watch: BlockWatch, position: Position
+) -> Iterator[None]:
+    """Tell `watch` of every block that runs inside; the hooks are gone behind it."""
+    with ExitStack() as stack:
+        for transformer in transformers:
+            told = _Told()
+            _attach(stack, transformer, told)
+            blocks = registered_blocks(transformer)
+            for index, block in enumerate(blocks):
+                hook = _Hook(watch, position, told, index, len(blocks), block)
+                _attach(stack, block, hook)
+        yield
+
+
+class _Told(ModelHook):
+    """On a transformer: hears the branch that the pipeline tells by `cache_context`."""
+
+    _is_stateful = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.told = StateManager(BaseState)  # type: ignore[arg-type]
+
+    def branch(self) -> str:
+        """The branch of the call in progress. Raises CalibrationError where none is told."""
+        context = self.told._context
+        name = str(getattr(context, "name", context))
+        if name not in BRANCHES:
+            told = "no guidance branch" if context is None else f"a guidance branch {name!r}"
+            raise CalibrationError(
+                f"the pipeline tells {told} for its call of the transformer; it has to be one of "
+                f"{', '.join(BRANCHES)} (diffusers' cache_context)"
+            )
+        return BRANCHES[name]
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        return module
+
+
+class _Hook(ModelHook):
+    """On a block: shows what goes in (of the first) and what comes out."""
+
+    def __init__(
+        self,
+        watch: BlockWatch,
+        position: Position,
+        told: _Told,
+        index: int,
+        count: int,
+        block: nn.Module,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._watch = watch
+        self._position = position
+        self._told = told
+        self._index = index
+        self._count = count
+        self._signature = Signature.of(block)
+        known = TransformerBlockRegistry.get(type(block))
+        self._argument = known.hidden_states_argument_name or "hidden_states"
+        self._part = known.return_hidden_states_index or 0
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self._index == 0:
+            given = self._signature.bind(args, kwargs)[self._argument]
+            self._watch.begin(self._position.step, self._told.branch(), given, self._count)
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        states = output[self._part] if isinstance(output, (tuple, list)) else output
+        self._watch.cross(self._index + 1, states)
+        if self._index + 1 == self._count:
+            self._watch.end()
+        return output
+
+
+def _attach(stack: ExitStack, module: nn.Module, hook: ModelHook) -> None:
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    registry.register_hook(hook, HOOK_NAME)
+    stack.callback(unregister, module, HOOK_NAME)

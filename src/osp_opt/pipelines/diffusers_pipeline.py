@@ -1,0 +1,361 @@
+"""A diffusers text-to-video pipeline as it is: its own call makes every video.
+
+The call is intercepted in three places, each only for the time of one call. A copy of the scheduler
+stands in for the pipeline's own: its `set_timesteps` takes our levels, its `step` shows the guided
+output of the network. The registered blocks of the transformers carry hooks where something watches
+them or reuses them. Behind the call the pipeline is as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.hooks.hooks import HookRegistry, ModelHook
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from torch import Tensor, nn
+
+from osp_opt.base.errors import CheckpointError, OptionError, PolicyError
+from osp_opt.cache.hooks import apply_cache, unregister
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.pipelines.blocks import BlockWatch, Position, registered_blocks, watching
+from osp_opt.pipelines.requirements import (
+    call_parameters,
+    check_arguments,
+    check_kind,
+    transformers_of,
+)
+from osp_opt.pipelines.schedulers import Steering
+
+__all__ = ["DiffusersPipeline", "Made", "StepSeen", "open_pipeline"]
+
+_SILENT = "osp_opt_silent"
+_DECODING_STEPS = 2  # what any scheduler can make
+_REFUSALS = (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError)
+
+
+@dataclass(frozen=True)
+class StepSeen:
+    """One step of a run.
+
+    timestep: of the levels (1000 s for flow matching). denoised: x0 as the guided output has it,
+    float32, in the layout of `latents`, which the step made.
+    """
+
+    index: int
+    timestep: float
+    denoised: Tensor
+    latents: Tensor
+
+
+@dataclass(frozen=True)
+class Made:
+    """One video's latents, in the pipeline's own layout, and the seconds of its steps."""
+
+    latents: Tensor
+    seconds: float
+
+
+class _SeenEnough(BaseException):
+    """Ends a call of the pipeline that has shown what was asked of it."""
+
+
+def open_pipeline(
+    place: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    arguments: Mapping[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+) -> DiffusersPipeline:
+    """Open a diffusers pipeline: a local folder with model_index.json, or a hub id.
+
+    `arguments` go into every call of it (height, num_frames, guidance_scale, ...). Raises
+    CheckpointError for what is no text-to-video pipeline or lacks a part, ScheduleError for a
+    scheduler that cannot be steered, OptionError for an argument that its call does not take.
+    """
+    if Path(place).is_dir() and not (Path(place) / "model_index.json").is_file():
+        raise CheckpointError(f"{place}: holds no model_index.json; give a diffusers pipeline")
+    try:
+        pipe = DiffusionPipeline.from_pretrained(place, torch_dtype=dtype, cache_dir=cache_dir)
+    except _REFUSALS as error:
+        line = str(error).strip().split("\n")[0]
+        if "low_cpu_mem_usage" in line:  # diffusers' way to say what is missing
+            line = "it needs accelerate: pip install 'osp-opt[pipelines]'"
+        raise CheckpointError(f"{place}: diffusers cannot load it ({line:.300})") from error
+    return DiffusersPipeline(pipe.to(device), arguments)
+
+
+class DiffusersPipeline:
+    """Makes videos with a pipeline, at levels of one's own, watched or with blocks reused.
+
+    Args:
+        pipe: a diffusers text-to-video pipeline.
+        arguments: for every call of it.
+        synchronize: waits until the device has finished, so that times are right.
+
+    Raises as `open_pipeline`.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        arguments: Mapping[str, Any] | None = None,
+        synchronize: Callable[[], None] = lambda: None,
+    ) -> None:
+        check_kind(pipe)
+        self.pipe = pipe
+        self.transformers = transformers_of(pipe)
+        self.arguments = dict(arguments or {})
+        check_arguments(pipe, self.arguments)
+        self.steering = Steering(copy.deepcopy(pipe.scheduler))
+        self._synchronize = synchronize
+        self._own: dict[int, tuple[float, ...]] = {}
+
+    @property
+    def name(self) -> str:
+        """The pipeline's class."""
+        return type(self.pipe).__name__
+
+    @functools.cached_property
+    def num_blocks(self) -> int:
+        """Registered blocks, of each transformer."""
+        return len(registered_blocks(next(iter(self.transformers.values()))))
+
+    def argument(self, name: str) -> Any:
+        """What its call gets for `name`: what was given, else its own default, else None."""
+        if name in self.arguments:
+            return self.arguments[name]
+        found = call_parameters(self.pipe).get(name)
+        return None if found is None or found.default is inspect.Parameter.empty else found.default
+
+    def own_levels(self, steps: int) -> tuple[float, ...]:
+        """The timesteps that its scheduler takes for so many steps; 1000 s for flow matching.
+
+        The pipeline is called and stopped as soon as it has set them. Raises OptionError, as every
+        call does, where it refuses its arguments.
+        """
+        if steps not in self._own:
+            found: list[tuple[float, ...]] = []
+
+            def stop(steering: Steering) -> None:
+                found.append(steering.levels())
+                raise _SeenEnough
+
+            with self._driven(None, stop, None):
+                self._call("", 0, steps, "latent")
+            self._own[steps] = found[0]
+        return self._own[steps]
+
+    def branches(self) -> int:
+        """Guidance branches of a step; found by making one."""
+        seen: set[str] = set()
+        position = Position()
+
+        def stop(*_: Any) -> None:
+            raise _SeenEnough
+
+        with self._watched(_Branches(seen), position), self._driven(None, None, stop):
+            self._call("", 0, _DECODING_STEPS, "latent")
+        return 2 if "both" in seen or len(seen) == 2 else 1
+
+    def denoise(
+        self,
+        prompt: str,
+        seed: int,
+        steps: int | None = None,
+        *,
+        levels: Sequence[float] | None = None,
+        cache: CachePolicy | None = None,
+        cache_dtype: torch.dtype | None = None,
+        offload: bool = False,
+        watch: BlockWatch | None = None,
+        on_step: Callable[[StepSeen], None] | None = None,
+    ) -> Made:
+        """The latents of one video: in so many `steps` of its own, or at `levels` (timesteps).
+
+        The noise is that of a CPU generator with `seed`, as everybody would give it. `cache` is
+        applied to every transformer; `watch` sees their blocks, `on_step` every step.
+        """
+        if (steps is None) == (levels is None):
+            raise OptionError("give a number of steps, or levels")
+        count = len(levels) if levels is not None else int(steps or 0)
+        position, began = Position(), [0.0]
+        last: list[Tensor] = []
+
+        def begin(steering: Steering) -> None:
+            if cache is not None:
+                self._check_experts(cache, steering.levels())
+            self._synchronize()
+            began[0] = time.perf_counter()
+
+        with ExitStack() as stack:
+            if watch is not None:
+                stack.enter_context(self._watched(watch, position))
+            handles = []
+            for transformer in self.transformers.values() if cache is not None else ():
+                assert cache is not None
+                handle = apply_cache(
+                    transformer, cache, num_steps=count, dtype=cache_dtype, offload=offload
+                )
+                stack.callback(handle.remove)
+                handles.append(handle)
+
+            def seen(step: StepSeen) -> None:
+                last[:] = [step.latents]
+                for handle in handles:
+                    handle.on_step_end(self.pipe, step.index, step.timestep, {})
+                position.step = step.index + 1
+                if on_step is not None:
+                    on_step(step)
+
+            stack.enter_context(self._driven(levels, begin, seen))
+            self._call(prompt, seed, count, "latent")
+        self._synchronize()
+        return Made(last[0].detach(), time.perf_counter() - began[0])
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Frames uint8 [t h w c] of one video's latents, by the pipeline's own last lines.
+
+        The pipeline is called with its transformers silenced and the latents as what its last
+        step leaves.
+        """
+        with ExitStack() as stack:
+            for transformer in self.transformers.values():
+                registry = HookRegistry.check_if_exists_or_initialize(transformer)
+                registry.register_hook(_Silence(), _SILENT)  # type: ignore[no-untyped-call]
+                stack.callback(unregister, transformer, _SILENT)
+            stack.enter_context(self._driven(None, None, None, result=latents))
+            made = self._call("", 0, _DECODING_STEPS, "np")
+        frames = np.asarray(made.frames if hasattr(made, "frames") else made[0])[0]
+        return (np.clip(frames, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+    def _call(self, prompt: str, seed: int, steps: int, output_type: str) -> Any:
+        """Call the pipeline; None when it was stopped early. Raises OptionError for refusals."""
+        given = {**self.arguments, "prompt": prompt, "num_inference_steps": steps}
+        given |= {"generator": torch.Generator("cpu").manual_seed(seed), "output_type": output_type}
+        bar = getattr(self.pipe, "_progress_bar_config", None)
+        self.pipe.set_progress_bar_config(disable=True)
+        try:
+            return self.pipe(**given)
+        except _SeenEnough:
+            self.pipe.maybe_free_model_hooks()
+            return None
+        except (ValueError, TypeError) as error:
+            if self._began:
+                raise
+            line = str(error).strip().split("\n")[0]
+            raise OptionError(f"{self.name} refuses its arguments: {line:.300}") from error
+        finally:
+            if bar is None:
+                del self.pipe._progress_bar_config
+            else:
+                self.pipe._progress_bar_config = bar
+
+    @contextmanager
+    def _driven(
+        self,
+        levels: Sequence[float] | None,
+        on_levels: Callable[[Steering], None] | None,
+        on_step: Callable[[StepSeen], None] | None,
+        result: Tensor | None = None,
+    ) -> Iterator[None]:
+        """A steered copy stands in for the pipeline's scheduler.
+
+        `on_levels` is told when the levels are set, `on_step` of every step; with `result` no step
+        is made and every one "makes" that.
+        """
+        original = self.pipe.scheduler
+        steering = Steering(copy.deepcopy(original))
+        scheduler = steering.scheduler
+        set_timesteps, step = scheduler.set_timesteps, scheduler.step
+        signature = inspect.signature(step)
+        index, mixes, times = [0], list[tuple[float, float]](), list[float]()
+        self._began = False
+
+        @functools.wraps(set_timesteps)
+        def our_set_timesteps(*args: Any, **kwargs: Any) -> None:
+            self._began = True
+            set_timesteps(*args, **kwargs)
+            if levels is not None:
+                steering.set_levels(levels)
+            index[0], mixes[:], times[:] = 0, steering.mixes(), steering.levels()
+            if on_levels is not None:
+                on_levels(steering)
+
+        @functools.wraps(step)
+        def our_step(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            i = index[0]
+            index[0] += 1
+            if result is not None:
+                made = result.to(given["sample"].device)
+                as_dict = given.get("return_dict", signature.parameters["return_dict"].default)
+                return DDIMSchedulerOutput(made, made) if as_dict else (made, made)
+            output = steering.step(step, i, *args, **kwargs)
+            if on_step is not None:
+                denoised = steering.denoised(mixes[i], given["model_output"], given["sample"])
+                latents = output[0] if isinstance(output, tuple) else output.prev_sample
+                on_step(StepSeen(i, times[i], denoised, latents))
+            return output
+
+        scheduler.set_timesteps, scheduler.step = our_set_timesteps, our_step
+        self.pipe.scheduler = scheduler
+        try:
+            yield
+        finally:
+            self.pipe.scheduler = original
+
+    @contextmanager
+    def _watched(self, watch: BlockWatch, position: Position) -> Iterator[None]:
+        with watching(list(self.transformers.values()), watch, position):
+            yield
+
+    def _check_experts(self, policy: CachePolicy, levels: Sequence[float]) -> None:
+        """Raise PolicyError where one transformer would reuse what another one stored."""
+        ratio = self.pipe.config.get("boundary_ratio")
+        if len(self.transformers) == 1 or ratio is None:
+            return
+        boundary = sum(t >= 1000.0 * float(ratio) for t in levels)
+        stored: dict[tuple[int, int], int] = {}
+        for step in range(len(levels)):
+            for blocks in policy.reuse_ranges(step):
+                source = stored.get(blocks, 0)
+                if source < boundary <= step:
+                    raise PolicyError(
+                        f"step {step} is made by the second transformer and reuses step {source} "
+                        f"of the first: a policy here has to store at step {boundary}"
+                    )
+            stored |= dict.fromkeys(policy.store_ranges(step), step)
+
+
+class _Branches:
+    """Sees which guidance branches a step has."""
+
+    def __init__(self, seen: set[str]) -> None:
+        self._seen = seen
+
+    def begin(self, step: int, branch: str, states: Tensor, num_blocks: int) -> None:
+        self._seen.add(branch)
+
+    def cross(self, boundary: int, states: Tensor) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class _Silence(ModelHook):
+    """A transformer that does nothing: its output is zeros of its input's shape."""
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        zeros = torch.zeros_like(args[0] if args else kwargs["hidden_states"])
+        return (zeros,)
