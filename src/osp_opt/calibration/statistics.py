@@ -21,6 +21,8 @@ from safetensors.numpy import save as save_tensors
 from osp_opt.base.artifacts import atomic_write_bytes, parse_json, read_bytes
 from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration.signals import CacheSignals
+from osp_opt.sampling.noise_scale import NoiseScale
+from osp_opt.sampling.schedule import own_scale
 
 __all__ = ["FORMAT", "Calibration", "VideoStatistics", "step_changes"]
 
@@ -109,6 +111,18 @@ class Calibration:
             raise CalibrationError("calibration: sigmas and lags must be positive")
         if self.signals is not None:
             self.signals.check(p, k)
+
+    @property
+    def scale(self) -> NoiseScale:
+        """Which noise levels timesteps are: Open-Sora-Plan's, unless the metadata say otherwise.
+
+        Raises CalibrationError for metadata that hold no scale.
+        """
+        try:
+            told = self.metadata.get("levels")
+            return own_scale() if told is None else NoiseScale.from_json(told)
+        except ValueError as error:
+            raise CalibrationError(f"calibration: {error}") from error
 
     @classmethod
     def of_video(

@@ -26,6 +26,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor, nn
 
 from osp_opt.base.errors import CheckpointError, OptionError, PolicyError
+from osp_opt.base.samplers import SamplerKind
 from osp_opt.cache.hooks import apply_cache, unregister
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.pipelines.blocks import BlockWatch, Position, registered_blocks, watching
@@ -36,6 +37,7 @@ from osp_opt.pipelines.requirements import (
     transformers_of,
 )
 from osp_opt.pipelines.schedulers import Steering
+from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["DiffusersPipeline", "Made", "StepSeen", "open_pipeline"]
 
@@ -131,6 +133,27 @@ class DiffusersPipeline:
     def num_blocks(self) -> int:
         """Registered blocks, of each transformer."""
         return len(registered_blocks(next(iter(self.transformers.values()))))
+
+    @property
+    def kind(self) -> SamplerKind:
+        """What its scheduler is to a search of steps."""
+        steering = self.steering
+        return SamplerKind(
+            "whole" if steering.whole else "float",
+            ancestral=steering.ancestral,
+            order=steering.order,
+        )
+
+    @property
+    def guidance_scale(self) -> float:
+        """w of ``u + w (c - u)``, where a step has two branches."""
+        name = "true_cfg_scale" if self.argument("true_cfg_scale") is not None else "guidance_scale"
+        return float(self.argument(name) or 1.0)
+
+    def schedule(self, steps: int) -> TimestepSchedule:
+        """Its scheduler's own schedule of so many steps, which every other has to beat."""
+        scale = self.steering.scale
+        return TimestepSchedule(self.own_levels(steps), is_default=True, scale=scale)
 
     def argument(self, name: str) -> Any:
         """What its call gets for `name`: what was given, else its own default, else None."""

@@ -13,14 +13,14 @@ MAX_TIMESTEP = 999.0
 """The noisiest of the 1000 trained levels."""
 
 
-def check_timesteps(timesteps: Sequence[float]) -> None:
-    """Raise ScheduleError unless they are finite, in [0, 999] and descend."""
+def check_timesteps(timesteps: Sequence[float], most: float = MAX_TIMESTEP) -> None:
+    """Raise ScheduleError unless they are finite, in [0, most] and descend."""
     if not timesteps:
         raise ScheduleError("schedule: it is empty; give at least one timestep")
     for index, t in enumerate(timesteps):
-        if not math.isfinite(t) or not 0.0 <= t <= MAX_TIMESTEP:
+        if not math.isfinite(t) or not 0.0 <= t <= most:
             raise ScheduleError(
-                f"schedule: timestep {index} is {t}; every timestep must lie in [0, 999]"
+                f"schedule: timestep {index} is {t}; every timestep must lie in [0, {most:g}]"
             )
         if index and not t < timesteps[index - 1]:
             raise ScheduleError(

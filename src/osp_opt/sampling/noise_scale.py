@@ -27,7 +27,7 @@ deterministic steps, is off by a millionth there."""
 _FLOW_MAX = 1000.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # arrays compare in a way of their own
 class NoiseScale:
     """From timesteps to VE levels.
 
@@ -36,6 +36,15 @@ class NoiseScale:
     """
 
     table: FloatArray | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same levels."""
+        if not isinstance(other, NoiseScale) or self.table is None or other.table is None:
+            return isinstance(other, NoiseScale) and self.table is other.table
+        return np.array_equal(self.table, other.table)
+
+    def __hash__(self) -> int:
+        return hash(None if self.table is None else (len(self.table), float(self.table[-1])))
 
     @classmethod
     def of_alphas(cls, alphas_cumprod: Sequence[float] | FloatArray) -> NoiseScale:

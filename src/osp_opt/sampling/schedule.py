@@ -23,6 +23,7 @@ import torch
 from osp_opt.base.artifacts import atomic_write_text, read_json
 from osp_opt.base.errors import ScheduleError
 from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, check_timesteps
+from osp_opt.sampling.noise_scale import NoiseScale
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -52,6 +53,12 @@ def sigma_table() -> FloatArray:
     table: FloatArray = np.sqrt((1.0 - abar) / abar)
     table.setflags(write=False)
     return table
+
+
+@cache
+def own_scale() -> NoiseScale:
+    """Open-Sora-Plan's timesteps, as a scale."""
+    return NoiseScale(sigma_table())
 
 
 @overload
@@ -86,6 +93,9 @@ class TimestepSchedule:
     step, 1 the rule of DPM-Solver++ (2M). Empty, which all zeros become, means plain steps. Files
     of schedules do not hold them; recipes do.
 
+    `scale` says which noise level a timestep is: Open-Sora-Plan's, unless the model is another
+    one. It takes no part in comparison.
+
     Raises ScheduleError when a timestep is not finite, lies outside [0, 999], or does not descend,
     and when a correction is outside [0, 1] or at the first or last step, which can have none.
     """
@@ -93,9 +103,10 @@ class TimestepSchedule:
     timesteps: tuple[float, ...]
     is_default: bool = field(default=False, compare=False)
     corrections: tuple[float, ...] = ()
+    scale: NoiseScale = field(default_factory=own_scale, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_timesteps(self.timesteps)
+        check_timesteps(self.timesteps, self.scale.most)
         if any(self.corrections):
             check_corrections(self.corrections, len(self.timesteps))
         else:
@@ -118,7 +129,12 @@ class TimestepSchedule:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether it is the evenly spaced schedule of its length, for some also in whole steps."""
+        """Whether it is the evenly spaced schedule of its length, for some also in whole steps.
+
+        Of another model's, whether it is its scheduler's own spacing.
+        """
+        if self.scale != own_scale():
+            return self.is_default
         even = TimestepSchedule.uniform(len(self.timesteps)).timesteps
         pairs = list(zip(self.timesteps, even, strict=True))
         whole = all(t == round(even_t) for t, even_t in pairs)
@@ -153,7 +169,7 @@ class TimestepSchedule:
     @property
     def sigmas(self) -> FloatArray:
         """Noise levels [n + 1] of the steps, descending, the last one 0."""
-        return np.append(sigma_of(np.array(self.timesteps, dtype=np.float64)), 0.0)
+        return np.append(self.scale.sigmas(self.timesteps), 0.0)
 
     def __len__(self) -> int:
         return len(self.timesteps)

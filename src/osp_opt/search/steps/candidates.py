@@ -5,17 +5,17 @@ Suffixes: P videos, K recorded levels, M levels of the refined grid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from osp_opt.base.errors import ScheduleError
-from osp_opt.base.samplers import SAMPLER_KINDS
+from osp_opt.base.samplers import SAMPLER_KINDS, SamplerKind
 from osp_opt.calibration import Calibration, step_changes
 from osp_opt.quality.intervals import Interval, mean_ci
-from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
+from osp_opt.sampling.schedule import TimestepSchedule, own_scale
 from osp_opt.search.steps.objectives import StepObjective, refine_changes
 from osp_opt.search.steps.programme import MIN_GAP, StepPlan, path_cost, plan_steps
 
@@ -26,10 +26,13 @@ GRID_LEVELS = 400  # of the refined grid; finer changes nothing, coarser costs u
 _KLUB = tuple(StepObjective("klub", c) for c in (0.5, 0.3, 0.7))
 _PATHWISE = tuple(StepObjective("pathwise", c, p) for c, p in ((0.5, 0.5), (10.0, 0.5), (0.5, 1.0)))
 _DETERMINISTIC = tuple(StepObjective("deterministic", 0.5, p) for p in (0.0, 0.25, 0.5))
+_NO_NOISE = 1e-6  # of the last level: 1 / sigma, the clock, has to be finite
 _SAME_RMS = 0.5  # schedules nearer than this, in timesteps, are not worth telling apart
 
 
-def objectives_for(sampler: str, objective: str = "auto") -> tuple[StepObjective, ...]:
+def objectives_for(
+    sampler: str | SamplerKind, objective: str = "auto"
+) -> tuple[StepObjective, ...]:
     """The costs worth trying, the most trusted first.
 
     `objective` is "distribution" (KLUB), "video" (pathwise) or "auto" (both). Deterministic
@@ -39,7 +42,7 @@ def objectives_for(sampler: str, objective: str = "auto") -> tuple[StepObjective
     neither beats uniform for Euler, and for second-order samplers KLUB does and this cost need not
     (`python -m benchmarks samplers`). So "auto" tries both; sampling decides.
     """
-    kind = SAMPLER_KINDS[sampler]
+    kind = _kind(sampler)
     if not kind.ancestral:
         if objective != "auto":
             return _DETERMINISTIC
@@ -74,25 +77,36 @@ class StepTable:
 
     Args:
         calibration: the recorded Gram matrices.
-        sampler: whose schedules are wanted; some take whole timesteps only.
+        sampler: whose schedules are wanted, by name or by what it is; some take whole timesteps
+            only.
         levels: of the refined grid, evenly spaced in timesteps.
         min_gap: smallest distance of neighbouring timesteps.
+        own: the sampler's own schedule of so many steps, which every other has to beat; by default
+            evenly spaced timesteps.
+
+    A run that ends at a noisy level takes its last prediction for the clean video. Where the
+    calibration's did, a level without noise is added behind it at which the prediction is the last
+    one: steps to it are as wrong as they are, and a schedule may end at any level.
     """
 
     def __init__(
         self,
         calibration: Calibration,
-        sampler: str = "EulerAncestralDiscrete",
+        sampler: str | SamplerKind = "EulerAncestralDiscrete",
         levels: int = GRID_LEVELS,
         min_gap: float = MIN_GAP,
+        own: Callable[[int], TimestepSchedule] = TimestepSchedule.uniform,
     ) -> None:
-        self.sampler = sampler
+        self.kind = _kind(sampler)
         self.min_gap = min_gap
+        self.scale = calibration.scale
+        self._own = own
+        self._ends_noisy = self.scale != own_scale() and calibration.timesteps[-1] > 0
         self._sigmas_K = calibration.sigmas
         self._changes_PKK = step_changes(calibration.step_gram)
         recorded = calibration.timesteps
         grid = np.linspace(recorded[0], recorded[-1], max(levels, len(recorded)))
-        if SAMPLER_KINDS[sampler].timesteps == "whole":
+        if self.takes_whole_timesteps:
             recorded, grid = (_rounded(timesteps) for timesteps in (recorded, grid))
         self.recorded_K: np.ndarray = recorded
         self.timesteps_M: np.ndarray = grid
@@ -115,19 +129,27 @@ class StepTable:
         """The optimal paths for every number of steps up to the calibration's, made once."""
         if objective not in self._plans:
             grid = self.grid(objective)
-            cost = objective(self._changes(grid).mean(0), sigma_of(grid))
-            self._plans[objective] = plan_steps(cost, grid, self._max_steps, self.min_gap)
+            changes, sigmas = self._changes(grid)
+            cost = objective(changes.mean(0), sigmas)
+            if self._ends_noisy:
+                grid = np.append(grid, grid[-1] - 2.0 * self.min_gap)
+            self._plans[objective] = plan_steps(
+                cost, grid, self._max_steps + self._ends_noisy, self.min_gap
+            )
         return self._plans[objective]
 
     def best(self, objective: Objective, num_steps: int) -> StepCandidate:
         """The schedule of `num_steps` steps with the least cost. Raises ScheduleError."""
-        path = self.plan(objective).path(num_steps)
+        path = self.plan(objective).path(num_steps + self._ends_noisy)[:num_steps]
         timesteps = tuple(float(t) for t in self.grid(objective)[list(path)])
-        return StepCandidate(TimestepSchedule(timesteps), objective.label)
+        return StepCandidate(TimestepSchedule(timesteps, scale=self.scale), objective.label)
 
     def uniform(self, num_steps: int) -> StepCandidate:
         """The evenly spaced schedule that every other has to beat."""
-        timesteps = TimestepSchedule.uniform(num_steps).timesteps
+        own = self._own(num_steps)
+        if own.scale != own_scale():
+            return StepCandidate(own, "uniform")
+        timesteps = own.timesteps
         if self.takes_whole_timesteps:
             timesteps = tuple(float(round(t)) for t in timesteps)
         # Not the sampler's own default spacing: what a schedule file would hold.
@@ -145,8 +167,7 @@ class StepTable:
 
     def _cost_of(self, schedule: TimestepSchedule, objective: Objective) -> np.ndarray:
         levels, (path,) = self._joined([schedule], objective)
-        sigmas = sigma_of(levels)
-        changes = self._changes(levels)
+        changes, sigmas = self._changes(levels)
         return np.array([path_cost(objective(video_MM, sigmas), path) for video_MM in changes])
 
     def mean_costs(self, schedules: Sequence[TimestepSchedule], objective: Objective) -> np.ndarray:
@@ -154,7 +175,8 @@ class StepTable:
         key = (objective.follows_reference, *schedules)
         if key not in self._shared:
             levels, paths = self._joined(schedules, objective)
-            self._shared = {key: (self._changes(levels).mean(0), sigma_of(levels), paths)}
+            changes, sigmas = self._changes(levels)
+            self._shared = {key: (changes.mean(0), sigmas, paths)}
         changes_MM, sigmas, paths = self._shared[key]
         cost = objective(changes_MM, sigmas)
         return np.array([path_cost(cost, path) for path in paths])
@@ -170,7 +192,8 @@ class StepTable:
         missing = [t for timesteps in own for t in timesteps if float(t) not in place]
         if missing:
             raise ScheduleError(f"timesteps {missing[:3]} lie outside the calibrated range")
-        return levels, [tuple(place[float(t)] for t in timesteps) for timesteps in own]
+        end = (len(levels),) if self._ends_noisy else ()
+        return levels, [(*(place[float(t)] for t in timesteps), *end) for timesteps in own]
 
     def advantage(
         self, schedule: TimestepSchedule, other: TimestepSchedule, objective: Objective
@@ -205,10 +228,18 @@ class StepTable:
     @property
     def takes_whole_timesteps(self) -> bool:
         """Whether the sampler rounds timesteps."""
-        return SAMPLER_KINDS[self.sampler].timesteps == "whole"
+        return self.kind.timesteps == "whole"
 
-    def _changes(self, timesteps: np.ndarray) -> np.ndarray:
-        return refine_changes(self._changes_PKK, self._sigmas_K, sigma_of(timesteps))
+    def _changes(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The change tables [P, M, M] and levels [M] at `timesteps`, with the level without noise
+        behind them where the calibration ended at a noisy one.
+        """
+        sigmas = self.scale.sigmas(timesteps)
+        found = refine_changes(self._changes_PKK, self._sigmas_K, sigmas, self.scale.position)
+        if not self._ends_noisy:
+            return found, sigmas
+        held = np.pad(found, ((0, 0), (0, 1), (0, 1)), mode="edge")
+        return held, np.append(sigmas, sigmas[-1] * _NO_NOISE)
 
 
 def blend(
@@ -221,9 +252,15 @@ def blend(
     if whole and len(np.unique(np.round(mixed))) == len(mixed):
         mixed = np.round(mixed)
     timesteps = tuple(float(t) for t in mixed)
+    scale = one.schedule.scale
     return StepCandidate(
-        TimestepSchedule(timesteps), f"{1 - weight:g} {one.origin} + {weight:g} {other.origin}"
+        TimestepSchedule(timesteps, scale=scale),
+        f"{1 - weight:g} {one.origin} + {weight:g} {other.origin}",
     )
+
+
+def _kind(sampler: str | SamplerKind) -> SamplerKind:
+    return SAMPLER_KINDS[sampler] if isinstance(sampler, str) else sampler
 
 
 def _rounded(timesteps: np.ndarray) -> np.ndarray:

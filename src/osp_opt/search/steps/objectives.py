@@ -122,29 +122,33 @@ class StepObjective:
 
 
 def refine_changes(
-    changes: np.ndarray, sigmas_K: np.ndarray, new_sigmas_M: np.ndarray
+    changes: np.ndarray,
+    sigmas_K: np.ndarray,
+    new_sigmas_M: np.ndarray,
+    position: Callable[[np.ndarray], np.ndarray] = np.log,
 ) -> np.ndarray:
     """The change table at other levels inside the recorded range, [..., M, M].
 
     C vanishes on its diagonal and has a kink there (D is close to a martingale: C grows like the
     distance, not its square), so it is interpolated on one side of the diagonal only: first in
     the cleaner level, then in the noisier one, each time with the zero at equal levels as a
-    support point. Linear in log sigma, of C itself where C grows like the distance, of its square
-    root where it grows like the square (a smooth, deterministic path); the growth is read off
-    the recorded table. Raises CalibrationError outside the recorded range.
+    support point. Linear in `position` (of a NoiseScale; log sigma), of C itself where C grows
+    like the distance, of its square root where it grows like the square (a smooth, deterministic
+    path); the growth is read off the recorded table. Raises CalibrationError outside the recorded
+    range.
     """
-    log_old, log_new = np.log(sigmas_K), np.log(new_sigmas_M)
+    old, new = position(sigmas_K), position(new_sigmas_M)
     slack = 1e-6
-    if log_new.max() > log_old[0] + slack or log_new.min() < log_old[-1] - slack:
+    if new.max() > old[0] + slack or new.min() < old[-1] - slack:
         raise CalibrationError(
             f"noise levels {new_sigmas_M.min():.4g} to {new_sigmas_M.max():.4g} reach outside the "
             f"recorded {sigmas_K[-1]:.4g} to {sigmas_K[0]:.4g}"
         )
-    log_new = np.clip(log_new, log_old[-1], log_old[0])
+    new = np.clip(new, old[-1], old[0])
     power = _growth(changes)
     root = np.maximum(changes, 0.0) ** (1.0 / power)
-    left = np.clip(np.searchsorted(-log_old, -log_new, side="right") - 1, 0, len(log_old) - 2)
-    part = (log_old[left] - log_new) / (log_old[left] - log_old[left + 1])  # [M], 0: at `left`
+    left = np.clip(np.searchsorted(-old, -new, side="right") - 1, 0, len(old) - 2)
+    part = (old[left] - new) / (old[left] - old[left + 1])  # [M], 0: at `left`
 
     # Cleaner level: from noisier recorded level k to new level m, [..., K, M]; in m's own cell
     # the support point left of m may be noisier than k, where only the zero at k itself is valid.
@@ -158,9 +162,9 @@ def refine_changes(
     span = np.where(part[None, :] > 0, part[None, :], 1.0)
     inside = above * np.clip((part[None, :] - part[:, None]) / span, 0.0, 1.0)
     refined = np.where(same, inside, blend)
-    order = log_new[:, None] > log_new[None, :]  # row noisier than column
+    order = new[:, None] > new[None, :]  # row noisier than column
     refined = np.where(order, refined, np.swapaxes(refined, -1, -2))
-    refined = np.where(log_new[:, None] == log_new[None, :], 0.0, refined)
+    refined = np.where(new[:, None] == new[None, :], 0.0, refined)
     result: np.ndarray = refined**power
     return result
 

@@ -1,0 +1,71 @@
+"""Record a stranger's pipeline, find steps, sample them: the walk of docs/your-pipeline.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from diffusers import CogVideoXDPMScheduler
+from tiny_pipelines import cogvideox
+
+from osp_opt.base.errors import OptionError, ScheduleError
+from osp_opt.calibration import Calibration
+from osp_opt.calibration.pipelines import record_pipeline
+from osp_opt.pipelines import DiffusersPipeline
+from osp_opt.search.steps.candidates import StepTable, objectives_for
+
+LEVELS = 20
+
+
+@pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox"])
+def test_a_recording_gives_schedules_that_the_pipeline_follows(
+    name: str, tiny: Any, tmp_path: Any
+) -> None:
+    """Random networks: what the table says is the least cost; what a model makes of it is not."""
+    pipeline = DiffusersPipeline(*tiny[name])
+    calibration = record_pipeline(pipeline, ["a red ball"], LEVELS)
+    calibration.save(tmp_path / "calibration.safetensors")
+    calibration = Calibration.load(tmp_path / "calibration.safetensors")
+    table = StepTable(calibration, pipeline.kind, own=pipeline.schedule)
+    full = pipeline.denoise("a red ball", 42, LEVELS).latents.float()
+
+    def error(levels: tuple[float, ...]) -> float:
+        latents = pipeline.denoise("a red ball", 42, levels=levels).latents.float()
+        return float((latents - full).square().mean())
+
+    assert error(pipeline.own_levels(LEVELS)) == 0.0
+    (objective, *_) = objectives_for(pipeline.kind)
+    assert objective.label == "deterministic(c=0.5,p=0)"
+    for steps in (5, 8):
+        found, own = table.best(objective, steps).schedule, table.uniform(steps).schedule
+        assert len(found) == len(own) == steps
+        assert 0.0 < error(found.timesteps) < np.inf
+        assert np.all(table.costs(found, objective) <= table.costs(own, objective))
+
+
+def test_what_cannot_be_recorded_is_refused(tiny: Any) -> None:
+    pipeline = DiffusersPipeline(*tiny["wan"])
+    with pytest.raises(OptionError, match="8 steps are too few"):
+        record_pipeline(pipeline, ["a"], 8)
+    with pytest.raises(OptionError, match="no prompts"):
+        record_pipeline(pipeline, [], 20)
+    stochastic = DiffusersPipeline(*cogvideox(CogVideoXDPMScheduler()))
+    with pytest.raises(ScheduleError, match="CogVideoXDPMScheduler draws fresh noise"):
+        record_pipeline(stochastic, ["a"], 20)
+
+
+def test_the_documented_walk(tiny: Any, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lines of docs/your-pipeline.md, on a pipeline that lies in a folder."""
+    pipe, arguments = tiny["ltx"]
+    pipe.save_pretrained(tmp_path)
+    document = (Path(__file__).parents[2] / "docs" / "your-pipeline.md").read_text()
+    found = re.search(r"```python\n(.*?)```", document, re.DOTALL)
+    assert found
+    names: dict[str, Any] = {"FOLDER": tmp_path, "SIZE": arguments}
+    exec(found.group(1), names)
+    assert "(2 values)" in capsys.readouterr().out
+    assert names["frames"].shape == (9, 32, 32, 3)
+    assert len(names["found"]) == 8
