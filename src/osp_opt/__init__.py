@@ -23,6 +23,8 @@ _HOMES = MappingProxyType(
         "TimestepSchedule": "osp_opt.sampling.schedule",
         "VideoShape": "osp_opt.base.shape",
         "apply_cache": "osp_opt.cache.hooks",
+        "open_pipeline": "osp_opt.pipelines",
+        "record_pipeline": "osp_opt.calibration.pipelines",
         "calibrate": "osp_opt.api",
         "search_cache": "osp_opt.api",
         "search_steps": "osp_opt.api",
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
     from osp_opt.cache.policy import CachePolicy
     from osp_opt.cache.runtime import BlockCache
     from osp_opt.calibration import Calibration
+    from osp_opt.calibration.pipelines import record_pipeline
     from osp_opt.model.transformer import OpenSoraT2V
     from osp_opt.model.vae.autoencoder import CausalVAEModel
+    from osp_opt.pipelines import open_pipeline
     from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
     from osp_opt.sampling.schedule import TimestepSchedule
 
@@ -55,6 +59,8 @@ __all__ = [
     "__version__",
     "apply_cache",
     "calibrate",
+    "open_pipeline",
+    "record_pipeline",
     "search_cache",
     "search_steps",
 ]

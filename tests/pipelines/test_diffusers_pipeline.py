@@ -216,6 +216,24 @@ def test_two_experts_reuse_nothing_of_each_other() -> None:
     driven.denoise(PROMPT, 3, levels=levels, cache=CachePolicy.four_field(0, 1, 0, 2))
 
 
+def test_a_video_that_is_broken_off_leaves_nothing_behind(tiny: Any) -> None:
+    pipe, arguments = tiny["wan"]
+    driven = DiffusersPipeline(pipe, arguments)
+    scheduler, expected = pipe.scheduler, driven.denoise(PROMPT, 3, STEPS).latents
+
+    def break_off(step: StepSeen) -> None:
+        if step.index == 2:
+            raise KeyboardInterrupt
+
+    recorder = CalibrationRecorder(STEPS, driven.num_blocks, guidance_scale=3.0)
+    policy = CachePolicy.four_field(1, 1, 1, 2)
+    with pytest.raises(KeyboardInterrupt):
+        driven.denoise(PROMPT, 3, STEPS, cache=policy, watch=recorder, on_step=break_off)
+    assert pipe.scheduler is scheduler
+    assert "forward" not in vars(pipe.transformer)
+    assert torch.equal(driven.denoise(PROMPT, 3, STEPS).latents, expected)
+
+
 # --- refusals
 
 

@@ -247,11 +247,11 @@ class DiffusersPipeline:
         self._synchronize()
         return Made(last[0].detach(), time.perf_counter() - began[0])
 
-    def decode(self, latents: Tensor) -> np.ndarray:
+    def decode(self, latents: Tensor, seed: int = 0) -> np.ndarray:
         """Frames uint8 [t h w c] of one video's latents, by the pipeline's own last lines.
 
         The pipeline is called with its transformers silenced and the latents as what its last
-        step leaves.
+        step leaves. Some autoencoders (LTX's) take noise: that of the video's `seed` is its own.
         """
         with ExitStack() as stack:
             for transformer in self.transformers.values():
@@ -259,7 +259,7 @@ class DiffusersPipeline:
                 registry.register_hook(_Silence(), _SILENT)  # type: ignore[no-untyped-call]
                 stack.callback(unregister, transformer, _SILENT)
             stack.enter_context(self._driven(None, None, None, result=latents))
-            made = self._call("", 0, _DECODING_STEPS, "np")
+            made = self._call("", seed, _DECODING_STEPS, "np")
         frames = np.asarray(made.frames if hasattr(made, "frames") else made[0])[0]
         return (np.clip(frames, 0.0, 1.0) * 255.0).astype(np.uint8)
 
