@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusers import CogVideoXDPMScheduler
+from diffusers import CogVideoXDPMScheduler, FlowMatchHeunDiscreteScheduler
 from tiny_pipelines import cogvideox
 
 from osp_opt.base.errors import OptionError, ScheduleError
 from osp_opt.calibration import Calibration
 from osp_opt.calibration.pipelines import record_pipeline
+from osp_opt.cli import doctor
+from osp_opt.options import DoctorOptions
 from osp_opt.pipelines import DiffusersPipeline
 from osp_opt.search.steps.candidates import StepTable, objectives_for
 
@@ -69,3 +71,19 @@ def test_the_documented_walk(tiny: Any, tmp_path: Any, capsys: pytest.CaptureFix
     assert "(2 values)" in capsys.readouterr().out
     assert names["frames"].shape == (9, 32, 32, 3)
     assert len(names["found"]) == 8
+
+
+def test_doctor_says_what_works(tiny: Any, tmp_path: Path, capsys: Any) -> None:
+    pipe, _ = tiny["ltx"]
+    pipe.save_pretrained(tmp_path)
+    assert doctor.run(DoctorOptions(pipeline=str(tmp_path), device="cpu")) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "FlowMatchEulerDiscreteScheduler: 1000 s of flow matching" in told
+    assert "2 registered blocks in each of transformer" in told
+    assert "calibrate" not in told
+    FlowMatchHeunDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace("FlowMatchEuler", "FlowMatchHeun"))
+    assert doctor.run(DoctorOptions(pipeline=str(tmp_path), device="cpu")) == 2
+    told = " ".join(capsys.readouterr().out.split())
+    assert "problem: scheduler FlowMatchHeunDiscreteScheduler cannot follow a schedule" in told

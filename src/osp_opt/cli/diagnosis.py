@@ -102,6 +102,32 @@ def models(path: str, asked: VideoShape | None, allow_untrained: bool) -> list[S
     return [_model(folder, None, allow_untrained) for folder in inside]
 
 
+def pipeline(path: str, cache_dir: Path | None) -> Section:
+    """A pipeline of another model: whether it can be driven from outside, and by what."""
+    from osp_opt.pipelines import open_pipeline  # seconds of imports, for this alone
+
+    title = f"Pipeline {path}"
+    try:
+        found = open_pipeline(path, cache_dir=cache_dir)
+    except OspOptError as error:
+        return Section(title, (), (str(error),))
+    kind, steering = found.kind, found.steering
+    levels = "1000 s of flow matching" if steering.is_flow else "trained timesteps"
+    scheduler = f"{steering.name}: {levels}, {steering.prediction}, order {kind.order}"
+    steps = "can be searched" if kind.order == 1 else "can be searched, ranked as Euler steps are"
+    if kind.ancestral:
+        steps = "cannot be searched: it draws fresh noise, so runs of other lengths differ"
+    blocks = f"{found.num_blocks} registered blocks in each of {', '.join(found.transformers)}"
+    rows = (
+        ("pipeline", found.name),
+        ("scheduler", scheduler),
+        ("steps", steps),
+        ("blocks", blocks),
+        ("driven by", "the library: osp_opt.open_pipeline"),
+    )
+    return Section(title, rows)
+
+
 def bundled() -> list[Section]:
     """The model inside the package."""
     if not BUNDLED.is_dir() or not any(BUNDLED.glob("*/config.json")):

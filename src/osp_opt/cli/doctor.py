@@ -27,7 +27,7 @@ def run(options: DoctorOptions) -> int:
         progress.result(
             [f"problem: {problem}" for problem in problems] or ["everything looked at works"],
             {"found": {s.title: dict(s.rows) for s in sections}, "problems": problems},
-            "" if problems else following(options, "calibrate"),
+            "" if problems or options.pipeline else following(options, "calibrate"),
         )
     return PROBLEMS_EXIT_CODE if problems else 0
 
@@ -54,4 +54,6 @@ def examine(options: DoctorOptions) -> list[Section]:
     asked = VideoShape(*size) if None not in size else None  # type: ignore[arg-type]
     for path in filter(None, paths):
         sections += diagnosis.models(path, asked, options.allow_untrained_shape)
-    return sections if any(paths) else sections + diagnosis.bundled()
+    if options.pipeline is not None:
+        sections.append(diagnosis.pipeline(options.pipeline, options.cache_dir))
+    return sections if any((*paths, options.pipeline)) else sections + diagnosis.bundled()

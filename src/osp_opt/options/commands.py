@@ -595,12 +595,21 @@ class DoctorOptions(ModelOptions, ShapeOptions, DeviceOptions):
         "version",
         "ae_path",
         "text_encoder_name",
+        "pipeline",
         "device",
         "num_frames",
         "height",
         "width",
     )
     example: ClassVar[str] = "--model-path NAME/REPO/29x480p"
+
+    pipeline: str | None = option(
+        None,
+        "Another text-to-video pipeline of diffusers, as the library drives it: a local folder or "
+        "a hub id. It is loaded.",
+        panel="Model",
+        metavar="PATH",
+    )
 
 
 def _file_at(place: Path, name: str, *suffixes: str) -> Path:
