@@ -299,6 +299,20 @@ def test_what_cannot_be_driven_is_refused(tmp_path: Any) -> None:
         open_pipeline(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("levels", "reason"),
+    [
+        ((500.0, 900.0), "must strictly descend"),
+        ((1001.0, 500.0), r"must lie in \[0, 1000\]"),
+        ((1000.0, 0.0), "the last timestep is 0"),
+        ((), "it is empty"),
+    ],
+)
+def test_levels_that_are_none_are_refused(tiny: Any, levels: Any, reason: str) -> None:
+    with pytest.raises(ScheduleError, match=reason):
+        DiffusersPipeline(*tiny["wan"]).denoise(PROMPT, 3, levels=levels)
+
+
 def test_a_transformer_without_registered_blocks_is_refused() -> None:
     pipe, arguments = wan()
     pipe.transformer.blocks = torch.nn.ModuleList([torch.nn.Linear(2, 2)])

@@ -25,7 +25,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor, nn
 
-from osp_opt.base.errors import CheckpointError, OptionError, PolicyError
+from osp_opt.base.errors import CheckpointError, OptionError, PolicyError, ScheduleError
 from osp_opt.base.samplers import SamplerKind
 from osp_opt.cache.hooks import apply_cache, unregister
 from osp_opt.cache.policy import CachePolicy
@@ -37,6 +37,7 @@ from osp_opt.pipelines.requirements import (
     transformers_of,
 )
 from osp_opt.pipelines.schedulers import Steering
+from osp_opt.sampling.levels import check_timesteps
 from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["DiffusersPipeline", "Made", "StepSeen", "open_pipeline"]
@@ -123,6 +124,7 @@ class DiffusersPipeline:
         self.steering = Steering(copy.deepcopy(pipe.scheduler))
         self._synchronize = synchronize
         self._own: dict[int, tuple[float, ...]] = {}
+        self._began = False  # whether the call in progress has taken its arguments
 
     @property
     def name(self) -> str:
@@ -209,9 +211,14 @@ class DiffusersPipeline:
 
         The noise is that of a CPU generator with `seed`, as everybody would give it. `cache` is
         applied to every transformer; `watch` sees their blocks, `on_step` every step.
+
+        Raises ScheduleError for levels that do not descend or are none, PolicyError for a cache
+        that does not fit, OptionError for call arguments that the pipeline refuses.
         """
         if (steps is None) == (levels is None):
             raise OptionError("give a number of steps, or levels")
+        if levels is not None:
+            self._check_levels(levels)
         count = len(levels) if levels is not None else int(steps or 0)
         position, began = Position(), [0.0]
         last: list[Tensor] = []
@@ -343,6 +350,12 @@ class DiffusersPipeline:
     def _watched(self, watch: BlockWatch, position: Position) -> Iterator[None]:
         with watching(list(self.transformers.values()), watch, position):
             yield
+
+    def _check_levels(self, levels: Sequence[float]) -> None:
+        scale = self.steering.scale
+        check_timesteps(levels, scale.most)
+        if scale.sigmas(levels)[-1] <= 0.0:
+            raise ScheduleError("schedule: the last timestep is 0, which has no noise to remove")
 
     def _check_experts(self, policy: CachePolicy, levels: Sequence[float]) -> None:
         """Raise PolicyError where one transformer would reuse what another one stored."""
