@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from osp_opt.base.artifacts import read_json
-from osp_opt.calibration.yardstick import Yardstick
 from osp_opt.quality.intervals import Interval
 from osp_opt.quality.loss import visibility
+from osp_opt.quality.yardstick import Yardstick
 
 PICTURE = "side-by-side.webp"
 

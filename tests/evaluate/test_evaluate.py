@@ -16,6 +16,8 @@ from osp_opt.cli.app import main
 from osp_opt.evaluate.measures import Measured, measure_pair
 from osp_opt.evaluate.pairs import Pair, VideoFile
 from osp_opt.evaluate.summary import summarise
+from osp_opt.quality.intervals import Interval
+from osp_opt.quality.yardstick import Yardstick
 from osp_opt.tiny.specs import ATTRIBUTES, ClipSpec
 
 
@@ -272,3 +274,20 @@ def test_a_frozen_video_moves_less_and_the_worst_is_named(
     assert (motion["worse"], motion["worst_prompt"]) == (1, PROMPTS[0])
     assert (metrics["psnr"]["worst_prompt"], metrics["psnr"]["worse"]) == (PROMPTS[0], None)
     assert f"the worst: {metrics['psnr']['worst']:.1f} dB, '{PROMPTS[0]}'" in unwrapped(capsys)
+
+
+def test_a_loss_is_read_beside_what_the_original_loses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The yardstick of the working folder's calibration, where it is of the same videos."""
+    setting = {"model": "m", "steps": 100, "sampler": "s", "num_frames": 5}
+    yardstick = Yardstick(100, 400, Interval(35.0, 34.0, 36.0, 3), setting)
+    yardstick.save(tmp_path / "calibration")
+    assert Yardstick.load(tmp_path / "calibration") is not None
+    sampled(tmp_path / "a", clips(), setting=setting)
+    sampled(tmp_path / "b", [noisy(clip, 20) for clip in clips()])
+    assert evaluated(tmp_path)["yardstick"]["converged_steps"] == 400
+    told = "more than 100 steps lose themselves: they are 35.0 [34.0, 36.0] dB from 400 steps"
+    assert told in unwrapped(capsys)
+    sampled(tmp_path / "a", clips(), setting={**setting, "steps": 50})
+    assert evaluated(tmp_path)["yardstick"] is None

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from folders import clips, noisy, sampled
 
-from osp_opt.calibration.yardstick import Yardstick
 from osp_opt.cli.app import main
 from osp_opt.quality.intervals import Interval
+from osp_opt.quality.yardstick import Yardstick
 from tools.demo import summary
 
 

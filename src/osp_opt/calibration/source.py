@@ -16,7 +16,6 @@ from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration.job import can_be_recorded, record_calibration
 from osp_opt.calibration.statistics import Calibration
 from osp_opt.calibration.videos import record_videos
-from osp_opt.calibration.yardstick import Yardstick
 from osp_opt.generate.maker import VideoMaker
 from osp_opt.generate.manifest import MANIFEST, read_takes
 from osp_opt.options import (
@@ -27,6 +26,7 @@ from osp_opt.options import (
     SearchStepsOptions,
     calibration_file,
 )
+from osp_opt.quality.yardstick import Yardstick
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.context import WorkerContext
 

@@ -30,9 +30,10 @@ from osp_opt.evaluate.summary import (
 )
 from osp_opt.evaluate.vbench import vbench_scores
 from osp_opt.generate.manifest import Take, VideoFile, open_take
-from osp_opt.options import EvaluateOptions, following
+from osp_opt.options import EvaluateOptions, calibration_of, following
 from osp_opt.quality.intervals import FEWEST, Interval
 from osp_opt.quality.loss import CHANGED_PSNR, EXIT_CODES, Verdict
+from osp_opt.quality.yardstick import Yardstick
 
 __all__ = ["EVALUATION_FORMAT", "Evaluation", "evaluate", "run"]
 
@@ -50,6 +51,7 @@ class Evaluation:
     summary: Summary
     max_loss: float | None
     notes: tuple[str, ...]
+    yardstick: Yardstick | None = None
 
     @property
     def verdict(self) -> Verdict | None:
@@ -71,6 +73,7 @@ class Evaluation:
             "loss": loss.as_json(),
             "max_loss": self.max_loss,
             "verdict": self.verdict,
+            "yardstick": None if self.yardstick is None else self.yardstick.as_json(),
             "not_measured": list(self.notes),
             "videos": [measured.as_json() for measured in self.measured],
         }
@@ -157,6 +160,16 @@ def evaluate(
         summary,
         options.max_loss,
         tuple(notes),
+        _yardstick(options.workdir, reference),
+    )
+
+
+def _yardstick(workdir: Path, reference: Take) -> Yardstick | None:
+    """What the working folder's calibration says of the reference's own steps."""
+    setting = (reference.settings or {}).get("setting")
+    found = Yardstick.load(calibration_of(workdir) or workdir / "calibration")
+    return (
+        found if found is not None and isinstance(setting, dict) and found.fits(setting) else None
     )
 
 
@@ -243,6 +256,8 @@ def _result(found: Evaluation, path: Path) -> list[str]:
     if near is not None and near.candidate.count > 1:
         named = "" if near.worst_prompt is None else f", {near.worst_prompt!r:.80}"
         lines.append(f"the worst: {near.worst:.1f} dB{named}")
+    if near is not None and found.yardstick is not None:
+        lines.append(found.yardstick.line(near.candidate))
     if near is not None and near.candidate.estimate < CHANGED_PSNR:
         lines.append(f"warning: {near.candidate.estimate:.1f} dB is visibly another video")
     if summary.speedup is not None:

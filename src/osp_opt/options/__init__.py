@@ -23,6 +23,7 @@ from osp_opt.options.commands import (
     SearchOptions,
     SearchStepsOptions,
     calibration_file,
+    calibration_of,
 )
 from osp_opt.options.evidence import EvaluateOptions, ReportOptions
 from osp_opt.options.export import MAX_BLOCKS, ExportOptions
@@ -106,6 +107,7 @@ __all__ = [
     "SearchStepsOptions",
     "ShapeOptions",
     "calibration_file",
+    "calibration_of",
     "following",
     "option",
     "option_extra",

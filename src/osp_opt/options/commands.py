@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator, model_validator
 from typing_extensions import Self
 
+from osp_opt.base.artifacts import read_json
+from osp_opt.base.errors import FileError
 from osp_opt.base.samplers import FOLLOW_TIMESTEPS, MAX_STEPS, SAMPLER_KINDS
 from osp_opt.options.base import STATE_FOLDER, Fraction, Numbers, Options, option
 from osp_opt.options.groups import (
@@ -620,3 +622,15 @@ def _file_at(place: Path, name: str, *suffixes: str) -> Path:
 def calibration_file(place: Path) -> Path:
     """The statistics at `place`: the file itself, or the one in that folder."""
     return place if place.is_file() else place / CALIBRATION_FILE
+
+
+def calibration_of(workdir: Path) -> Path | None:
+    """The folder that `calibrate` noted in a working folder. Raises FileError for a bad note."""
+    note = workdir / CALIBRATION_NOTE
+    if not note.is_file():
+        return None
+    content = read_json(note, "note on the calibration")
+    folder = content.get("folder") if isinstance(content, dict) else None
+    if not isinstance(folder, str):
+        raise FileError(f"{note}: names no folder; run osp-opt calibrate again")
+    return Path(folder)

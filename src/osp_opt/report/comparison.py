@@ -17,6 +17,7 @@ from osp_opt.evaluate.summary import Summary, summarise
 from osp_opt.generate.manifest import Take, open_take, original_of, read_takes
 from osp_opt.quality.intervals import Interval, mean_ci
 from osp_opt.quality.loss import CHANGED_PSNR
+from osp_opt.quality.yardstick import Yardstick
 from osp_opt.report.runs import Material
 
 __all__ = ["Comparison", "Row", "compare_runs", "describe"]
@@ -34,6 +35,7 @@ class Row:
     max_loss: float | None = None
     notes: tuple[str, ...] = ()
     """What evaluate could not measure."""
+    yardstick: Yardstick | None = None
 
     @property
     def keeps(self) -> bool:
@@ -163,6 +165,8 @@ def _row(found: Material, baseline: Take, videos: Take, pairs: list[Pair]) -> Ro
         by = f"evaluate, {evaluation['pairs']} pairs; loss of {evaluation['loss']['measure']}"
         judged = {"verdict": evaluation.get("verdict"), "max_loss": evaluation.get("max_loss")}
         judged["notes"] = tuple(map(str, evaluation["not_measured"]))
+        if evaluation.get("yardstick"):
+            judged["yardstick"] = Yardstick.from_json(evaluation["yardstick"])
     else:
         summary = summarise([measure_pair(pair) for pair in pairs])
         figures |= _of_summary(summary)

@@ -52,6 +52,14 @@ class _Loss(_Part):
     share: IntervalPart
 
 
+class YardstickFile(_Part):
+    """How far the original's own steps are from convergence."""
+
+    steps: Steps
+    converged_steps: Steps
+    psnr: IntervalPart
+
+
 class EvaluationFile(_Part):
     """What `evaluate` writes."""
 
@@ -65,6 +73,7 @@ class EvaluationFile(_Part):
     max_loss: Number | None
     verdict: Literal["kept", "lost", "undecided"] | None
     not_measured: list[str]
+    yardstick: YardstickFile | None = None
 
 
 class _Point(_Part):

@@ -94,6 +94,8 @@ def _in_words(row: Row, baseline: Row) -> str:
         parts.append(f"denoises {_told(faster, 2)} times faster than {baseline.name}")
     if near := row.figures.get("psnr"):
         parts.append(f"is {_told(near, 1, ' dB')} from its videos ({visibility(near.estimate)})")
+        if row.yardstick is not None:
+            parts.append(f"loses {row.yardstick.line(near)}")
     if row.verdict is not None and (loss := row.figures.get("loss")):
         limit = f"{100 * (row.max_loss or 0.0):g} %"
         lost = f"a loss of {loss.text(100, 2, ' %')}, limit {limit}: {row.verdict}"

@@ -22,7 +22,6 @@ from osp_opt.generate.recipe import recipe_of
 from osp_opt.options import (
     CALIBRATED_PROMPTS,
     CALIBRATION_FILE,
-    CALIBRATION_NOTE,
     CalibrateOptions,
     JobOptions,
     ModelOptions,
@@ -31,6 +30,7 @@ from osp_opt.options import (
     SearchOptions,
     SearchStepsOptions,
     calibration_file,
+    calibration_of,
 )
 from osp_opt.system.host import impossible_device
 from osp_opt.system.ranks import parse_layout
@@ -103,16 +103,11 @@ def with_predecessors(options: JobOptions) -> tuple[JobOptions, list[str]]:
 def _noted_calibration(options: SearchOptions) -> Path | None:
     """The folder in which `calibrate --out` left the calibration; None: the usual place."""
     videos = isinstance(options, SearchStepsOptions) and options.videos_path is not None
-    note = options.workdir / CALIBRATION_NOTE
-    if videos or options.calibration is not None or not note.is_file():
+    if videos or options.calibration is not None:
         return None
-    content = read_json(note, "note on the calibration")
-    folder = content.get("folder") if isinstance(content, dict) else None
-    if not isinstance(folder, str):
-        raise FileError(f"{note}: names no folder; run osp-opt calibrate again")
-    place = Path(folder)
+    place = calibration_of(options.workdir)
     usual = options.calibration_dir
-    if place == usual.resolve() or not calibration_file(place).is_file():
+    if place is None or place == usual.resolve() or not calibration_file(place).is_file():
         return None
     return place
 

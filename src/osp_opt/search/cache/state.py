@@ -12,9 +12,9 @@ from osp_opt.base.errors import CalibrationError
 from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import Source
-from osp_opt.calibration.yardstick import Yardstick
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import SearchCacheOptions
+from osp_opt.quality.yardstick import Yardstick
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import TIMED_STEPS, BlockTimes, measure_block_times
 from osp_opt.search.cache.candidates import MAX_INTERVAL, Candidate, four_field_candidates
