@@ -21,6 +21,7 @@ from tiny_jobs import job
 
 from osp_opt.base.ledger import TrialLedger
 from osp_opt.base.progress import Progress
+from osp_opt.calibration import Calibration
 from osp_opt.calibration.source import open_source
 from osp_opt.generate.memory import MEMORY_FILE
 from osp_opt.options import SearchCacheOptions
@@ -105,7 +106,15 @@ def _content(path: Path) -> Any:
     if path.suffix == ".jsonl":
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         return [_timeless({k: v for k, v in line.items() if k != "check"}) for line in lines]
+    if path.parent.name == "statistics":
+        return _statistics(path)
     return path.read_bytes()
+
+
+def _statistics(path: Path) -> list[Any]:
+    found = Calibration.load(path)
+    arrays = (found.step_gram, found.block_gram, found.guided_block_gram)
+    return [found.prompts, found.seeds, found.metadata, *(array.tobytes() for array in arrays)]
 
 
 def _timeless(value: Any) -> Any:

@@ -48,12 +48,12 @@ def test_a_video_that_is_deleted_midway(
     server: Server, flags: dict[str, Any], tmp_path: Path
 ) -> None:
     options = calibrate(flags, tmp_path, 6)
-    videos, statistics = options.out_dir / "videos", options.out_dir / "statistics"
+    videos = options.out_dir / "videos"
     with server.started(options) as process:
-        while not list(statistics.glob("*.safetensors")):
+        while not (found := list(videos.glob("001-*.mp4"))):
             assert process.is_alive(), server.ended(process.exitcode)
             time.sleep(POLL_S)
-        (lost,) = videos.glob("001-*.mp4")
+        (lost,) = found
         lost.unlink()
         process.join()
         ended = server.ended(process.exitcode)
@@ -99,5 +99,6 @@ def test_the_jobs_are_those_of_the_killed(flags: dict[str, Any], tmp_path: Path)
     """Guards the table in conftest: every command that does work is killed in a test."""
     from osp_opt.options import COMMANDS
 
-    working = set(COMMANDS) - {"doctor", "report"}
+    # Not optimize: what it tries follows from the clock, so that two runs cannot be compared.
+    working = set(COMMANDS) - {"doctor", "export", "optimize", "report"}
     assert {job(command, flags, tmp_path).command for command in working} == working

@@ -85,7 +85,7 @@ def test_a_place_that_cannot_be_looked_at(
             "",
         ):
             line = refused([command, *([flag] if flag else []), str(place)], capsys)
-            assert (flag or "--runs") in line
+            assert (flag or {"report": "RUN", "export": "FILE"}[command]) in line
             assert "path" in line
     finally:
         loop.unlink()

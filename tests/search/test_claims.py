@@ -173,6 +173,8 @@ class DrawnCacheSearch:
         self.race_requests = [Request(f"race {i}", 0) for i in range(16)]
         self.fresh_requests = [Request(f"fresh {i}", 0) for i in range(8)]
 
+    context = SimpleNamespace(progress=Progress(verbosity="quiet"))
+
     def say(self, line: str) -> None: ...
 
     def candidates(self, ratio: float, limit: int = 12) -> list[Candidate]:

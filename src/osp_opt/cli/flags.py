@@ -304,9 +304,11 @@ def _explain(
     if not problem["loc"]:
         return message
     name = str(problem["loc"][0])
+    if name not in given:  # a value may have been given by an older name for the same thing
+        name = next((key for key, value in given.items() if value == problem["input"]), name)
     if problem["type"] == "extra_forbidden":
         return f"{kebab(name)}: unknown option{suggest(name, model.model_fields)}"
-    where = kebab(name) if name in given or config is None else f"config {config}: {name}"
+    where = _named(model, name) if name in given or config is None else f"config {config}: {name}"
     context = problem.get("ctx", {})
     if problem["type"] == "literal_error":
         choices = str(context["expected"]).replace("'", "")
@@ -318,6 +320,12 @@ def _explain(
         message += f" ({unit})"
     value = given.get(name, problem["input"])
     return f"{where} {_shortened(value)}: {message}"
+
+
+def _named(model: type[Options], name: str) -> str:
+    """An option's flag; of an argument the word that stands for it in the help."""
+    extra = option_extra(model.model_fields[name])
+    return str(extra["metavar"]) if extra["positional"] else kebab(name)
 
 
 def _shortened(value: Any) -> str:
