@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
@@ -122,6 +123,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the error that brought us here says more
             temporary.unlink(missing_ok=True)
+
+
+def remove_partial(path: str | Path) -> None:
+    """Remove what writers of ``path`` left half-written when they were killed.
+
+    Only while nobody else writes it.
+    """
+    target = Path(path)
+    for left in target.parent.glob(f".{glob.escape(target.stem[:100])}.*.part{target.suffix}"):
+        left.unlink(missing_ok=True)
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:

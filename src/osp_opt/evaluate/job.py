@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from osp_opt import __version__
-from osp_opt.base.artifacts import check_place, write_json
+from osp_opt.base.artifacts import check_place, remove_partial, write_json
 from osp_opt.base.errors import OptionError
 from osp_opt.base.ffmpeg import check_ffmpeg
 from osp_opt.base.progress import Progress
@@ -94,6 +94,7 @@ def run(options: EvaluateOptions) -> int:
         )
     values = found.as_json()
     write_json(options.json_path, values)
+    remove_partial(options.json_path)
     done.clear()
     if options.verbosity in ("normal", "verbose"):
         _show(make_console(), found)
