@@ -18,8 +18,8 @@ demo: install
 	@echo "demo: a video by the bundled model, then a third of the steps and a cache for it are"
 	@echo "searched, and both are compared: about four minutes on two cores, all in $(DEMO)/"
 	$(OSP) sample --plain --num-prompts 1 --workdir $(DEMO) --out $(DEMO)/baseline
-	$(OSP) search-steps --steps 33 --budget 6 --verify-prompts 6 --workdir $(DEMO)
-	$(OSP) search-cache --ratio 1.3 --workdir $(DEMO)
+	$(OSP) search-steps --steps 33 --budget 8 --verify-prompts 5 --workdir $(DEMO)
+	$(OSP) search-cache --ratio 1.3 --budget 16 --verify-prompts 4 --workdir $(DEMO)
 	$(OSP) sample --workdir $(DEMO)
 	$(OSP) sample --plain --workdir $(DEMO) --out $(DEMO)/baseline
 	$(OSP) evaluate -q --reference $(DEMO)/baseline --workdir $(DEMO)

@@ -207,6 +207,7 @@ def test_the_speed_that_is_told_is_not_the_luck_it_was_taken_for(tmp_path: Path)
         assert found.evidence is not None
         speed = found.evidence.speedup
         assert speed is not None
+        assert f": {speed.estimate:.2f} [" in found.evidence.lines()[0]
         told.append(speed.estimate)
         covered += speed.low <= 1.261 <= speed.high
     assert np.mean(told) == pytest.approx(1.261, abs=4 * 0.05 / math.sqrt(3 * 300))

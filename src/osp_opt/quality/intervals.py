@@ -124,7 +124,7 @@ def positive_mean_ci(values: Sequence[float], level: float = 0.95) -> Interval:
     middle = float(logs.mean()) + spread / 2
     wide = _student(0.5 + 0.5 * level, n - 1)
     half = wide * math.sqrt(spread / n + spread**2 / (2 * (n - 1)))
-    low = min(student.low, math.exp(max(middle - half, -700.0)))
+    low = max(0.0, min(student.low, math.exp(max(middle - half, -700.0))))
     high = max(student.high, min(math.exp(min(middle + half, 700.0)), 1.0))
     return Interval(student.estimate, low, high, n, _few(data))
 

@@ -41,7 +41,9 @@ class Evidence:
         told = f"PSNR {self.psnr.text(digits=1, unit=' dB')}, the worst {self.worst:.1f} dB"
         lines = [f"{against}: {told}", self.loss.line()]
         if self.speedup is not None:
-            lines.insert(0, f"measured speed-up of denoising: {self.speedup.text(2, unit='x')}")
+            lines.insert(
+                0, f"measured speed-up of denoising: {self.speedup.text(digits=2, unit='x')}"
+            )
         return lines
 
     def as_json(self) -> dict[str, Any]:
