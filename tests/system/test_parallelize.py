@@ -19,7 +19,8 @@ from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel, RankGroup
 from osp_opt.system.ranks import Layout, layouts_for
 
-TOLERANCE = 1e-5  # issue 5: float32 latents of any layout
+TOLERANCE = 1e-5  # of float32 latents of any layout
+VIDEO_TOLERANCE = 3e-5  # of decoded values, as for the golden ones
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_tiles_spread_over_ranks_give_the_same_latents_and_video(
         expected = models_on_ranks.tiled_video(golden_folder)
     for made in ranks:
         for name, video in expected.items():
-            torch.testing.assert_close(made[name], video, rtol=0, atol=TOLERANCE)
+            torch.testing.assert_close(made[name], video, rtol=0, atol=VIDEO_TOLERANCE)
 
 
 def test_the_cached_run_reuses_blocks(alone: dict[str, Tensor], golden_folder: Path) -> None:
