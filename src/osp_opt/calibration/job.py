@@ -19,7 +19,7 @@ import torch
 from osp_opt.base.artifacts import write_json
 from osp_opt.base.errors import CalibrationError, FileError, OptionError
 from osp_opt.base.video import write_image, write_video
-from osp_opt.calibration.recorder import CalibrationRecorder
+from osp_opt.calibration.recorder import LAGS, CalibrationRecorder
 from osp_opt.calibration.statistics import Calibration
 from osp_opt.calibration.yardstick import measure_yardstick, yardstick_work
 from osp_opt.generate.maker import Request, VideoMaker
@@ -36,9 +36,6 @@ from osp_opt.system.context import WorkerContext
 __all__ = ["can_be_recorded", "record_calibration", "recorded_schedule", "run"]
 
 MIN_RECORDED = 4  # steps that tell whether a sampler can be recorded
-# Steps; what the cache search asks about. Longer lags follow from the two nearest: beyond 2 the
-# power law errs half as much with lag 4 recorded.
-LAGS = (1, 2, 4)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from osp_opt.base.errors import OptionError, ScheduleError
-from osp_opt.calibration.recorder import CalibrationRecorder
+from osp_opt.calibration.recorder import LAGS, CalibrationRecorder
 from osp_opt.calibration.statistics import Calibration
 from osp_opt.pipelines import DiffusersPipeline, StepSeen
 
 __all__ = ["record_pipeline"]
 
 MIN_STEPS = 9  # fewer are those of a distilled model, which leave nothing to search
-LAGS = (1, 2, 4)  # steps, as `calibrate` records them
 
 
 def record_pipeline(

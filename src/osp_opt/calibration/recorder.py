@@ -19,7 +19,11 @@ from osp_opt.calibration.signal_recorder import SignalRecorder
 from osp_opt.calibration.statistics import VideoStatistics
 from osp_opt.calibration.subsample import spread_indices
 
-__all__ = ["CalibrationRecorder"]
+__all__ = ["LAGS", "CalibrationRecorder"]
+
+# Steps; what the cache search asks about. Longer lags follow from the two nearest: beyond 2 the
+# power law errs half as much with lag 4 recorded.
+LAGS = (1, 2, 4)
 
 Layer = Callable[[Tensor], Tensor]
 BRANCHES = ("negative", "positive")  # the order in which the pipeline concatenates them

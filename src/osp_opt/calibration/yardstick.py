@@ -23,8 +23,13 @@ FINER = 4  # times the original's steps
 
 def yardstick_work(steps: int, videos: int) -> float:
     """What it costs, in videos of `steps` steps."""
+    return (_finer(steps) or 0) / steps * min(videos, VIDEOS)
+
+
+def _finer(steps: int) -> int | None:
+    """The steps that stand for convergence; None where there are too few noise levels."""
     finer = min(FINER * steps, MAX_STEPS)
-    return 0.0 if finer < 2 * steps else finer / steps * min(videos, VIDEOS)
+    return finer if finer >= 2 * steps else None
 
 
 def measure_yardstick(
@@ -38,8 +43,8 @@ def measure_yardstick(
     Beside each request stands the file of the original's latents. None where there are too few
     noise levels for finer steps.
     """
-    steps = min(FINER * len(schedule), MAX_STEPS)
-    if steps < 2 * len(schedule):
+    steps = _finer(len(schedule))
+    if steps is None:
         return None
     finer = TimestepSchedule(TimestepSchedule.uniform(steps).timesteps)
     store = LatentStore(context.run_dir / "converged", maker.digest(finer))

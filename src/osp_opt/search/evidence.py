@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from osp_opt.quality.loss import Loss, loss_of
 from osp_opt.search.trials import Trials, Variant
 from osp_opt.tiny.specs import ATTRIBUTES
 
-__all__ = ["TIMED_VIDEOS", "Evidence", "evidence_of", "judge"]
+__all__ = ["TIMED_VIDEOS", "Evidence", "evidence_of", "judge", "log_error_ratios"]
 
 TIMED_VIDEOS = 3  # on which speed is measured: the fewest that have an interval
 
@@ -74,6 +75,16 @@ def evidence_of(
         latent_mse=float(np.exp(np.mean([np.log(max(row["mse"], 1e-30)) for row in rows]))),
         loss=loss_of(psnr, ssim, right, len(ATTRIBUTES) * len(read)),
         speedup=None if speedups is None else ratio_ci(speedups),
+    )
+
+
+def log_error_ratios(
+    rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> tuple[float, ...]:
+    """Per video, the log of one variant's latent error over another's, of `Trials.compared`."""
+    return tuple(
+        math.log(max(a["mse"], 1e-30) / max(b["mse"], 1e-30))
+        for a, b in zip(rows, others, strict=True)
     )
 
 

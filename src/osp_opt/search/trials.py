@@ -104,7 +104,7 @@ class Trials:
 
     def originals(self, requests: Sequence[Request]) -> None:
         """Make the original's videos of `requests`, or find those of an earlier, killed run."""
-        self._spent |= {f"original {r.seed} {r.prompt}": 1.0 for r in requests}
+        self._count_originals(requests)
         self._originals.prepare(requests)
 
     def errors(self, variants: Sequence[Variant], requests: Sequence[Request]) -> list[float]:
@@ -187,10 +187,13 @@ class Trials:
             self._spent[key_text(keys[-1])] = costs[-1]
         if timed:
             return self._measured.of(keys, measure, label, costs=costs)
-        self._spent |= {f"original {r.seed} {r.prompt}": 1.0 for r in requests}
+        self._count_originals(requests)  # those of a killed run too
         return self._measured.of(
             keys, measure, label, lambda todo: self.originals([requests[i] for i in todo]), costs
         )
+
+    def _count_originals(self, requests: Sequence[Request]) -> None:
+        self._spent |= {f"original {r.seed} {r.prompt}": 1.0 for r in requests}
 
     def cost(self, variant: Variant) -> float:
         """Work of one video, in videos of the original; of blocks, where a cache leaves some out.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from osp_opt.quality.intervals import Interval, mean_ci, paired_difference
 from osp_opt.quality.loss import Verdict
-from osp_opt.search.evidence import Evidence, evidence_of
+from osp_opt.search.evidence import Evidence, evidence_of, log_error_ratios
 from osp_opt.search.recipe.state import TIMED_VIDEOS, RecipeCandidate, RecipeSearch
 from osp_opt.search.trials import Variant
 
@@ -48,17 +47,13 @@ def prove(
     plain = search.plain(chosen.speedup)
     own, even = search.trials.compared([chosen.variant, plain], fresh)
     speedups = search.trials.speedups(chosen.variant, fresh[:TIMED_VIDEOS])
-    ratios = [
-        math.log(max(a["mse"], 1e-30) / max(b["mse"], 1e-30))
-        for a, b in zip(own, even, strict=True)
-    ]
     return Found(
         chosen,
         evidence_of(own, speedups),
         plain,
         evidence_of(even),
         paired_difference([row["psnr"] for row in own], [row["psnr"] for row in even]),
-        mean_ci(ratios).high < 0.0,
+        mean_ci(log_error_ratios(own, even)).high < 0.0,
         race,
         [
             {"prompt": r.prompt, "seed": r.seed, "recipe": own[i], "plain": even[i]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from osp_opt.generate.maker import Request
 from osp_opt.quality.intervals import Interval, paired_difference
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.evidence import TIMED_VIDEOS, Evidence, evidence_of
+from osp_opt.search.evidence import TIMED_VIDEOS, Evidence, evidence_of, log_error_ratios
 from osp_opt.search.trials import Trials, Variant
 
 __all__ = ["Verification", "verify"]
@@ -78,10 +77,7 @@ def verify(
         searched=evidence_of(own, trials.speedups(variants[0], requests[:TIMED_VIDEOS])),
         uniform=evidence_of(even),
         psnr_gain=paired_difference([r["psnr"] for r in own], [r["psnr"] for r in even]),
-        log_ratios=tuple(
-            math.log(max(a["mse"], 1e-30) / max(b["mse"], 1e-30))
-            for a, b in zip(own, even, strict=True)
-        ),
+        log_ratios=log_error_ratios(own, even),
         errors={name: tuple(float(r["mse"]) for r in found) for name, found in rows.items()},
         videos=[
             {"prompt": r.prompt, "seed": r.seed} | {name: rows[name][i] for name in rows}
