@@ -25,6 +25,9 @@ MAX_PSNR = 120.0
 """dB; reported for equal videos, whose PSNR is infinite, so that means stay finite. One level off
 in one pixel of the bundled model's 29x64x64 video is 104 dB."""
 
+LEAST_ERROR = 1e-30
+"""Squared error that stands for none where logarithms or quotients are taken."""
+
 SSIM_SIGMA = 1.5  # pixels, of the Gaussian window; this and what follows are the SSIM paper's
 SSIM_WINDOW = 11
 SSIM_K1, SSIM_K2 = 0.01, 0.03
@@ -68,6 +71,11 @@ def mse(candidate: Video, reference: Video) -> float:
     """Mean squared difference of two tensors of one shape (any shape), in levels as given."""
     a, b = _pair(candidate, reference)
     return _mse(a, b)
+
+
+def log_error(squared: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Natural logarithm of squared errors (any shape), finite where there is none."""
+    return np.log(np.maximum(np.asarray(squared, dtype=np.float64), LEAST_ERROR))
 
 
 def psnr(candidate: Video, reference: Video, peak: float | None = None) -> float:

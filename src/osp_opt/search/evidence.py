@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from osp_opt.generate.maker import Request
 from osp_opt.quality.intervals import Interval, mean_ci, ratio_ci
 from osp_opt.quality.loss import Loss, loss_of
+from osp_opt.quality.metrics import log_error
 from osp_opt.search.trials import Trials, Variant
 from osp_opt.tiny.specs import ATTRIBUTES
 
@@ -72,7 +72,7 @@ def evidence_of(
         psnr=mean_ci(psnr),
         worst=min(psnr),
         ssim=None if ssim is None else mean_ci(ssim),
-        latent_mse=float(np.exp(np.mean([np.log(max(row["mse"], 1e-30)) for row in rows]))),
+        latent_mse=float(np.exp(log_error([row["mse"] for row in rows]).mean())),
         loss=loss_of(psnr, ssim, right, len(ATTRIBUTES) * len(read)),
         speedup=None if speedups is None else ratio_ci(speedups),
     )
@@ -83,8 +83,7 @@ def log_error_ratios(
 ) -> tuple[float, ...]:
     """Per video, the log of one variant's latent error over another's, of `Trials.compared`."""
     return tuple(
-        math.log(max(a["mse"], 1e-30) / max(b["mse"], 1e-30))
-        for a, b in zip(rows, others, strict=True)
+        float(log_error(a["mse"]) - log_error(b["mse"])) for a, b in zip(rows, others, strict=True)
     )
 
 

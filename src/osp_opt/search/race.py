@@ -10,6 +10,7 @@ import numpy as np
 
 from osp_opt.base.errors import OptionError
 from osp_opt.quality.intervals import Interval, mean_ci
+from osp_opt.quality.metrics import log_error
 
 __all__ = ["Pair", "RaceResult", "affordable", "affordable_prompts", "race"]
 
@@ -44,7 +45,10 @@ class RaceResult:
     def log_ratios(self, candidate: int, other: int) -> list[float]:
         """The logs of which `against` is the mean, one per prompt, as measured."""
         common = sorted(set(self.errors[candidate]) & set(self.errors[other]))
-        return [_log(self.errors[candidate][p]) - _log(self.errors[other][p]) for p in common]
+        return [
+            float(log_error(self.errors[candidate][p]) - log_error(self.errors[other][p]))
+            for p in common
+        ]
 
 
 def affordable(costs: Sequence[float], budget: float) -> int:
@@ -135,7 +139,7 @@ def _surely_worse(errors: dict[int, float], best: dict[int, float]) -> bool:
     common = sorted(set(errors) & set(best))
     if len(common) < _SURE:
         return False
-    return mean_ci([_log(errors[p]) - _log(best[p]) for p in common]).low > 0
+    return mean_ci([float(log_error(errors[p]) - log_error(best[p])) for p in common]).low > 0
 
 
 def _scores(
@@ -147,14 +151,10 @@ def _scores(
     """Mean bounded log ratio to the pinned candidate's errors (without one, to the mean of those
     that are left), with the prediction among them.
     """
-    logs = np.array([[_log(error) for error in errors[c].values()] for c in alive])
+    logs = np.array([log_error(list(errors[c].values())) for c in alive])
     reference = logs.mean(axis=0) if pinned is None else logs[list(alive).index(pinned)]
     ratios = np.clip(logs - reference, -_CLIP, _CLIP)
     if prior is not None:
         predicted = np.clip([[prior[c]] * PRIOR_PROMPTS for c in alive], -_CLIP, _CLIP)
         ratios = np.concatenate([ratios, predicted], axis=1)
     return dict(zip(alive, ratios.mean(axis=1).tolist(), strict=True))
-
-
-def _log(error: float) -> float:
-    return math.log(max(error, 1e-30))

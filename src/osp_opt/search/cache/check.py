@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from scipy.stats import spearmanr
 
+from osp_opt.quality.metrics import log_error
 from osp_opt.search.cache.candidates import Candidate
 
 __all__ = ["PredictorCheck", "check_predictor", "spearman"]
@@ -52,7 +52,7 @@ def check_predictor(
     raced = sorted(errors)
     common = set.intersection(*(set(errors[c]) for c in raced))
     own = [candidates[c] for c in raced]
-    means = [float(np.mean([math.log(max(errors[c][p], 1e-30)) for p in common])) for c in raced]
+    means = [float(log_error([errors[c][p] for p in common]).mean()) for c in raced]
     return PredictorCheck(
         finalists=len(own),
         prompts=len(common),

@@ -21,6 +21,7 @@ from itertools import product
 import numpy as np
 
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.quality.metrics import LEAST_ERROR, log_error
 from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.candidates import Candidate
 from osp_opt.search.cache.runs import cheapest_plan, run_plans
@@ -49,7 +50,7 @@ def free_candidates(
     different steps points the same way, what forecasts do less so), so they take turns. None reach
     the largest ratios, where a four-field rule may reuse one change to the end.
     """
-    mean_SLBB = np.exp(np.log(errors.table + 1e-30).mean(axis=0))
+    mean_SLBB = np.exp(log_error(errors.table).mean(axis=0))
     found: dict[CachePolicy, Candidate] = {}
     for age, (power, single) in product(_AGES, _KINDS):
         if age > errors.max_lag:
@@ -81,7 +82,7 @@ def best_plan(
     steps = len(cost_SLBB)
     before = times.cumulative
     saved_BB = before[None, :] - before[:, None] - times.add
-    average = float(cost_SLBB.mean() / max(times.step, 1e-12)) + 1e-30
+    average = float(cost_SLBB.mean() / max(times.step, 1e-12)) + LEAST_ERROR
 
     def plan_at(price: float) -> CachePolicy:
         return _plan_at(price, cost_SLBB, saved_BB, single_range)

@@ -22,13 +22,13 @@ from itertools import pairwise
 import numpy as np
 
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.quality.metrics import LEAST_ERROR, log_error
 from osp_opt.search.cache.scores import FloatArray, ReuseErrors
 
 __all__ = ["Probe", "importance_probes", "measured_importance"]
 
 _FROM_END = (1, 2, 3, 5, 8)  # single steps, counted from behind the last
 _SHARES = (0.05, 0.3, 0.5, 0.7, 0.9)  # edges of the windows before these, of all steps
-_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def measured_importance(
     errors: ReuseErrors, probes: Sequence[Probe], measured: Sequence[float]
 ) -> FloatArray:
     """Importance of every step, [S], from the mean squared errors that the probes made."""
-    recorded = np.exp(np.log(errors.table[:, :, 0, 0, -1] + _TINY).mean(axis=0))  # [S]
+    recorded = np.exp(log_error(errors.table[:, :, 0, 0, -1]).mean(axis=0))  # [S]
     weights = [
-        max(error, _TINY) / max(float(recorded[list(probe.steps)].sum()), _TINY)
+        max(error, LEAST_ERROR) / max(float(recorded[list(probe.steps)].sum()), LEAST_ERROR)
         for probe, error in zip(probes, measured, strict=True)
     ]
     centres = [probe.centre for probe in probes]

@@ -23,6 +23,7 @@ from itertools import product
 import numpy as np
 
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.quality.metrics import log_error
 from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.scores import FloatArray, ReuseErrors
 
@@ -30,7 +31,6 @@ __all__ = ["best_runs", "cheapest_plan", "run_plans", "run_ranges"]
 
 MAX_GAP = 4  # a forecast over more than three steps lost to reuse in all that was measured
 _BISECTIONS = 20
-_TINY = 1e-30
 
 Range = tuple[int, int]
 
@@ -123,7 +123,7 @@ def _run_costs(
             if step < steps:
                 spacing = m if order and r >= m else None
                 values = errors.of_reuse(step, gap - 1, blocks, spacing)
-                mean = float(np.exp(np.log(values + _TINY).mean()))
+                mean = float(np.exp(log_error(values).mean()))
                 amplitude += float(np.sqrt(importance_S[step] * mean))
             cost[r, gap - 1, m - 1] = amplitude**2
     return np.broadcast_to(cost, (steps, gaps, gaps))

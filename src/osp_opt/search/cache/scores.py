@@ -35,6 +35,7 @@ import numpy.typing as npt
 from osp_opt.base.errors import CalibrationError
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
+from osp_opt.quality.metrics import log_error
 from osp_opt.sampling.schedule import sigma_of
 
 __all__ = [
@@ -48,7 +49,6 @@ __all__ = [
 ]
 
 FloatArray = npt.NDArray[np.float64]
-_TINY = 1e-30  # keeps logarithms finite where nothing changed
 
 
 def range_errors(gram: np.ndarray) -> np.ndarray:
@@ -162,7 +162,7 @@ def _at_distance(errors_PGBB: np.ndarray, lags: tuple[int, ...], distance: float
     upper = int(np.clip(np.searchsorted(lags, distance), 1, len(lags) - 1))
     near, far = errors_PGBB[:, upper - 1], errors_PGBB[:, upper]
     span = np.log(lags[upper] / lags[upper - 1])
-    power = np.clip(np.log((far + _TINY) / (near + _TINY)) / span, 0.0, 2.0)
+    power = np.clip((log_error(far) - log_error(near)) / span, 0.0, 2.0)
     scaled: np.ndarray = near * (distance / lags[upper - 1]) ** power
     return scaled
 
@@ -259,5 +259,5 @@ def policy_score(policy: CachePolicy, errors: ReuseErrors, importance_S: np.ndar
 
 def _over_videos(squares: np.ndarray) -> np.ndarray:
     """The geometric mean over the first axis, videos."""
-    score: np.ndarray = np.exp(np.log(squares + _TINY).mean(axis=0))
+    score: np.ndarray = np.exp(log_error(squares).mean(axis=0))
     return score

@@ -12,6 +12,7 @@ import numpy as np
 
 from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import BlockRange, CachePolicy
+from osp_opt.quality.metrics import log_error
 from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.runs import best_runs, run_ranges
 from osp_opt.search.cache.scores import ReuseErrors, policy_score
@@ -103,7 +104,7 @@ def _with_blocks(
         source = max(s for s in range(step) if not guidance.reuses(s))
         if step < steps - SPARED and step - source <= errors.max_lag:
             error = errors.of_reuse(step, step - source, blocks)
-            costs.append((float(importance_S[step] * np.exp(np.log(error + 1e-30).mean())), step))
+            costs.append((float(importance_S[step] * np.exp(log_error(error).mean())), step))
     costs.sort()
     for count in range(1, len(costs) + 1):
         reuse: dict[int, Sequence[BlockRange]] = {step: [blocks] for _, step in costs[:count]}

@@ -17,6 +17,7 @@ from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import Source
 from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import OptimizeOptions
+from osp_opt.quality.metrics import log_error
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import TIMED_STEPS, BlockTimes, measure_block_times
 from osp_opt.search.cache.candidates import MAX_INTERVAL
@@ -103,7 +104,7 @@ class RecipeSearch:
             same = [] if length is None else self._of_length(length, move)
             if same:
                 penalty = _OF_GUIDANCE * (move.guidance > 1) + _OF_BLOCKS * (move.blocks > 1.0)
-                groups.append((math.log(max(same[0].predicted, 1e-30)) + penalty, same))
+                groups.append((float(log_error(same[0].predicted)) + penalty, same))
         groups.sort(key=lambda group: group[0])
         found = [
             (rank + _LATER * place, candidate)

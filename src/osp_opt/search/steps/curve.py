@@ -16,6 +16,7 @@ import numpy as np
 
 from osp_opt.base.artifacts import write_json
 from osp_opt.quality.intervals import mean_ci
+from osp_opt.quality.metrics import log_error
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps.candidates import objectives_for
 from osp_opt.search.steps.decide import Decision, Search
@@ -116,7 +117,7 @@ def _predicted(search: Search, decisions: Mapping[int, Decision]) -> Iterator[Cu
     planned = search.objectives[0] if search.options.objective == "distribution" else objective
 
     def cost(schedule: TimestepSchedule) -> float:
-        return float(np.exp(np.log(np.maximum(table.costs(schedule, objective), 1e-30)).mean()))
+        return float(np.exp(log_error(table.costs(schedule, objective)).mean()))
 
     full = len(search.reference)
     asked = () if search.options.all_steps else decisions

@@ -16,6 +16,7 @@ from itertools import product
 
 import numpy as np
 
+from osp_opt.quality.metrics import log_error
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps.candidates import StepTable
 from osp_opt.search.steps.objectives import StepObjective
@@ -67,7 +68,7 @@ def fit_sensitivity(
     (c, p) counts by exp(-(residual / spread)^2 / 2 per schedule); each cost is taken relative to
     the schedules' own mean, so that its unit does not matter.
     """
-    measured = _centred(np.log(np.maximum(errors, 1e-30)))
+    measured = _centred(log_error(errors))
     found: list[tuple[StepObjective, float, float]] = []
     for c, p in product(_CS, _PS):
         if p == 0.0 and c != _CS[0]:
