@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.speed.measuring import interleaved, machine, ratio
 from osp_opt.base.shape import VideoShape
 from osp_opt.generate.load import BUNDLED
-from osp_opt.model.checkpoint import load_vae
+from osp_opt.model.release import load_vae
 from osp_opt.model.vae.autoencoder import CausalVAEModel
 from osp_opt.quality.metrics import psnr
 from osp_opt.system.device import Device

@@ -12,7 +12,7 @@ from diffusers.hooks import apply_layerwise_casting
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from osp_opt.model.checkpoint import load_transformer
+from osp_opt.model.release import load_transformer
 from osp_opt.model.transformer import OpenSoraT2V
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "transformer" / "main"

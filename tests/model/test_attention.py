@@ -14,7 +14,7 @@ from torch import Tensor
 
 from osp_opt.base.errors import OptionError
 from osp_opt.model.attention import RotaryTables, rotary_table, rotate
-from osp_opt.model.checkpoint import load_transformer
+from osp_opt.model.release import load_transformer
 from osp_opt.model.transformer import OpenSoraT2V
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "transformer"

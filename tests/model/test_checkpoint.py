@@ -18,12 +18,11 @@ from torch import Tensor
 from osp_opt.base.errors import CheckpointError
 from osp_opt.model.checkpoint import (
     find_weights,
-    load_transformer,
-    load_vae,
     model_fingerprint,
     read_state_dict,
     resolve_folder,
 )
+from osp_opt.model.release import load_transformer, load_vae
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MAIN = GOLDEN / "transformer" / "main"

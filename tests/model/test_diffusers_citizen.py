@@ -15,7 +15,7 @@ from diffusers.hooks import (
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import Tensor
 
-from osp_opt.model.checkpoint import load_transformer
+from osp_opt.model.release import load_transformer
 from osp_opt.model.transformer import OpenSoraBlock, OpenSoraT2V
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "transformer"

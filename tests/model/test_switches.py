@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from osp_opt.model.checkpoint import load_transformer
+from osp_opt.model.release import load_transformer
 from osp_opt.model.transformer import OpenSoraT2V
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "transformer"

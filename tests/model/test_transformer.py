@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from osp_opt.base.errors import CheckpointError, ShapeError
-from osp_opt.model.checkpoint import load_transformer
+from osp_opt.model.release import load_transformer
 from osp_opt.model.transformer import Layer, OpenSoraT2V, run_blocks
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from osp_opt.base.errors import CheckpointError
-from osp_opt.model.checkpoint import load_transformer, load_vae, resolve_folder
+from osp_opt.model.checkpoint import resolve_folder
+from osp_opt.model.release import load_transformer, load_vae
 from osp_opt.model.text.encoder import load_text_encoder
 from osp_opt.model.weights import find_weights, read_state_dict
 

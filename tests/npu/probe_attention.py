@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from osp_opt.model.checkpoint import load_transformer
+from osp_opt.model.release import load_transformer
 
 
 def main(golden: Path, out: Path) -> None:

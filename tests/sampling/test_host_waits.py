@@ -15,7 +15,7 @@ from osp_opt.base.shape import VideoShape
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
 from osp_opt.calibration.recorder import CalibrationRecorder
-from osp_opt.model.checkpoint import load_transformer
+from osp_opt.model.release import load_transformer
 from osp_opt.model.transformer import OpenSoraT2V, TextContext
 from osp_opt.sampling.denoiser import Conditions, GuidedDenoiser
 from osp_opt.sampling.noise import CoupledNoise

@@ -18,8 +18,9 @@ from osp_opt.base.shape import VideoShape
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
 from osp_opt.calibration.recorder import CalibrationRecorder
-from osp_opt.model.checkpoint import load_transformer
+from osp_opt.model.release import load_transformer
 from osp_opt.model.text.encoder import load_text_encoder, load_tokenizer
+from osp_opt.sampling.latents import sample_latents
 from osp_opt.sampling.noise import CoupledNoise, make_noise
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline, PromptEmbeddings
 from osp_opt.sampling.samplers import SAMPLERS, make_scheduler
@@ -56,7 +57,7 @@ def generate(pipe: OpenSoraPlanPipeline, text: PromptEmbeddings, **changes: Any)
         **changes,
     }
     schedule, noise = arguments.pop("schedule"), arguments.pop("noise")
-    return pipe.generate_latents(text, SHAPE, schedule, noise, **arguments)
+    return sample_latents(pipe.transformer, text, SHAPE, schedule, noise, **arguments)
 
 
 def test_videos_of_a_batch_are_those_made_alone(pipe: OpenSoraPlanPipeline) -> None:

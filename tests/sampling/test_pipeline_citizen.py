@@ -17,6 +17,7 @@ from osp_opt.base.errors import CheckpointError, OptionError, PolicyError
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
 from osp_opt.model.release import BUNDLED
+from osp_opt.sampling.latents import decode_videos
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
 from osp_opt.sampling.samplers import make_scheduler
 from osp_opt.sampling.schedule import TimestepSchedule
@@ -242,7 +243,7 @@ class TestOffloading:
             cpu_offload(part, torch.device("meta"), offload_buffers=True)
         made = pipe(**encoded, guidance_scale=1.0, output_type="latent", num_inference_steps=2)
         assert made.frames.device.type == "meta"
-        decoded = list(pipe._decoded(torch.zeros(1, 4, 2, 2, 2), lambda frames: frames))
+        decoded = list(decode_videos(pipe.vae, torch.zeros(1, 4, 2, 2, 2), lambda frames: frames))
         assert decoded[0].device.type == "meta"
 
     @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
-from osp_opt.model.checkpoint import load_transformer, load_vae
+from osp_opt.model.release import load_transformer, load_vae
 from osp_opt.model.text.encoder import load_text_encoder, load_tokenizer
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
 from osp_opt.sampling.schedule import TimestepSchedule

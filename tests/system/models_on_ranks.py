@@ -14,8 +14,8 @@ from torch import Tensor
 
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
-from osp_opt.model.checkpoint import load_transformer, load_vae
 from osp_opt.model.parallelize import ParallelTransformer, parallelize_transformer, spread_tiles
+from osp_opt.model.release import load_transformer, load_vae
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.tiling import Tiling, run_tiles
 from osp_opt.system.device import Device

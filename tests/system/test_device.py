@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from osp_opt.base.errors import DeviceError, OptionError
-from osp_opt.model.checkpoint import load_vae
+from osp_opt.model.release import load_vae
 from osp_opt.system.device import ASCEND_PRECISION, Device, discover
 from osp_opt.system.host import impossible_device, share_cores
 from osp_opt.system.precision import AS_IS, PrecisionPolicy, apply_precision

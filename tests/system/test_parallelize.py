@@ -13,8 +13,8 @@ from torch import Tensor
 
 from osp_opt.base.errors import OptionError, ShapeError
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.model.checkpoint import load_transformer
 from osp_opt.model.parallelize import ParallelTransformer, parallelize_transformer
+from osp_opt.model.release import load_transformer
 from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel, RankGroup
 from osp_opt.system.ranks import Layout, layouts_for

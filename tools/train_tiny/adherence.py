@@ -15,13 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from osp_opt.base.shape import VideoShape
 from osp_opt.generate.load import LoadedModel, load_pipeline
 from osp_opt.options import ModelOptions
 from osp_opt.quality.intervals import mean_ci, wilson
 from osp_opt.quality.metrics import psnr
-from osp_opt.sampling.noise import make_noise
-from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.device import Device
 from osp_opt.tiny.checker import CheckResult, check
 from osp_opt.tiny.clips import render_clips, to_uint8
@@ -44,23 +41,10 @@ def sample(
     model: LoadedModel, prompts: Sequence[str], num_steps: int, seed: int = 0
 ) -> list[np.ndarray]:
     """A video uint8 [t h w c] of each prompt, with coupled noise and uniform steps."""
-    defaults, pipeline = model.defaults, model.pipeline
-    shape = VideoShape(defaults.num_frames, defaults.height, defaults.width)
     videos: list[np.ndarray] = []
     for first in range(0, len(prompts), BATCH):
         part = list(prompts[first : first + BATCH])
-        embeddings = pipeline.encode_prompts(
-            part, defaults.negative_prompt, defaults.max_sequence_length
-        )
-        noise = make_noise("coupled", [seed] * len(part), part, (4, *shape.latent()))
-        latents = pipeline.generate_latents(
-            embeddings,
-            shape,
-            TimestepSchedule.uniform(num_steps),
-            noise,
-            guidance_scale=defaults.guidance_scale,
-        )
-        videos += list(pipeline.decode_latents(latents).numpy())
+        videos += model.pipeline(part, num_inference_steps=num_steps, seed=seed).frames.numpy()
     return videos
 
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from osp_opt.model.checkpoint import load_transformer, load_vae
-from osp_opt.model.release import BUNDLED, ModelDefaults, ModelFolders
+from osp_opt.model.release import BUNDLED, ModelDefaults, ModelFolders, load_transformer, load_vae
 from osp_opt.model.text.encoder import load_text_encoder, load_tokenizer
 from osp_opt.model.vae.tiling import Tiling
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline

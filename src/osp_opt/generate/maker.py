@@ -26,8 +26,9 @@ from osp_opt.generate.provenance import Setting
 from osp_opt.model.parallelize import parallelize_transformer, spread_tiles
 from osp_opt.model.vae.autoencoder import VAE_SCALE
 from osp_opt.options import CacheMemoryOptions, SamplingOptions
+from osp_opt.sampling.embeddings import PromptEmbeddings, encode_texts
+from osp_opt.sampling.latents import sample_latents
 from osp_opt.sampling.noise import make_noise
-from osp_opt.sampling.pipeline import PromptEmbeddings
 from osp_opt.sampling.samplers import make_scheduler, set_schedule
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.device import DTYPES
@@ -290,7 +291,10 @@ class VideoMaker:
                     self.device.empty_cache()
 
     def _encoded(self, text: str) -> tuple[Tensor, Tensor]:
-        return self.pipeline.encode_texts([text], self.max_sequence_length)
+        pipeline = self.pipeline
+        return encode_texts(
+            pipeline.tokenizer, pipeline.text_encoder, [text], self.max_sequence_length
+        )
 
     def denoise(
         self,
@@ -310,7 +314,8 @@ class VideoMaker:
         if cache is not None:
             cache.reset()
         with self.stages.stage("denoise"):
-            latents = self.pipeline.generate_latents(
+            latents = sample_latents(
+                self._transformer if transformer is None else transformer,
                 embeddings,
                 self.shape,
                 schedule,
@@ -321,7 +326,6 @@ class VideoMaker:
                 recorder=recorder,
                 callback=callback,
                 sequential_guidance=self.sequential_guidance,
-                transformer=self._transformer if transformer is None else transformer,
             )
         return Denoised(latents, self.stages["denoise"].seconds[-1], self.timed_on)
 

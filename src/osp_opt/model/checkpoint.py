@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import huggingface_hub
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor, nn
 
 from osp_opt.base.artifacts import fingerprint_folder, read_json
 from osp_opt.base.errors import CheckpointError, FileError
-from osp_opt.model.transformer import OpenSoraT2V
-from osp_opt.model.vae.autoencoder import CausalVAEModel
 from osp_opt.model.weights import (
     check_sizes,
     find_weights,
@@ -27,10 +27,9 @@ from osp_opt.model.weights import (
 )
 
 __all__ = [
+    "ReleasedModel",
     "find_weights",
     "load_model",
-    "load_transformer",
-    "load_vae",
     "model_fingerprint",
     "open_checkpoint",
     "read_config",
@@ -38,8 +37,42 @@ __all__ = [
     "resolve_folder",
 ]
 
+_OURS = frozenset({"cache_dir", "torch_dtype", "dtype", "low_cpu_mem_usage", "use_safetensors"})
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "owner/name"
-Model = TypeVar("Model", OpenSoraT2V, CausalVAEModel)
+Model = TypeVar("Model", bound=ModelMixin)
+
+
+class ReleasedModel(ModelMixin):
+    """A diffusers model whose released folders may hold weights as ``.ckpt``."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[Any] | None,
+        *,
+        subfolder: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load the model in evaluation mode from a folder or a hub id (``owner/name``).
+
+        What diffusers has saved is loaded by diffusers, with all of its options; the official
+        layout by our own rules, with ``torch_dtype`` (default: float32) and ``cache_dir``.
+        Raises CheckpointError.
+        """
+        source = str(pretrained_model_name_or_path)
+        folder = resolve_folder(source, subfolder, kwargs.get("cache_dir"))
+        official = any(folder.glob("*.ckpt")) or not any(folder.glob("diffusion_pytorch_model*"))
+        if not official:
+            return super().from_pretrained(str(folder), **kwargs)
+        foreign = sorted(kwargs.keys() - _OURS)
+        if foreign:
+            raise CheckpointError(
+                f"{folder}: {foreign[0]} is for checkpoints that diffusers has saved; load this "
+                "one without it and use save_pretrained() first"
+            )
+        dtype = kwargs.get("torch_dtype") or kwargs.get("dtype") or torch.float32
+        loaded: Any = cls
+        return load_model(loaded, folder, dtype)
 
 
 def resolve_folder(
@@ -82,40 +115,6 @@ def read_config(folder: str | Path, class_name: str) -> dict[str, Any]:
     return config
 
 
-def load_transformer(
-    source: str | Path,
-    dtype: torch.dtype = torch.float32,
-    *,
-    subfolder: str | None = None,
-    cache_dir: str | Path | None = None,
-) -> OpenSoraT2V:
-    """Load the transformer in evaluation mode on the CPU; see :func:`resolve_folder`.
-
-    Raises CheckpointError when anything about the checkpoint is wrong.
-    """
-    model: OpenSoraT2V = load_model(
-        OpenSoraT2V, resolve_folder(source, subfolder, cache_dir), dtype
-    )
-    return model
-
-
-def load_vae(
-    source: str | Path,
-    dtype: torch.dtype = torch.float32,
-    *,
-    subfolder: str | None = None,
-    cache_dir: str | Path | None = None,
-) -> CausalVAEModel:
-    """Load the video autoencoder in evaluation mode on the CPU; see :func:`resolve_folder`.
-
-    Raises CheckpointError when anything about the checkpoint is wrong.
-    """
-    model: CausalVAEModel = load_model(
-        CausalVAEModel, resolve_folder(source, subfolder, cache_dir), dtype
-    )
-    return model
-
-
 def model_fingerprint(folders: str | Path | Iterable[str | Path]) -> str:
     """SHA-256 (hex) over the configs and weights of one or more local model folders.
 
@@ -156,12 +155,11 @@ def open_checkpoint(model_class: type[Model], folder: Path) -> tuple[Model, dict
         _check_config(model_class, config, len(state))
         # On "meta" nothing is allocated or initialised: the file's tensors become the weights.
         with torch.device("meta"):
-            built: Any = model_class.from_config(config)
+            model: Model = model_class.from_config(config)  # type: ignore[attr-defined]
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{folder / 'config.json'}: cannot build a {model_class.__name__} from it ({error})"
         ) from error
-    model: Model = built
     _check_keys(model, state, folder)
     return model, state
 

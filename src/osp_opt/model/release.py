@@ -8,11 +8,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from osp_opt.base.artifacts import read_json
 from osp_opt.base.errors import CheckpointError, FileError
 from osp_opt.base.shape import trained_shape
-from osp_opt.model.checkpoint import model_fingerprint, resolve_folder
+from osp_opt.model.checkpoint import load_model, model_fingerprint, resolve_folder
 from osp_opt.model.text.captions import MAX_SEQUENCE_LENGTH, NEGATIVE_PROMPT, POSITIVE_TEMPLATE
+from osp_opt.model.transformer import OpenSoraT2V
+from osp_opt.model.vae.autoencoder import CausalVAEModel
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "tiny"
 """Folder of the model inside the package: transformer, vae, text_encoder and defaults.json."""
@@ -147,3 +151,31 @@ def _split_hub_id(model_path: str) -> tuple[str, str | None]:
     if Path(model_path).expanduser().exists() or len(parts) < 3 or not parts[0]:
         return model_path, None
     return "/".join(parts[:2]), "/".join(parts[2:])
+
+
+def load_transformer(
+    source: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    subfolder: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> OpenSoraT2V:
+    """Load the transformer in evaluation mode on the CPU; see `resolve_folder`.
+
+    Raises CheckpointError when anything about the checkpoint is wrong.
+    """
+    return load_model(OpenSoraT2V, resolve_folder(source, subfolder, cache_dir), dtype)
+
+
+def load_vae(
+    source: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    subfolder: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> CausalVAEModel:
+    """Load the video autoencoder in evaluation mode on the CPU; see `resolve_folder`.
+
+    Raises CheckpointError when anything about the checkpoint is wrong.
+    """
+    return load_model(CausalVAEModel, resolve_folder(source, subfolder, cache_dir), dtype)

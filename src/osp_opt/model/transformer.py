@@ -46,6 +46,7 @@ from osp_opt.model.block import (
     modulated_norm,
     run_blocks,
 )
+from osp_opt.model.checkpoint import ReleasedModel
 from osp_opt.model.embeddings import (
     CaptionProjection,
     PatchEmbedding,
@@ -54,7 +55,6 @@ from osp_opt.model.embeddings import (
     absolute_positions,
     interpolation_scales,
 )
-from osp_opt.model.released import ReleasedModel
 
 __all__ = [
     "BlockLoop",

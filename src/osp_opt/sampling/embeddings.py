@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from osp_opt.base.errors import OptionError
+from osp_opt.model.text.encoder import preprocess_prompt, tokenize
+from osp_opt.sampling.offload import execution_device
+
+__all__ = ["PromptEmbeddings", "encode_texts"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,21 @@ class PromptEmbeddings:
             return None
         return self.negative_embeds, self.negative_mask
 
+    @property
+    def by_name(self) -> dict[str, Tensor | None]:
+        """The four tensors, under the names that diffusers' callbacks know them by."""
+        return {
+            "prompt_embeds": self.embeds,
+            "prompt_attention_mask": self.mask,
+            "negative_prompt_embeds": self.negative_embeds,
+            "negative_prompt_attention_mask": self.negative_mask,
+        }
+
+    def to(self, device: torch.device) -> PromptEmbeddings:
+        """With the embeddings on `device`; masks stay where they are."""
+        negative = None if self.negative_embeds is None else self.negative_embeds.to(device)
+        return PromptEmbeddings(self.embeds.to(device), self.mask, negative, self.negative_mask)
+
     def repeated(self, times: int) -> PromptEmbeddings:
         """Every prompt `times` times in a row."""
         return PromptEmbeddings(
@@ -61,3 +81,29 @@ class PromptEmbeddings:
                 for part in (self.embeds, self.mask, self.negative_embeds, self.negative_mask)
             )  # type: ignore[arg-type]
         )
+
+
+@torch.no_grad()
+def encode_texts(
+    tokenizer: Any,
+    text_encoder: Any,
+    texts: list[str],
+    max_sequence_length: int,
+    clean_caption: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings [b l c] and mask [b l] (on the CPU) of texts, cut at `max_sequence_length` tokens.
+
+    `clean_caption` applies the original caption cleaning, else texts are lower-cased only. Raises
+    OptionError without an encoder.
+    """
+    if text_encoder is None or tokenizer is None:
+        raise OptionError("the text encoder was released or never given; pass prompt_embeds")
+    texts = [preprocess_prompt(text, clean_caption) for text in texts]
+    ids, mask = tokenize(tokenizer, texts, max_sequence_length)
+    device = execution_device(text_encoder)
+    # One by one: in a batch a text's last bits would depend on the others.
+    embeds = [
+        text_encoder(row[None].to(device), attention_mask=keep[None].to(device))[0]
+        for row, keep in zip(ids, mask, strict=True)
+    ]
+    return torch.cat(embeds), mask

@@ -5,7 +5,7 @@ Shapes: b videos, c latent channels, t h w latent frames and size, l tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -14,51 +14,38 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_pipeline import CogVideoXLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from einops import rearrange
 from torch import Tensor
 
-from osp_opt.base.errors import CheckpointError, OptionError, OspOptError, ShapeError
+from osp_opt.base.errors import CheckpointError, OptionError
 from osp_opt.base.shape import VideoShape
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
-from osp_opt.model.checkpoint import load_transformer, load_vae
-from osp_opt.model.release import ModelDefaults, ModelFolders
+from osp_opt.model.release import ModelDefaults, ModelFolders, load_transformer, load_vae
 from osp_opt.model.text.encoder import (
     load_text_encoder,
     load_tokenizer,
-    preprocess_prompt,
-    tokenize,
 )
 from osp_opt.model.transformer import OpenSoraT2V
-from osp_opt.model.vae.autoencoder import VAE_SCALE, CausalVAEModel
+from osp_opt.model.vae.autoencoder import CausalVAEModel
 from osp_opt.model.vae.tiling import MapTiles, run_tiles
-from osp_opt.sampling.denoiser import BlockLoops, Conditions, GuidedDenoiser, Recorder
-from osp_opt.sampling.embeddings import PromptEmbeddings
+from osp_opt.sampling.denoiser import BlockLoops, Conditions, GuidedDenoiser
+from osp_opt.sampling.embeddings import PromptEmbeddings, encode_texts
+from osp_opt.sampling.latents import Interrupted, decode_videos, sample_latents
 from osp_opt.sampling.noise import GeneratorNoise, NoiseSource, make_noise, noise_key
 from osp_opt.sampling.offload import execution_device
 from osp_opt.sampling.outputs import OUTPUT_TYPES, OpenSoraPlanOutput, finish, in_form, to_uint8
 from osp_opt.sampling.samplers import (
     StepCallback,
     make_scheduler,
-    sample_euler_ancestral,
-    sample_with_scheduler,
     set_schedule,
 )
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.sampling.schedulers import SAMPLERS, adopt_scheduler, first_sigma, is_stock
+from osp_opt.sampling.schedulers import SAMPLERS, adopt_scheduler
 
 __all__ = ["OpenSoraPlanOutput", "OpenSoraPlanPipeline", "PromptEmbeddings"]
 
 DEFAULT_STEPS = 100
-StepEnd = Callable[[GuidedDenoiser, int, float, Tensor], Tensor | None]
 _TOKENIZER = "tokenizer"  # folder of a saved pipeline
-
-
-class _Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """Somebody asked the run to stop; it ends with these latents."""
-
-    def __init__(self, latents: Tensor) -> None:
-        self.latents = latents
 
 
 @dataclass(frozen=True)
@@ -231,21 +218,14 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         if "{}" not in template:
             raise OptionError(f"prompt_template {template!r:.40} has no {{}} for the prompt")
         limit = self.defaults.max_sequence_length
+        negative = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
         encoded = self.encode_prompts(
             [template.replace("{}", text) for text in prompts],
-            self._negative(negative_prompt) if do_classifier_free_guidance else None,
+            negative if do_classifier_free_guidance else None,
             limit if max_sequence_length is None else max_sequence_length,
             clean_caption,
         ).repeated(num_videos_per_prompt)
-        prompt_embeds, prompt_attention_mask = encoded.embeds, encoded.mask
-        negative_prompt_embeds = encoded.negative_embeds
-        negative_prompt_attention_mask = encoded.negative_mask
-        return (
-            prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_embeds,
-            negative_prompt_attention_mask,
-        )
+        return encoded.embeds, encoded.mask, encoded.negative_embeds, encoded.negative_mask
 
     def encode_prompts(
         self,
@@ -259,7 +239,13 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         Longer ones are cut. `clean_caption` applies the original caption cleaning, else prompts are
         lower-cased only.
         """
-        embeds, mask = self.encode_texts(prompts, max_sequence_length, clean_caption)
+
+        def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
+            return encode_texts(
+                self.tokenizer, self.text_encoder, texts, max_sequence_length, clean_caption
+            )
+
+        embeds, mask = encode(prompts)
         if negative_prompt is None:
             return PromptEmbeddings(embeds, mask)
         negatives = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
@@ -268,149 +254,14 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one for all, "
                 "or one for each"
             )
-        other, other_mask = self.encode_texts(negatives, max_sequence_length, clean_caption)
+        other, other_mask = encode(negatives)
         b = len(prompts)
         return PromptEmbeddings(embeds, mask, other.expand(b, -1, -1), other_mask.expand(b, -1))
 
     @torch.no_grad()
-    def encode_texts(
-        self, texts: list[str], max_sequence_length: int, clean_caption: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """Embeddings [b l c] and mask [b l] (on the CPU) of texts; see `encode_prompts`."""
-        if self.text_encoder is None or self.tokenizer is None:
-            raise OptionError("the text encoder was released or never given; pass prompt_embeds")
-        texts = [preprocess_prompt(text, clean_caption) for text in texts]
-        ids, mask = tokenize(self.tokenizer, texts, max_sequence_length)
-        device = execution_device(self.text_encoder)
-        # One by one: in a batch a text's last bits would depend on the others.
-        embeds = [
-            self.text_encoder(row[None].to(device), attention_mask=keep[None].to(device))[0]
-            for row, keep in zip(ids, mask, strict=True)
-        ]
-        return torch.cat(embeds), mask
-
-    def _negative(self, given: str | list[str] | None) -> str | list[str]:
-        return self.defaults.negative_prompt if given is None else given
-
-    @torch.no_grad()
-    def generate_latents(
-        self,
-        embeddings: PromptEmbeddings,
-        shape: VideoShape,
-        schedule: TimestepSchedule,
-        noise: NoiseSource,
-        *,
-        guidance_scale: float,
-        sampler: str | Any = SAMPLERS[0],
-        latents: Tensor | None = None,
-        cache: BlockLoops | None = None,
-        recorder: Recorder | None = None,
-        callback: Callable[[int, int], None] | None = None,
-        step_callback: StepCallback | None = None,
-        on_step_end: StepEnd | None = None,
-        sequential_guidance: bool = False,
-        transformer: Any = None,
-    ) -> Tensor:
-        """Sample latents [b c t h w], float32 on the transformer's device, times VAE_SCALE.
-
-        Args:
-            embeddings: of b prompts, with negative ones unless guidance is off.
-            shape: of each video.
-            schedule: its default form means the sampler's own spacing of that many steps.
-            noise: draws of b videos; for one video also without the b axis.
-            guidance_scale: 1 or less evaluates the prompt alone.
-            sampler: a name from SAMPLERS, or one of their diffusers schedulers.
-            latents: unit normal start in place of the noise's own.
-            cache: supplies the block loop of each step, counted in evaluations of the network.
-            recorder: likewise, and is given the denoised predictions; excludes `cache`.
-            callback: called after each step with the steps done so far and their number.
-            step_callback: called after each step with its index, timestep and latents; may return
-                others.
-            on_step_end: likewise, with the denoiser before them.
-            sequential_guidance: the two guidance branches one after the other: half the memory.
-            transformer: called in place of the pipeline's own (the same one spread over ranks).
-
-        Raises:
-            ScheduleError: the sampler cannot follow the schedule.
-            OptionError: noise or latents do not fit, a prompt is missing.
-            OspOptError: the result is not finite.
-        """
-        model = self.transformer if transformer is None else transformer
-        own = isinstance(sampler, str)
-        scheduler = make_scheduler(sampler) if own else adopt_scheduler(sampler)
-        set_schedule(scheduler, schedule)
-        device = execution_device(model)
-        size = (len(embeddings), model.config.in_channels, *shape.latent())
-        guided = guidance_scale > 1.0
-        if guided and embeddings.negative is None:
-            raise OptionError(f"guidance_scale {guidance_scale} needs a negative prompt")
-        conditions = Conditions.encode(
-            model,
-            embeddings.embeds.to(device),
-            embeddings.mask,
-            _moved(embeddings.negative, device) if guided else None,
-            sequential_guidance,
-        )
-        ancestral = is_stock(scheduler, SAMPLERS[0])
-        timesteps = schedule.timesteps if ancestral else tuple(scheduler.timesteps.tolist())
-        denoiser = GuidedDenoiser(model, conditions, guidance_scale, cache, recorder, timesteps)
-        total = len(timesteps)
-
-        def report(step: int, timestep: float, x: Tensor) -> Tensor | None:
-            other = None if step_callback is None else step_callback(step, timestep, x)
-            if callback is not None:
-                callback(step + 1, total)
-            if on_step_end is not None:
-                other = on_step_end(denoiser, step, timestep, x if other is None else other)
-            return other
-
-        start = float(schedule.sigmas[0]) if ancestral else float(scheduler.init_noise_sigma)
-        if latents is None:
-            latents = noise.initial(size, first_sigma(scheduler))
-        elif latents.shape != size:
-            raise ShapeError(f"latents are {tuple(latents.shape)}; {shape} needs {size}")
-        x = latents.to(device=device, dtype=torch.float32) * start
-        try:
-            if ancestral:
-                x = sample_euler_ancestral(denoiser, x, schedule, noise, report)
-            else:
-                x = sample_with_scheduler(
-                    scheduler, denoiser.predict_noise, x, noise, report, schedule.corrections
-                )
-        except _Interrupted as interrupted:
-            x = interrupted.latents
-        # The only wait for the device ("meta" has no values to look at).
-        if x.device.type != "meta" and not bool(torch.isfinite(x).all()):
-            raise OspOptError(
-                f"sampling in {model.dtype} gave NaN or infinite latents; "
-                "try --dtype float32, or check the checkpoint and the given latents"
-            )
-        return x
-
-    @torch.no_grad()
     def decode_latents(self, latents: Tensor, map_tiles: MapTiles = run_tiles) -> Tensor:
-        """Videos uint8 [b t h w c] on the CPU from latents as `generate_latents` makes them."""
-        return torch.stack([*self._decoded(latents, to_uint8, map_tiles)])
-
-    def _decoded(
-        self,
-        latents: Tensor,
-        finish: Callable[[Tensor], Tensor],
-        map_tiles: MapTiles = run_tiles,
-    ) -> Iterator[Tensor]:
-        """Videos [t h w c]; `finish` makes them of pieces of their frames, float32 in [0, 1].
-
-        One piece after the other and in place: at 93x720p a float32 video is 1 GB.
-        """
-        if self.vae is None:
-            raise OptionError("this pipeline has no autoencoder; use output_type='latent'")
-        latents = latents.to(device=execution_device(self.vae), dtype=self.vae.dtype) / VAE_SCALE
-        for one in latents:
-            pieces = []
-            for piece in self.vae.decode_pieces(one[None], map_tiles):
-                frames = rearrange(piece[0].float(), "c t h w -> t h w c")
-                pieces.append(finish(frames.div_(2).add_(0.5).clamp_(0, 1)))
-            yield pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        """Videos uint8 [b t h w c] on the CPU from latents as `sample_latents` makes them."""
+        return torch.stack([*decode_videos(self.vae, latents, to_uint8, map_tiles)])
 
     @torch.no_grad()
     def __call__(
@@ -564,17 +415,18 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 self._current_timestep = timestep
                 bar.update()
                 if callback_on_step_end is not None:
-                    tensors = _tensors(x, embeddings)
+                    tensors: dict[str, Any] = {"latents": x, **embeddings.by_name}
                     given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     tensors.update(callback_on_step_end(self, step, timestep, given) or {})
                     x = tensors.pop("latents")
                     embeddings = self._changed(denoiser, embeddings, tensors, sequential_guidance)
                 if self._interrupt:
-                    raise _Interrupted(x)
+                    raise Interrupted(x)
                 self._current_timestep = (*calls, None)[step + 1]
                 return x
 
-            result = self.generate_latents(
+            result = sample_latents(
+                self.transformer,
                 embeddings,
                 shape,
                 plan,
@@ -590,7 +442,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         self._current_timestep = None
         videos: Any = result
         if output_type != "latent":
-            videos = in_form(self._decoded(result, finish(output_type)), output_type)
+            videos = in_form(decode_videos(self.vae, result, finish(output_type)), output_type)
         self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
         return OpenSoraPlanOutput(frames=videos) if return_dict else (videos,)
 
@@ -640,22 +492,18 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     ) -> PromptEmbeddings:
         """The embeddings to go on with; `denoiser` is told of them and of the guidance."""
         denoiser.guidance_scale = self._guidance_scale
-        changed = PromptEmbeddings(
-            tensors["prompt_embeds"],
-            tensors["prompt_attention_mask"],
-            tensors["negative_prompt_embeds"],
-            tensors["negative_prompt_attention_mask"],
+        before = embeddings.by_name
+        if all(tensors[name] is tensor for name, tensor in before.items()):
+            return embeddings
+        changed = PromptEmbeddings(*(tensors[name] for name in before))
+        here = changed.to(execution_device(self.transformer))
+        denoiser.conditions = Conditions.encode(
+            self.transformer,
+            here.embeds,
+            here.mask,
+            here.negative if denoiser.conditions.guided else None,
+            sequential,
         )
-        before = _tensors(None, embeddings)
-        if any(tensors[name] is not before[name] for name in tensors):
-            device = execution_device(self.transformer)
-            denoiser.conditions = Conditions.encode(
-                self.transformer,
-                changed.embeds.to(device),
-                changed.mask,
-                _moved(changed.negative, device) if denoiser.conditions.guided else None,
-                sequential,
-            )
         return changed
 
 
@@ -681,21 +529,6 @@ def _seeds(first: int, prompts: Sequence[str]) -> list[int]:
     return seeds
 
 
-def _tensors(latents: Tensor | None, embeddings: PromptEmbeddings) -> dict[str, Any]:
-    """By the names that callbacks know them by."""
-    return {
-        "latents": latents,
-        "prompt_embeds": embeddings.embeds,
-        "prompt_attention_mask": embeddings.mask,
-        "negative_prompt_embeds": embeddings.negative_embeds,
-        "negative_prompt_attention_mask": embeddings.negative_mask,
-    }
-
-
 def _flat(x: Tensor | None, ndim: int) -> Any:
     """Drop the axis of size 1 that the original's embeddings [b 1 l c] and masks [b 1 l] have."""
     return x if x is None or x.ndim == ndim else x.flatten(0, 1)
-
-
-def _moved(pair: Any, device: torch.device) -> Any:
-    return None if pair is None else (pair[0].to(device), pair[1])

@@ -19,7 +19,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from osp_opt.model.released import ReleasedModel
+from osp_opt.model.checkpoint import ReleasedModel
 from osp_opt.model.vae import blocks
 from osp_opt.model.vae.tiling import MapTiles, Tiling, run_tiles, tiled
 
