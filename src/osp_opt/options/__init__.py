@@ -1,6 +1,6 @@
 """Every option of every subcommand, declared once (no torch).
 
-Groups are in :mod:`osp_opt.options.groups`, subcommands in :mod:`osp_opt.options.commands`.
+What commands share is in `groups`; each command's own are in the module of its name.
 """
 
 from __future__ import annotations
@@ -10,29 +10,30 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from osp_opt.options.base import OPTIONS_FILE, STATE_FOLDER, Options, option, option_extra
-from osp_opt.options.commands import (
+from osp_opt.options.calibrate import (
     CALIBRATED_PROMPTS,
     CALIBRATION_FILE,
     CALIBRATION_NOTE,
-    CacheMemoryOptions,
     CalibrateOptions,
-    DoctorOptions,
-    OptimizeOptions,
-    SampleOptions,
-    SearchCacheOptions,
-    SearchOptions,
-    SearchStepsOptions,
     calibration_file,
     calibration_of,
 )
 from osp_opt.options.evidence import EvaluateOptions, ReportOptions
 from osp_opt.options.export import MAX_BLOCKS, ExportOptions
 from osp_opt.options.groups import (
+    CacheMemoryOptions,
     DeviceOptions,
     LaunchOptions,
     ModelOptions,
     SamplingOptions,
     ShapeOptions,
+)
+from osp_opt.options.sample import DoctorOptions, SampleOptions
+from osp_opt.options.searches import (
+    OptimizeOptions,
+    SearchCacheOptions,
+    SearchOptions,
+    SearchStepsOptions,
 )
 
 JobOptions = (

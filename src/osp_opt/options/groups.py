@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.base.shape import PIXEL_MULTIPLE, VAE_STRIDE
 from osp_opt.options.base import Options, Texts, option
 
@@ -296,3 +297,36 @@ class LaunchOptions(Options):
                 f"--nnodes {self.nnodes}: needs --master-addr and --master-port, or --rdzv-endpoint"
             )
         return self
+
+
+class CacheMemoryOptions(Options):
+    """Where a block cache keeps what it reuses: for models whose hidden states are large."""
+
+    cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Number format of the stored changes; auto: as computed.", panel="Device"
+    )
+    cache_offload: bool = option(False, "Keep the stored changes in host memory.", panel="Device")
+
+    @field_validator("cache_dtype", mode="before")
+    @classmethod
+    def _long_cache_dtype(cls, value: Any) -> Any:
+        return DTYPE_ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+STEPS_ALIASES = ("num_sampling_steps", "num_inference_steps")
+SCHEDULE = "Searched schedule: JSON list of timesteps / 1000."
+
+
+def check_makes(sampler: str, steps: int) -> None:
+    """Raise ValueError for a number of steps that a sampler cannot make."""
+    kind = SAMPLER_KINDS[sampler]
+    if not kind.fewest <= steps <= kind.most:
+        raise ValueError(
+            f"--steps {steps}: {sampler} makes {kind.fewest} to {kind.most} steps; "
+            "choose so many, or another --sampler"
+        )
+
+
+def file_at(place: Path, name: str, *suffixes: str) -> Path:
+    """``place`` itself when it is named like a file, else ``name`` inside it."""
+    return place if place.suffix in suffixes and not place.is_dir() else place / name

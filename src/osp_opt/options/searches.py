@@ -1,4 +1,4 @@
-"""The options of every subcommand."""
+"""The options of the searches: search-steps, search-cache, and optimize for both at once."""
 
 from __future__ import annotations
 
@@ -8,114 +8,18 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator, model_validator
 from typing_extensions import Self
 
-from osp_opt.base.artifacts import read_json
-from osp_opt.base.errors import FileError
-from osp_opt.base.samplers import FOLLOW_TIMESTEPS, MAX_STEPS, SAMPLER_KINDS
-from osp_opt.options.base import STATE_FOLDER, Fraction, Numbers, Options, option
+from osp_opt.base.samplers import FOLLOW_TIMESTEPS, MAX_STEPS
+from osp_opt.options.base import Fraction, Numbers, option
+from osp_opt.options.calibrate import CalibrateOptions
 from osp_opt.options.groups import (
-    DTYPE_ALIASES,
-    DeviceOptions,
+    SCHEDULE,
+    STEPS_ALIASES,
+    CacheMemoryOptions,
     LaunchOptions,
-    ModelOptions,
     SamplingOptions,
-    ShapeOptions,
+    check_makes,
+    file_at,
 )
-
-_STEPS_ALIASES = ("num_sampling_steps", "num_inference_steps")
-_SCHEDULE = "Searched schedule: JSON list of timesteps / 1000."
-CALIBRATION_FILE = "calibration.safetensors"
-"""The statistics of a calibration, inside its folder."""
-CALIBRATED_PROMPTS = 8
-"""Used to calibrate when nobody says how many."""
-CALIBRATION_NOTE = "calibration.json"
-"""In the working folder: where the last calibration is."""
-
-
-def _can_make(sampler: str, steps: int) -> None:
-    """Raise ValueError for a number of steps that a sampler cannot make."""
-    kind = SAMPLER_KINDS[sampler]
-    if not kind.fewest <= steps <= kind.most:
-        raise ValueError(
-            f"--steps {steps}: {sampler} makes {kind.fewest} to {kind.most} steps; "
-            "choose so many, or another --sampler"
-        )
-
-
-class CalibrateOptions(SamplingOptions, LaunchOptions):
-    """Sample with the original model and record what the searches need."""
-
-    command: ClassVar[str] = "calibrate"
-    folder: ClassVar[str | None] = "calibration"
-    common: ClassVar[tuple[str, ...]] = (
-        "num_prompts",
-        "prompt_file",
-        "text_prompt",
-        "steps",
-        "guidance_scale",
-        "model_path",
-        "seed",
-        "out",
-        "workdir",
-        "nproc_per_node",
-    )
-    example: ClassVar[str] = "--model-path NAME/REPO/29x480p --prompt-file prompts.txt"
-
-    steps: int = option(
-        100,
-        "Steps of the original model, and levels of the table.",
-        panel="Job",
-        aliases=_STEPS_ALIASES,
-        unit="steps",
-        ge=2,
-        le=MAX_STEPS,
-    )
-    num_prompts: int | None = option(
-        None,
-        "Use only the first prompts; default: all that are given, 8 of the bundled ones.",
-        panel="Job",
-        unit="prompts",
-        ge=1,
-    )
-    yardstick: bool | None = option(
-        None,
-        "Sample two videos in four times as many steps too: the scale of a loss; default: with the "
-        "bundled model.",
-        panel="Job",
-    )
-    out: Path | None = option(
-        None,
-        "Folder for videos and statistics; default WORKDIR/calibration.",
-        panel="Job",
-        short="o",
-        aliases=("save_img_path", "save_dir"),
-        metavar="DIR",
-        identity=False,
-    )
-
-    @model_validator(mode="after")
-    def _possible_steps(self) -> CalibrateOptions:
-        _can_make(self.sampler, self.steps)
-        return self
-
-    @property
-    def out_dir(self) -> Path:
-        """Where the videos are: ``--out`` when given, else the usual place."""
-        return self.out or super().run_dir
-
-    @property
-    def run_dir(self) -> Path:
-        """Its own place inside the folder of results, which belongs to the user."""
-        return self.out_dir / STATE_FOLDER / self.command
-
-    @property
-    def measures_yardstick(self) -> bool:
-        """Whether to see how far the original's own steps are from convergence."""
-        return self.model_path is None if self.yardstick is None else self.yardstick
-
-    @property
-    def calibration_note(self) -> Path:
-        """Where it is noted for the searches which folder holds the calibration."""
-        return self.workdir / CALIBRATION_NOTE
 
 
 class SearchOptions(SamplingOptions, LaunchOptions):
@@ -214,7 +118,7 @@ class SearchStepsOptions(SearchOptions):
         (50,),
         "Length of the schedule; several, separated by commas, write one schedule each.",
         panel="Job",
-        aliases=_STEPS_ALIASES,
+        aliases=STEPS_ALIASES,
         metavar="N[,N...]",
         min_length=1,
     )
@@ -299,21 +203,7 @@ class SearchStepsOptions(SearchOptions):
     @property
     def schedule_path(self) -> Path:
         """Where the schedule is written (the first one, when there are several)."""
-        return _file_at(self.out or self.run_dir, "searched_schedule.txt", ".txt", ".json")
-
-
-class CacheMemoryOptions(Options):
-    """Where a block cache keeps what it reuses: for models whose hidden states are large."""
-
-    cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Number format of the stored changes; auto: as computed.", panel="Device"
-    )
-    cache_offload: bool = option(False, "Keep the stored changes in host memory.", panel="Device")
-
-    @field_validator("cache_dtype", mode="before")
-    @classmethod
-    def _long_cache_dtype(cls, value: Any) -> Any:
-        return DTYPE_ALIASES.get(value, value) if isinstance(value, str) else value
+        return file_at(self.out or self.run_dir, "searched_schedule.txt", ".txt", ".json")
 
 
 class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
@@ -342,7 +232,7 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
         100,
         "Sampling steps that the cache is for (with --schedule: what the file says).",
         panel="Job",
-        aliases=_STEPS_ALIASES,
+        aliases=STEPS_ALIASES,
         unit="steps",
         ge=2,
         le=MAX_STEPS,
@@ -358,7 +248,7 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
     )
     schedule: Path | None = option(
         None,
-        _SCHEDULE + " The cache is then for these steps; default: what search-steps left.",
+        SCHEDULE + " The cache is then for these steps; default: what search-steps left.",
         panel="Job",
         aliases=("schedule_timestep",),
         metavar="FILE",
@@ -407,7 +297,7 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
     @model_validator(mode="after")
     def _possible_steps(self) -> SearchCacheOptions:
         if self.schedule is None:
-            _can_make(self.sampler, self.steps)
+            check_makes(self.sampler, self.steps)
         return self
 
     @field_validator("search_type", mode="before")
@@ -420,7 +310,7 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
     @property
     def policy_path(self) -> Path:
         """Where the policy is written."""
-        return _file_at(self.out or self.run_dir, "dit_cache_config.json", ".json")
+        return file_at(self.out or self.run_dir, "dit_cache_config.json", ".json")
 
 
 class OptimizeOptions(SearchOptions, CacheMemoryOptions):
@@ -477,7 +367,7 @@ class OptimizeOptions(SearchOptions, CacheMemoryOptions):
     @property
     def recipe_path(self) -> Path:
         """Where the recipe is written."""
-        return _file_at(self.out or self.run_dir, "recipe.json", ".json")
+        return file_at(self.out or self.run_dir, "recipe.json", ".json")
 
     @model_validator(mode="after")
     def _samples(self) -> Self:
@@ -487,150 +377,3 @@ class OptimizeOptions(SearchOptions, CacheMemoryOptions):
             takes = ", ".join(FOLLOW_TIMESTEPS)
             raise ValueError(f"--sampler {self.sampler}: takes no recipe; use one of {takes}")
         return self
-
-
-class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
-    """Make videos, with a searched schedule and a cache where wanted."""
-
-    command: ClassVar[str] = "sample"
-    folder: ClassVar[str | None] = "samples"
-    common: ClassVar[tuple[str, ...]] = (
-        "text_prompt",
-        "prompt_file",
-        "recipe",
-        "plain",
-        "schedule",
-        "cache",
-        "steps",
-        "seed",
-        "model_path",
-        "out",
-        "workdir",
-        "nproc_per_node",
-    )
-    example: ClassVar[str] = "--prompt 'a red circle moves left on a white background'"
-
-    steps: int = option(
-        100,
-        "Sampling steps (with --schedule: what the file says).",
-        panel="Job",
-        aliases=_STEPS_ALIASES,
-        unit="steps",
-        ge=1,
-        le=MAX_STEPS,
-    )
-    schedule: Path | None = option(
-        None, _SCHEDULE, panel="Job", aliases=("schedule_timestep",), metavar="FILE"
-    )
-    cache: Path | None = option(
-        None, "Cache policy (JSON).", panel="Job", aliases=("dit_cache_config",), metavar="FILE"
-    )
-    recipe: Path | None = option(
-        None,
-        "Recipe of optimize: sampler, steps and cache in one file.",
-        panel="Job",
-        metavar="FILE",
-    )
-    plain: bool = option(
-        False,
-        "As the original model does: not with the schedule and the cache that the searches left in "
-        "the working folder, which are used when nothing is said of steps or cache.",
-        panel="Job",
-    )
-    allow_mismatch: bool = option(
-        False, "Use what was searched for another model or setting.", panel="Job"
-    )
-    num_prompts: int | None = option(
-        None,
-        "Use only the first prompts; default: all that are given, 4 of the bundled ones.",
-        panel="Prompts",
-        unit="prompts",
-        ge=1,
-    )
-    seeds_per_prompt: int = option(
-        1, "Videos per prompt, with seeds SEED, SEED+1, ...", panel="Sampling", ge=1, le=10_000
-    )
-    out: Path | None = option(
-        None,
-        "Folder for the videos; default WORKDIR/samples.",
-        panel="Job",
-        short="o",
-        aliases=("save_img_path",),
-        metavar="DIR",
-        identity=False,
-    )
-
-    raw: bool | None = option(
-        None,
-        "Keep lossless frames beside each mp4, for evaluate; default: for the bundled model.",
-        panel="Job",
-        identity=False,
-    )
-
-    @model_validator(mode="after")
-    def _possible_steps(self) -> SampleOptions:
-        if self.recipe is not None:
-            for name in ("schedule", "cache", "steps"):
-                if name in self.model_fields_set and getattr(self, name) is not None:
-                    raise ValueError(f"--{name}: --recipe says it too; give one of them")
-        elif self.schedule is None:
-            _can_make(self.sampler, self.steps)
-        return self
-
-    @property
-    def out_dir(self) -> Path:
-        """Where the videos are: ``--out`` when given, else the usual place."""
-        return self.out or super().run_dir
-
-    @property
-    def run_dir(self) -> Path:
-        """Its own place inside the folder of results, which belongs to the user."""
-        return self.out_dir / STATE_FOLDER / self.command
-
-
-class DoctorOptions(ModelOptions, ShapeOptions, DeviceOptions):
-    """Look at this machine, and at a checkpoint when one is given."""
-
-    command: ClassVar[str] = "doctor"
-    common: ClassVar[tuple[str, ...]] = (
-        "model_path",
-        "version",
-        "ae_path",
-        "text_encoder_name",
-        "pipeline",
-        "device",
-        "num_frames",
-        "height",
-        "width",
-    )
-    example: ClassVar[str] = "--model-path NAME/REPO/29x480p"
-
-    pipeline: str | None = option(
-        None,
-        "Another text-to-video pipeline of diffusers, as the library drives it: a local folder or "
-        "a hub id. It is loaded.",
-        panel="Model",
-        metavar="PATH",
-    )
-
-
-def _file_at(place: Path, name: str, *suffixes: str) -> Path:
-    """``place`` itself when it is named like a file, else ``name`` inside it."""
-    return place if place.suffix in suffixes and not place.is_dir() else place / name
-
-
-def calibration_file(place: Path) -> Path:
-    """The statistics at `place`: the file itself, or the one in that folder."""
-    return place if place.is_file() else place / CALIBRATION_FILE
-
-
-def calibration_of(workdir: Path) -> Path | None:
-    """The folder that `calibrate` noted in a working folder. Raises FileError for a bad note."""
-    note = workdir / CALIBRATION_NOTE
-    if not note.is_file():
-        return None
-    content = read_json(note, "note on the calibration")
-    folder = content.get("folder") if isinstance(content, dict) else None
-    if not isinstance(folder, str):
-        raise FileError(f"{note}: names no folder; run osp-opt calibrate again")
-    return Path(folder)
