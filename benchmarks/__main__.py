@@ -37,7 +37,7 @@ from benchmarks.size import full_size, quick_size
 from benchmarks.summary import summary
 from osp_opt import __version__
 from osp_opt.base.artifacts import atomic_write_text, read_json, write_json
-from osp_opt.generate.maker import Request
+from osp_opt.pipelines.maker import Request
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.tiny.prompts import load_prompts
 

@@ -24,8 +24,8 @@ from benchmarks.reference_cache import INTERVAL, STAGE_ONE_START, CacheSearch, l
 from osp_opt.base.artifacts import read_meta
 from osp_opt.base.errors import OspOptError
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.generate.maker import Request
 from osp_opt.options import SearchCacheOptions
+from osp_opt.pipelines.maker import Request
 from osp_opt.quality.intervals import paired_difference, ratio_ci
 from osp_opt.quality.metrics import mse
 from osp_opt.sampling.schedule import TimestepSchedule

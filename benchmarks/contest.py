@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lab import Lab, column
-from osp_opt.generate.maker import Request
+from osp_opt.pipelines.maker import Request
 from osp_opt.quality.intervals import Interval, lost_share, mean_ci, ratio_ci
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.trials import schedule_key

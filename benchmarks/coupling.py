@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.lab import Lab
-from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.pipelines.maker import Request
+from osp_opt.pipelines.open_sora_plan import VideoMaker
 from osp_opt.quality.intervals import mean_ci
 from osp_opt.sampling.schedule import TimestepSchedule
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.contest import Runtime
 from benchmarks.lab import Lab
-from osp_opt.generate.maker import Request
+from osp_opt.pipelines.maker import Request
 from osp_opt.tiny.prompts import load_prompts
 
 __all__ = ["block_speedup", "tuned_thresholds"]

@@ -14,9 +14,10 @@ from benchmarks.size import Size
 from osp_opt.base.ledger import TrialLedger
 from osp_opt.base.progress import Progress
 from osp_opt.calibration import Calibration
-from osp_opt.generate.maker import Denoised, Request, VideoMaker
 from osp_opt.generate.references import LatentStore
 from osp_opt.options import CALIBRATION_FILE, CalibrateOptions, JobOptions, SampleOptions
+from osp_opt.pipelines.maker import Denoised, Request
+from osp_opt.pipelines.open_sora_plan import VideoMaker
 from osp_opt.quality.metrics import MAX_PSNR, mse, psnr, ssim
 from osp_opt.run.folder import open_run
 from osp_opt.run.worker import JOBS

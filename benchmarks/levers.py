@@ -15,7 +15,7 @@ from benchmarks.lab import Lab
 from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
-from osp_opt.generate.maker import Request
+from osp_opt.pipelines.maker import Request
 from osp_opt.quality.intervals import mean_ci
 from osp_opt.quality.metrics import MAX_PSNR, psnr
 from osp_opt.sampling.schedule import TimestepSchedule

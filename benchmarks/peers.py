@@ -24,8 +24,8 @@ from torch import Tensor
 from benchmarks.contest import Entrant, NotRun, Runtime, reason_of
 from benchmarks.knobs import tuned_thresholds
 from benchmarks.lab import Lab
-from osp_opt.generate.maker import Request
 from osp_opt.model.transformer import TimestepContext
+from osp_opt.pipelines.maker import Request
 from osp_opt.sampling.schedule import sigma_of
 from osp_opt.tiny.prompts import load_prompts
 

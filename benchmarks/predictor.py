@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.cache import block_times, policy_error
 from benchmarks.lab import Lab
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.generate.maker import Request
+from osp_opt.pipelines.maker import Request
 from osp_opt.search.cache.candidates import MAX_INTERVAL
 from osp_opt.search.cache.check import spearman
 from osp_opt.search.cache.probes import importance_probes, measured_importance

@@ -11,8 +11,9 @@ from typing import Any
 
 from benchmarks.lab import Lab
 from osp_opt.calibration import Calibration
-from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import CALIBRATION_FILE, CalibrateOptions
+from osp_opt.pipelines.maker import Request
+from osp_opt.pipelines.open_sora_plan import VideoMaker
 from osp_opt.quality.intervals import mean_ci, paired_difference
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps.candidates import StepTable, objectives_for

@@ -15,8 +15,9 @@ from typing import Any
 
 from osp_opt.base.progress import Progress
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import SearchCacheOptions
+from osp_opt.pipelines.maker import Request
+from osp_opt.pipelines.open_sora_plan import VideoMaker
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.trials import Trials, Variant
 from osp_opt.system.context import WorkerContext

@@ -21,7 +21,7 @@ from benchmarks.speed.subjects import (
     random_vae,
 )
 from osp_opt.base.shape import VideoShape
-from osp_opt.generate.load import BUNDLED
+from osp_opt.pipelines.load import BUNDLED
 from osp_opt.system.device import Device
 
 PIECES = 448  # of the bundled model's vocabulary, which is copied

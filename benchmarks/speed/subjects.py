@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from osp_opt.base.shape import VideoShape
-from osp_opt.generate.load import BUNDLED
 from osp_opt.model.release import load_transformer
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.autoencoder import CausalVAEModel
+from osp_opt.pipelines.load import BUNDLED
 from osp_opt.system.device import Device
 
 ROPE_L_122 = {

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from benchmarks.speed.measuring import interleaved, machine, ratio
 from osp_opt.base.shape import VideoShape
-from osp_opt.generate.load import BUNDLED
 from osp_opt.model.release import load_vae
 from osp_opt.model.vae.autoencoder import CausalVAEModel
+from osp_opt.pipelines.load import BUNDLED
 from osp_opt.quality.metrics import psnr
 from osp_opt.system.device import Device
 from osp_opt.tiny.clips import render_clips, split_specs

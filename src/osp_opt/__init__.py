@@ -23,7 +23,7 @@ _HOMES = MappingProxyType(
         "TimestepSchedule": "osp_opt.sampling.schedule",
         "VideoShape": "osp_opt.base.shape",
         "apply_cache": "osp_opt.cache.hooks",
-        "open_pipeline": "osp_opt.pipelines",
+        "open_pipeline": "osp_opt.pipelines.diffusers_pipeline",
         "record_pipeline": "osp_opt.calibration.pipelines",
         "calibrate": "osp_opt.api",
         "search_cache": "osp_opt.api",
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from osp_opt.calibration.pipelines import record_pipeline
     from osp_opt.model.transformer import OpenSoraT2V
     from osp_opt.model.vae.autoencoder import CausalVAEModel
-    from osp_opt.pipelines import open_pipeline
+    from osp_opt.pipelines.diffusers_pipeline import open_pipeline
     from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
     from osp_opt.sampling.schedule import TimestepSchedule
 

@@ -30,8 +30,6 @@ from osp_opt.base.progress import Progress
 from osp_opt.calibration import Calibration
 from osp_opt.calibration.job import record_calibration
 from osp_opt.calibration.source import Source
-from osp_opt.generate.load import LoadedModel
-from osp_opt.generate.maker import VideoMaker
 from osp_opt.options import (
     CALIBRATION_FILE,
     CalibrateOptions,
@@ -39,6 +37,8 @@ from osp_opt.options import (
     SearchCacheOptions,
     SearchStepsOptions,
 )
+from osp_opt.pipelines.load import LoadedModel
+from osp_opt.pipelines.open_sora_plan import VideoMaker
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
 from osp_opt.search.cache import job as cache_job
 from osp_opt.search.cache.report import Found

@@ -20,7 +20,7 @@ from benchmarks.contest import Entrant, Runtime, contest, summary
 from benchmarks.size import full_size, quick_size
 from benchmarks.summary import summary as summary_of
 from osp_opt.base.ledger import TrialLedger
-from osp_opt.generate.maker import Request
+from osp_opt.pipelines.maker import Request
 from osp_opt.quality.intervals import mean_ci
 from osp_opt.sampling.schedule import TimestepSchedule
 

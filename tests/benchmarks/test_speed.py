@@ -20,8 +20,8 @@ from benchmarks.speed.operations import StepWork
 from benchmarks.speed.steps import optimised, original
 from benchmarks.speed.subjects import SMALL, Subject, random_prompts, random_transformer
 from osp_opt.base.shape import VideoShape
-from osp_opt.generate.load import load_pipeline
 from osp_opt.options import ModelOptions
+from osp_opt.pipelines.load import load_pipeline
 from osp_opt.system.device import Device
 
 SHAPE = VideoShape(13, 48, 64)  # 4 x 6 x 8 latents: 48 tokens

@@ -8,8 +8,8 @@ import pytest
 
 from osp_opt.base.errors import OptionError
 from osp_opt.base.progress import Progress
-from osp_opt.generate.maker import VideoMaker
 from osp_opt.options import SampleOptions
+from osp_opt.pipelines.open_sora_plan import VideoMaker
 from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel

@@ -13,8 +13,9 @@ from torch import nn
 
 from osp_opt.base.errors import OptionError
 from osp_opt.base.progress import Progress
-from osp_opt.generate.maker import PROMPTS_KEPT, Request, VideoMaker
 from osp_opt.options import CalibrateOptions, SampleOptions
+from osp_opt.pipelines.maker import Request
+from osp_opt.pipelines.open_sora_plan import PROMPTS_KEPT, VideoMaker
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device

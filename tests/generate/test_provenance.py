@@ -10,7 +10,8 @@ from folders import TIMED_ON
 
 from osp_opt.base.artifacts import write_meta
 from osp_opt.base.errors import OptionError
-from osp_opt.generate.provenance import Setting, check_provenance, timing_differences, timing_note
+from osp_opt.generate.provenance import check_provenance, timing_differences, timing_note
+from osp_opt.pipelines.setting import Setting
 
 HERE = Setting(
     model="abc",

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from osp_opt.base.video import read_video
-from osp_opt.generate.load import load_pipeline
 from osp_opt.model.vae.autoencoder import CausalVAEModel
 from osp_opt.options import ModelOptions
+from osp_opt.pipelines.load import load_pipeline
 from osp_opt.quality.metrics import psnr
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
 from osp_opt.system.device import Device

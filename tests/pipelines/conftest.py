@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny_pipelines import FAMILIES
 
-from osp_opt.pipelines import DiffusersPipeline
+from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline
 
 
 @pytest.fixture(scope="session")

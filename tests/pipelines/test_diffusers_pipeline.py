@@ -22,8 +22,7 @@ from osp_opt.base.errors import CheckpointError, OptionError, PolicyError, Sched
 from osp_opt.cache.hooks import registered_blocks
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration.recorder import CalibrationRecorder
-from osp_opt.pipelines import DiffusersPipeline, open_pipeline
-from osp_opt.pipelines.diffusers_pipeline import StepSeen
+from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, StepSeen, open_pipeline
 
 PROMPT = "a red ball"
 STEPS = 4

@@ -16,7 +16,7 @@ from osp_opt.calibration import Calibration
 from osp_opt.calibration.pipelines import record_pipeline
 from osp_opt.cli import doctor
 from osp_opt.options import DoctorOptions
-from osp_opt.pipelines import DiffusersPipeline
+from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline
 from osp_opt.search.steps.candidates import StepTable, objectives_for
 
 LEVELS = 20

@@ -12,8 +12,8 @@ from running import Job
 import osp_opt
 from osp_opt.base.errors import CalibrationError, OptionError
 from osp_opt.calibration import Calibration
-from osp_opt.generate.load import load_pipeline
 from osp_opt.options import CalibrateOptions, SearchCacheOptions, SearchStepsOptions
+from osp_opt.pipelines.load import load_pipeline
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.device import Device
 

@@ -21,8 +21,8 @@ from osp_opt.base.errors import OptionError, PolicyError
 from osp_opt.base.progress import Progress
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
-from osp_opt.generate.maker import Request
 from osp_opt.options import SearchCacheOptions, SearchStepsOptions
+from osp_opt.pipelines.maker import Request
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache import job as cache_job
 from osp_opt.search.cache.block_times import BlockTimes

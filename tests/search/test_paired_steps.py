@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from osp_opt.base.errors import PolicyError
+from osp_opt.cache.paired_steps import PairedTimer
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
-from osp_opt.search.paired_steps import PairedTimer
 
 STEPS, REST = 40, 1.0
 BLOCKS = (1.0, 3.0, 2.0, 1.0)  # seconds

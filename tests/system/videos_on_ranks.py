@@ -15,9 +15,10 @@ from torch import Tensor
 from osp_opt.base.progress import Progress
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
-from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.model.vae.tiling import Tiling
 from osp_opt.options import SampleOptions
+from osp_opt.pipelines.maker import Request
+from osp_opt.pipelines.open_sora_plan import VideoMaker
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device

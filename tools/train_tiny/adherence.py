@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from osp_opt.generate.load import LoadedModel, load_pipeline
 from osp_opt.options import ModelOptions
+from osp_opt.pipelines.load import LoadedModel, load_pipeline
 from osp_opt.quality.intervals import mean_ci, wilson
 from osp_opt.quality.metrics import psnr
 from osp_opt.system.device import Device

@@ -22,20 +22,17 @@ from osp_opt.base.video import write_image, write_video
 from osp_opt.calibration.recorder import LAGS, CalibrationRecorder
 from osp_opt.calibration.statistics import Calibration
 from osp_opt.calibration.yardstick import measure_yardstick, yardstick_work
-from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.generate.manifest import add_take
 from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
 from osp_opt.generate.references import load_latents, save_latents
 from osp_opt.options import CALIBRATED_PROMPTS, CALIBRATION_FILE, CalibrateOptions, following
-from osp_opt.sampling.samplers import custom_timestep_samplers, make_scheduler, set_schedule
+from osp_opt.pipelines.maker import Maker, Request, open_maker
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.context import WorkerContext
 
-__all__ = ["can_be_recorded", "record_calibration", "recorded_schedule", "run"]
-
-MIN_RECORDED = 4  # steps that tell whether a sampler can be recorded
+__all__ = ["record_calibration", "run"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class _Video:
 
 def run(options: CalibrateOptions, context: WorkerContext) -> None:
     """Record the videos that are not there yet, then join their statistics."""
-    maker = VideoMaker(options, context)
+    maker = open_maker(options, context)
     record_calibration(options, maker, context)
     report_memory(maker, context)
     if context.parallel.is_main:
@@ -76,7 +73,7 @@ def run(options: CalibrateOptions, context: WorkerContext) -> None:
 
 
 def record_calibration(
-    options: CalibrateOptions, maker: VideoMaker, context: WorkerContext, *, last: bool = True
+    options: CalibrateOptions, maker: Maker, context: WorkerContext, *, last: bool = True
 ) -> None:
     """Make the calibration that `options` describe with `maker`, and keep it where they say.
 
@@ -88,9 +85,9 @@ def record_calibration(
             f"--parallel {options.parallel}: calibrate records every video on one process; "
             f"use --parallel dp={context.parallel.world_size}"
         )
-    schedule = recorded_schedule(options.sampler, options.steps)
-    metadata = {**maker.how(schedule), "num_blocks": maker.num_blocks}
-    suffix = ".png" if maker.shape.num_frames == 1 else ".mp4"
+    schedule = maker.recorded_schedule(options.steps)
+    metadata = maker.recorded_with(schedule)
+    suffix = ".png" if maker.makes_images else ".mp4"
     folder = options.out_dir
     videos = context.parallel.broadcast_object(
         [
@@ -119,34 +116,6 @@ def record_calibration(
             context.progress.say(
                 f"yardstick: {found.steps} steps are {told} from {found.converged}"
             )
-
-
-def can_be_recorded(sampler: str) -> bool:
-    """Whether `sampler` evaluates the model once at each of its levels, and can be told them."""
-    try:
-        recorded_schedule(sampler, MIN_RECORDED)
-    except OptionError:
-        return False
-    return True
-
-
-def recorded_schedule(sampler: str, steps: int) -> TimestepSchedule:
-    """The levels at which `sampler` evaluates the model in `steps` even steps.
-
-    Raises OptionError for samplers that cannot be told their timesteps or evaluate the model
-    twice a step: their predictions do not lie on one level each.
-    """
-    even = TimestepSchedule(TimestepSchedule.uniform(steps).timesteps)
-    if sampler in custom_timestep_samplers():
-        scheduler = make_scheduler(sampler)
-        set_schedule(scheduler, even)
-        levels = tuple(float(t) for t in scheduler.timesteps)
-        if len(set(levels)) == len(levels) == steps:
-            return TimestepSchedule(levels)
-    raise OptionError(
-        f"--sampler {sampler}: calibrate needs one model evaluation at each of its levels; "
-        "calibrate with EulerDiscrete or EulerAncestralDiscrete, the result serves this one too"
-    )
 
 
 def _requests(options: CalibrateOptions) -> list[Request]:
@@ -206,7 +175,7 @@ def _write(video: _Video, frames: np.ndarray, fps: float) -> None:
 
 def _record(
     videos: list[_Video],
-    maker: VideoMaker,
+    maker: Maker,
     schedule: TimestepSchedule,
     metadata: dict[str, Any],
     context: WorkerContext,
@@ -222,7 +191,11 @@ def _record(
         for video in videos:
             if video.latents.is_file() and _is_recorded(video, metadata):
                 # Only the video is missing: it could not be written.
-                _write(video, maker.decode(load_latents(video.latents)[None]), maker.fps)
+                _write(
+                    video,
+                    maker.decode(load_latents(video.latents)[None], video.request.seed),
+                    maker.fps,
+                )
                 task.advance(len(schedule))
                 continue
             recorder.reset()
@@ -247,7 +220,7 @@ def _record(
                 seconds=made.seconds,
             )
             statistics.save(video.statistics)
-            _write(video, maker.decode(made.latents), maker.fps)
+            _write(video, maker.decode(made.latents, video.request.seed), maker.fps)
             context.progress.detail(f"{video.video}: denoised in {made.seconds:.2f} s")
 
 

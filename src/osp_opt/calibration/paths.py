@@ -17,8 +17,9 @@ from torch import Tensor
 from osp_opt.base.artifacts import file_inside, read_bytes, read_json
 from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration.statistics import Calibration
-from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.generate.manifest import read_takes
+from osp_opt.pipelines.maker import Request
+from osp_opt.pipelines.open_sora_plan import VideoMaker
 from osp_opt.sampling.denoiser import Conditions, GuidedDenoiser, Recorder
 from osp_opt.sampling.noise import CoupledNoise, noise_key
 from osp_opt.sampling.schedule import timestep_of

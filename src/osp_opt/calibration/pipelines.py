@@ -9,7 +9,7 @@ import numpy as np
 from osp_opt.base.errors import OptionError, ScheduleError
 from osp_opt.calibration.recorder import LAGS, CalibrationRecorder
 from osp_opt.calibration.statistics import Calibration
-from osp_opt.pipelines import DiffusersPipeline, StepSeen
+from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, StepSeen
 
 __all__ = ["record_pipeline"]
 

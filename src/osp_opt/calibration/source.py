@@ -13,10 +13,9 @@ from statistics import median
 from typing import Any, Generic, TypeVar
 
 from osp_opt.base.errors import CalibrationError
-from osp_opt.calibration.job import can_be_recorded, record_calibration
+from osp_opt.calibration.job import record_calibration
 from osp_opt.calibration.statistics import Calibration
 from osp_opt.calibration.videos import record_videos
-from osp_opt.generate.maker import VideoMaker
 from osp_opt.generate.manifest import MANIFEST, read_takes
 from osp_opt.options import (
     CALIBRATED_PROMPTS,
@@ -26,6 +25,8 @@ from osp_opt.options import (
     SearchStepsOptions,
     calibration_file,
 )
+from osp_opt.pipelines.maker import Maker, open_maker
+from osp_opt.pipelines.open_sora_plan import can_be_recorded
 from osp_opt.quality.yardstick import Yardstick
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.context import WorkerContext
@@ -53,7 +54,7 @@ class Source(Generic[OptionsT]):
         context: WorkerContext,
         calibration: Calibration,
         folder: Path,
-        maker: VideoMaker | None = None,
+        maker: Maker | None = None,
     ) -> None:
         self.calibration = calibration
         self.folder = folder
@@ -81,16 +82,16 @@ class Source(Generic[OptionsT]):
         known = [video.recorded_seconds for video in videos if video.recorded_seconds]
         return median(known) if known else None
 
-    def maker(self) -> VideoMaker:
+    def maker(self) -> Maker:
         """The model. Raises CalibrationError when it is not the one that was calibrated."""
         return self._maker
 
     @cached_property
-    def _maker(self) -> VideoMaker:
+    def _maker(self) -> Maker:
         if self._loaded is not None:
             maker = self._loaded.for_options(self.options)
         else:
-            maker = VideoMaker(self.options, self.context)
+            maker = open_maker(self.options, self.context)
         now = maker.setting(self.reference).as_json()
         fatal: tuple[str, ...] = _FATAL
         if not isinstance(self.options, SearchStepsOptions) and can_be_recorded(now["sampler"]):
@@ -161,7 +162,7 @@ def _made_now(options: OptionsT, context: WorkerContext) -> Source[OptionsT]:
     wanted: CalibrateOptions = options.calibrate_options(CALIBRATED_PROMPTS)
     if not can_be_recorded(wanted.sampler):
         wanted = wanted.model_copy(update={"sampler": _ANY_SAMPLER})
-    maker = VideoMaker(options, context)
+    maker = open_maker(options, context)
     record_calibration(wanted, maker.for_options(wanted), context, last=False)
     calibration = Calibration.load(calibration_file(wanted.out_dir))
     return Source(options, context, calibration, wanted.out_dir, maker)

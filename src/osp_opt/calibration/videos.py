@@ -22,9 +22,10 @@ from osp_opt.calibration import Calibration
 from osp_opt.calibration.listing import described_videos
 from osp_opt.calibration.paths import LATENTS_FILE, NoisePath
 from osp_opt.calibration.recorder import CalibrationRecorder
-from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.generate.manifest import VideoFile
 from osp_opt.options import SearchStepsOptions
+from osp_opt.pipelines.maker import Request
+from osp_opt.pipelines.open_sora_plan import VideoMaker
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.context import WorkerContext
 

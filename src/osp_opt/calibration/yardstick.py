@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from osp_opt.base.samplers import MAX_STEPS
-from osp_opt.calibration.paths import load_latents
-from osp_opt.generate.maker import Request, VideoMaker
-from osp_opt.generate.references import LatentStore
+from osp_opt.generate.references import LatentStore, load_latents
+from osp_opt.pipelines.maker import Maker, Request
 from osp_opt.quality.intervals import mean_ci
 from osp_opt.quality.metrics import psnr
 from osp_opt.quality.yardstick import Yardstick
@@ -33,7 +32,7 @@ def _finer(steps: int) -> int | None:
 
 
 def measure_yardstick(
-    maker: VideoMaker,
+    maker: Maker,
     schedule: TimestepSchedule,
     videos: Sequence[tuple[Request, Path]],
     context: WorkerContext,
@@ -46,7 +45,7 @@ def measure_yardstick(
     steps = _finer(len(schedule))
     if steps is None:
         return None
-    finer = TimestepSchedule(TimestepSchedule.uniform(steps).timesteps)
+    finer = maker.even(steps)
     store = LatentStore(context.run_dir / "converged", maker.digest(finer))
     parallel, found = context.parallel, []
     mine = parallel.share(list(videos[:VIDEOS]))
@@ -61,7 +60,7 @@ def measure_yardstick(
                 store.save(request, converged)
             else:
                 task.advance(steps)
-            original = maker.decode(load_latents(path)[None])
-            found.append(psnr(original, maker.decode(converged)))
+            original = maker.decode(load_latents(path)[None], request.seed)
+            found.append(psnr(original, maker.decode(converged, request.seed)))
     setting = maker.setting(schedule).as_json()
     return Yardstick(len(schedule), steps, mean_ci(parallel.gather_shared(found)), setting)

@@ -104,7 +104,9 @@ def models(path: str, asked: VideoShape | None, allow_untrained: bool) -> list[S
 
 def pipeline(path: str, cache_dir: Path | None) -> Section:
     """A pipeline of another model: whether it can be driven from outside, and by what."""
-    from osp_opt.pipelines import open_pipeline  # seconds of imports, for this alone
+    from osp_opt.pipelines.diffusers_pipeline import (
+        open_pipeline,  # seconds of imports, for this alone
+    )
 
     title = f"Pipeline {path}"
     try:

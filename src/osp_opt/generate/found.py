@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from osp_opt.base.artifacts import read_meta
-from osp_opt.generate.maker import VideoMaker
-from osp_opt.generate.provenance import agree
 from osp_opt.options import OptimizeOptions, SampleOptions, SearchCacheOptions, SearchStepsOptions
-from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.pipelines.maker import Maker
+from osp_opt.pipelines.setting import agree
 
 __all__ = ["with_found"]
 
@@ -34,7 +33,7 @@ class _Result:
         return self.setting.get("timesteps")
 
 
-def with_found(options: SampleOptions, maker: VideoMaker) -> tuple[SampleOptions, str]:
+def with_found(options: SampleOptions, maker: Maker) -> tuple[SampleOptions, str]:
     """The options with the newest recipe, or schedule and cache made for it, and a line that says
     so.
 
@@ -56,18 +55,18 @@ def with_found(options: SampleOptions, maker: VideoMaker) -> tuple[SampleOptions
             return _taken(options, schedule=fitting[0].path, cache=policy.path)
     if schedules:
         return _taken(options, schedule=schedules[0].path)
-    uniform = list(TimestepSchedule.uniform(options.steps).timesteps)
+    uniform = list(maker.schedule(options.steps).timesteps)
     for policy in policies:
         if agree(policy.timesteps, uniform):
             return _taken(options, cache=policy.path)
     return options, ""
 
 
-def _results(path: Path, maker: VideoMaker) -> Iterator[_Result]:
+def _results(path: Path, maker: Maker) -> Iterator[_Result]:
     """Those of one kind that fit the model and its setting, the newest first."""
     places = path.parent.glob(f"{path.stem}*{path.suffix}")
     files = [p for p in places if p.is_file() and not p.name.endswith(".meta.json")]
-    setting = maker.setting(TimestepSchedule.uniform(2))
+    setting = maker.setting(maker.schedule(2))
     for file in sorted(files, key=lambda p: (p.stat().st_mtime, p.name), reverse=True):
         recorded = (read_meta(file) or {}).get("setting")
         if isinstance(recorded, dict) and not set(setting.differences(recorded)) - _OF_THE_STEPS:

@@ -21,7 +21,6 @@ from osp_opt.base.video import (
 )
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.found import with_found
-from osp_opt.generate.maker import Denoised, Request, VideoMaker
 from osp_opt.generate.manifest import MANIFEST, OVERVIEW, RAW_FRAMES, add_take, free_path
 from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
@@ -30,6 +29,7 @@ from osp_opt.generate.provenance import check_provenance, timing_note
 from osp_opt.generate.recipe import Recipe, recipe_of
 from osp_opt.generate.references import load_latents, save_latents
 from osp_opt.options import SampleOptions, following
+from osp_opt.pipelines.maker import Denoised, Maker, Request, open_maker
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.tiny.prompts import load_prompts
 
@@ -70,15 +70,15 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     recipe = recipe_of(options)
     if recipe is not None:
         options = options.model_copy(update={"sampler": recipe.sampler})
-    maker = VideoMaker(options, context)
+    maker = open_maker(options, context)
     options, using = context.parallel.broadcast_object(with_found(options, maker))
     if using:
         say(using)
         recipe = recipe_of(options)
-    schedule = _schedule(options, recipe)
+    schedule = _schedule(options, recipe, maker)
     policy = _policy(options, recipe)
     _check(options, maker, schedule, policy, context)
-    suffix = ".png" if maker.shape.num_frames == 1 else ".mp4"
+    suffix = ".png" if maker.makes_images else ".mp4"
     key = _key(options, maker, schedule, policy)
     videos = context.parallel.broadcast_object(
         [
@@ -87,7 +87,7 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
         ]
     )
     # Images are png, which loses nothing.
-    raw = suffix == ".mp4" and (maker.is_bundled if options.raw is None else options.raw)
+    raw = suffix == ".mp4" and (options.is_bundled if options.raw is None else options.raw)
     todo = context.parallel.broadcast_object([v for v in videos if not _whole(v, key, raw)])
     kept = context.parallel.broadcast_object([v for v in todo if _finished(v, key, v.latents_path)])
     if len(todo) < len(videos):
@@ -128,18 +128,18 @@ def _about(request: Request) -> dict[str, Any]:
 
 
 def _bundled(options: SampleOptions) -> list[str]:
-    if options.model_path is None:
+    if options.is_bundled:
         return list(load_prompts("sample"))
     return default_prompts(options, "verification")[:SAMPLE_PROMPTS]
 
 
-def _schedule(options: SampleOptions, recipe: Recipe | None) -> TimestepSchedule:
+def _schedule(options: SampleOptions, recipe: Recipe | None, maker: Maker) -> TimestepSchedule:
     if recipe is not None:
         corrections = tuple(recipe.corrections)
         return TimestepSchedule(tuple(recipe.timesteps), corrections=corrections)
     if options.schedule is None:
-        return TimestepSchedule.uniform(options.steps)
-    return TimestepSchedule.from_file(options.schedule)
+        return maker.schedule(options.steps)
+    return maker.read_schedule(options.schedule)
 
 
 def _policy(options: SampleOptions, recipe: Recipe | None) -> CachePolicy | None:
@@ -150,7 +150,7 @@ def _policy(options: SampleOptions, recipe: Recipe | None) -> CachePolicy | None
 
 def _check(
     options: SampleOptions,
-    maker: VideoMaker,
+    maker: Maker,
     schedule: TimestepSchedule,
     policy: CachePolicy | None,
     context: WorkerContext,
@@ -180,7 +180,7 @@ def _check(
 
 def _key(
     options: SampleOptions,
-    maker: VideoMaker,
+    maker: Maker,
     schedule: TimestepSchedule,
     policy: CachePolicy | None,
 ) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _whole(video: _Video, key: dict[str, Any], raw: bool) -> bool:
 def _make(
     videos: list[_Video],
     kept: list[_Video],
-    maker: VideoMaker,
+    maker: Maker,
     schedule: TimestepSchedule,
     policy: CachePolicy | None,
     key: dict[str, Any],
@@ -240,7 +240,7 @@ def _make(
                 task.advance(len(timesteps))
             else:
                 made = maker.denoise(video.request, schedule, cache, lambda *_: task.advance())
-            frames = maker.decode(made.latents)
+            frames = maker.decode(made.latents, video.request.seed)
             if not context.parallel.is_leader:
                 continue
             if written is not None:
@@ -299,7 +299,7 @@ def _write(
 def _summarise(
     videos: list[_Video],
     options: SampleOptions,
-    maker: VideoMaker,
+    maker: Maker,
     key: dict[str, Any],
     context: WorkerContext,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from osp_opt.base.artifacts import write_json
-from osp_opt.generate.maker import VideoMaker
+from osp_opt.pipelines.maker import Maker
 
 if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext
@@ -16,7 +16,7 @@ MEMORY_FILE = "memory.json"
 GIB = 2**30
 
 
-def report_memory(maker: VideoMaker | None, context: WorkerContext) -> None:
+def report_memory(maker: Maker | None, context: WorkerContext) -> None:
     """Write `memory.json` into the run folder and tell it as a detail (collective).
 
     `peak_bytes` has, by stage, one number per rank; None where a rank had no part in the stage.

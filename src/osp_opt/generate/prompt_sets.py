@@ -20,6 +20,6 @@ def default_prompts(options: ModelOptions, name: str) -> list[str]:
     can read; for other models they describe everyday scenes. The two sets share no prompt, so that
     what was calibrated on is never what decides.
     """
-    if options.model_path is None:
+    if options.is_bundled:
         return list(load_prompts(name))
     return read_prompt_file(_FOLDER / f"{name}.txt")

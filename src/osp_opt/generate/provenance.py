@@ -8,29 +8,14 @@ another one a warning; a missing sidecar (a file of the reference tool) is one w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from osp_opt.base.artifacts import read_meta
 from osp_opt.base.errors import OptionError
-from osp_opt.sampling.schedule import SAME_TIMESTEP
+from osp_opt.pipelines.setting import WORDS, Setting
 
-__all__ = ["Setting", "agree", "check_provenance", "timing_differences", "timing_note"]
-
-_WORDS = {
-    "model": "model",
-    "steps": "number of steps",
-    "timesteps": "timestep schedule",
-    "corrections": "correction of the steps",
-    "num_frames": "number of frames",
-    "height": "height",
-    "width": "width",
-    "sampler": "sampler",
-    "guidance_scale": "guidance scale",
-    "dtype": "number format",
-}
-
+__all__ = ["check_provenance", "timing_differences", "timing_note"]
 
 _CONDITIONS = {
     "device": "device",
@@ -46,7 +31,7 @@ _CONDITIONS = {
 
 
 def timing_differences(one: Any, other: Any) -> str | None:
-    """In what two records of `VideoMaker.timed_on` differ, in words; None when they agree.
+    """In what two records of `Maker.timed_on` differ, in words; None when they agree.
 
     A speed-up is told only of times that were taken under the same conditions.
     """
@@ -77,37 +62,6 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What decides whether a searched artifact applies; the keys of a sidecar's "setting"."""
-
-    model: str  # fingerprint
-    steps: int
-    timesteps: tuple[float, ...]
-    num_frames: int
-    height: int
-    width: int
-    sampler: str
-    guidance_scale: float
-    dtype: str
-    corrections: tuple[float, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON values; timesteps and corrections as lists, these only where there are some."""
-        values = {**asdict(self), "timesteps": list(self.timesteps)}
-        del values["corrections"]
-        return {**values, "corrections": [*self.corrections]} if self.corrections else values
-
-    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
-        """Names of the recorded fields that are otherwise now; fields not recorded agree."""
-        now = self.as_json()
-        return [
-            key
-            for key in _WORDS
-            if recorded.get(key) is not None and not agree(recorded[key], now.get(key))
-        ]
-
-
 def check_provenance(
     path: Path,
     what: str,
@@ -129,7 +83,7 @@ def check_provenance(
     different = setting.differences(recorded)
     now = setting.as_json()
     told = ", ".join(
-        f"another {_WORDS[key]}{_values(key, recorded[key], now.get(key))}" for key in different
+        f"another {WORDS[key]}{_values(key, recorded[key], now.get(key))}" for key in different
     )
     if any(key in fatal for key in different) and not allow_mismatch:
         raise OptionError(
@@ -138,18 +92,6 @@ def check_provenance(
         )
     if different:
         say(f"warning: {what} {path} was made for {told}")
-
-
-def agree(recorded: Any, now: Any) -> bool:
-    """Whether two values of a setting are the same; timesteps may differ by what a file loses."""
-    if isinstance(now, list):
-        return (
-            isinstance(recorded, list)
-            and len(recorded) == len(now)
-            and all(isinstance(t, (int, float)) for t in recorded)
-            and all(abs(a - b) <= SAME_TIMESTEP for a, b in zip(recorded, now, strict=True))
-        )
-    return bool(recorded == now)
 
 
 def _values(key: str, recorded: Any, now: Any) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from osp_opt.base.artifacts import atomic_write_bytes, read_bytes
 from osp_opt.base.errors import FileError
-from osp_opt.generate.maker import Request
+from osp_opt.pipelines.maker import Request
 
 if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext

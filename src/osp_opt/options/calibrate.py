@@ -95,7 +95,7 @@ class CalibrateOptions(SamplingOptions, LaunchOptions):
     @property
     def measures_yardstick(self) -> bool:
         """Whether to see how far the original's own steps are from convergence."""
-        return self.model_path is None if self.yardstick is None else self.yardstick
+        return self.is_bundled if self.yardstick is None else self.yardstick
 
     @property
     def calibration_note(self) -> Path:

@@ -64,6 +64,11 @@ class ModelOptions(Options):
         "dit", "Only dit: Open-Sora-Plan v1.2 has no other.", panel="Model"
     )
 
+    @property
+    def is_bundled(self) -> bool:
+        """Whether it is the package's own model, whose videos the checker can read."""
+        return self.model_path is None
+
     @field_validator("model_type", mode="before")
     @classmethod
     def _only_dit(cls, value: Any) -> Any:

@@ -84,7 +84,7 @@ class SearchOptions(SamplingOptions, LaunchOptions):
     def verifies(self) -> bool:
         """Whether a winner is judged on fresh prompts: with the bundled model, or when asked to."""
         if self.verify is None:
-            return self.model_path is None or self.max_loss is not None
+            return self.is_bundled or self.max_loss is not None
         return self.verify
 
     @property

@@ -1,5 +1,1 @@
-"""Other people's text-to-video pipelines, driven from outside: nothing of them is rebuilt."""
-
-from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, Made, StepSeen, open_pipeline
-
-__all__ = ["DiffusersPipeline", "Made", "StepSeen", "open_pipeline"]
+"""What makes videos: Open-Sora-Plan's models, and other people's pipelines driven from outside."""

@@ -174,7 +174,7 @@ def _check_model(options: ModelOptions) -> list[str]:
 
 def _unknown_to_the_bundled_model(options: ModelOptions, prompts: Sequence[str]) -> list[str]:
     unknown = [prompt for prompt in prompts if parse(prompt) is None]
-    if options.model_path is not None or not unknown:
+    if not options.is_bundled or not unknown:
         return []
     more = f" and {len(unknown) - 1} more prompts" if len(unknown) > 1 else ""
     return [

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from osp_opt.generate.maker import Request
+from osp_opt.pipelines.maker import Request
 from osp_opt.quality.intervals import Interval, mean_ci, ratio_ci
 from osp_opt.quality.loss import Loss, loss_of
 from osp_opt.quality.metrics import log_error

@@ -16,14 +16,12 @@ import numpy as np
 
 from osp_opt.base.ledger import key_text
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.cache.runtime import BlockCache
-from osp_opt.generate.maker import Denoised, Request, VideoMaker
 from osp_opt.generate.measurements import Measurements
 from osp_opt.generate.references import LatentStore, References
 from osp_opt.options import CacheMemoryOptions
+from osp_opt.pipelines.maker import Denoised, Maker, Request
 from osp_opt.quality.metrics import SSIM_WINDOW, mse, psnr, ssim
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.paired_steps import PairedTimer
 from osp_opt.tiny.captions import parse
 from osp_opt.tiny.checker import check
 from osp_opt.tiny.specs import ATTRIBUTES
@@ -74,7 +72,7 @@ class Trials:
 
     def __init__(
         self,
-        maker: VideoMaker,
+        maker: Maker,
         original: Variant,
         context: WorkerContext,
         memory: CacheMemoryOptions | None = None,
@@ -209,7 +207,7 @@ class Trials:
     def _compared(self, variant: Variant, request: Request) -> dict[str, Any]:
         before = self._frames_of_original(request)
         made = self._make(variant, request)
-        after = self._maker.decode(made.latents)
+        after = self._maker.decode(made.latents, request.seed)
         values: dict[str, Any] = {
             "psnr": psnr(after, before),
             "mse": mse(made.latents.cpu(), self._originals[request]),
@@ -225,21 +223,18 @@ class Trials:
     def _frames_of_original(self, request: Request) -> np.ndarray:
         """Decoded once for all variants that are compared with it, one after the other."""
         if self._frames is None or self._frames[0] != request:
-            self._frames = request, self._maker.decode(self._originals[request])
+            self._frames = request, self._maker.decode(self._originals[request], request.seed)
         return self._frames[1]
 
     def _paired_steps(self, variant: Variant, request: Request) -> float:
-        cache = self._cache(variant)
-        if cache is None:
+        if variant.policy is None:
             return 1.0
-        timer = PairedTimer(cache, self._maker.device.synchronize)
-        self._maker.denoise(request, variant.schedule, timer)
-        return timer.speedup(len(self._maker.call_timesteps(variant.schedule)))
+        return self._maker.cached_speedup(request, variant.schedule, variant.policy, self._memory)
 
     def _make(self, variant: Variant, request: Request) -> Denoised:
         return self._maker.denoise(request, variant.schedule, self._cache(variant))
 
-    def _cache(self, variant: Variant) -> BlockCache | None:
+    def _cache(self, variant: Variant) -> Any:
         if variant.policy is None:
             return None
         return self._maker.block_cache(variant.policy, self._memory)

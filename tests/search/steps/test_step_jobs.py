@@ -20,8 +20,9 @@ from osp_opt.base.video import write_video
 from osp_opt.calibration import Calibration, listing
 from osp_opt.calibration import job as calibrate
 from osp_opt.calibration import videos as calibration_videos
-from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import CalibrateOptions, JobOptions, SearchStepsOptions
+from osp_opt.pipelines.maker import Request
+from osp_opt.pipelines.open_sora_plan import VideoMaker, recorded_levels
 from osp_opt.quality.loss import EXIT_CODES
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps import job as search_steps
@@ -89,7 +90,7 @@ def test_recording_changed_nothing_and_recorded_the_last_prediction(
     """The last denoised prediction is the result, so the last Gram entry is its mean square."""
     options = calibrate_options(tiny_checkpoint, tmp_path)
     maker = VideoMaker(options, context_of(options))
-    schedule = calibrate.recorded_schedule(options.sampler, STEPS)
+    schedule = recorded_levels(options.sampler, STEPS)
     plain = maker.denoise(Request(PROMPTS[1], options.seed), schedule).latents[0]
     folder = calibrated / "calibration"
     entry = json.loads((folder / "manifest.json").read_text())["takes"][0]["videos"][1]
@@ -253,7 +254,7 @@ def test_samplers_without_schedules_are_refused(workdir: Path, tiny_checkpoint: 
     with pytest.raises(OptionError, match="EulerAncestralDiscrete, EulerDiscrete"):
         search(tiny_checkpoint, workdir, sampler="PNDM")
     with pytest.raises(OptionError, match="EulerDiscrete"):
-        calibrate.recorded_schedule("HeunDiscrete", 10)
+        recorded_levels("HeunDiscrete", 10)
 
 
 def test_loss_limit_finds_the_fewest_steps(workdir: Path, tiny_checkpoint: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.generate.maker import Request, VideoMaker
+from osp_opt.pipelines.maker import Maker, Request
 from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["TIMED_STEPS", "BlockTimer", "BlockTimes", "measure_block_times"]
@@ -80,15 +80,13 @@ class BlockTimes:
         return cls(tuple(values["blocks"]), values["rest"], values["add"], alone)
 
 
-def measure_block_times(
-    maker: VideoMaker, schedule: TimestepSchedule, request: Request
-) -> BlockTimes:
+def measure_block_times(maker: Maker, schedule: TimestepSchedule, request: Request) -> BlockTimes:
     """Time the blocks in the first steps of a video, after a few that warm the device up."""
     timer = BlockTimer(maker.device.synchronize)
     for steps in (_WARM_STEPS, TIMED_STEPS):
-        first = TimestepSchedule(schedule.timesteps[:steps])
+        first = replace(schedule, timesteps=schedule.timesteps[:steps], corrections=())
         if schedule.is_default:  # samplers with a spacing of their own take no other
-            first = TimestepSchedule.uniform(steps)
+            first = maker.schedule(steps)
         maker.denoise(request, first, timer)
     return timer.result()
 

@@ -9,11 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from osp_opt.base.errors import CalibrationError
-from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import Source
-from osp_opt.generate.maker import Request, VideoMaker
 from osp_opt.options import SearchCacheOptions
+from osp_opt.pipelines.maker import Maker, Request
 from osp_opt.quality.yardstick import Yardstick
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import TIMED_STEPS, BlockTimes, measure_block_times
@@ -39,7 +38,7 @@ class CacheSearch:
 
     options: SearchCacheOptions
     context: WorkerContext
-    maker: VideoMaker
+    maker: Maker
     schedule: TimestepSchedule
     errors: ReuseErrors
     gaussian: np.ndarray
@@ -120,9 +119,9 @@ def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
     # The statistics, at the steps that the cache is for.
     options, context, maker = source.options, source.context, source.maker()
     schedule = (
-        TimestepSchedule.uniform(options.steps)
+        maker.schedule(options.steps)
         if options.schedule is None
-        else TimestepSchedule.from_file(options.schedule)
+        else maker.read_schedule(options.schedule)
     )
     timesteps = maker.call_timesteps(schedule)
     lags = min(MAX_INTERVAL, len(timesteps)) - 1
@@ -132,7 +131,7 @@ def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
             f"{options.calibration_dir}: was recorded on {errors.num_blocks} blocks and the model "
             f"has {maker.num_blocks}; run osp-opt calibrate with this model"
         )
-    ancestral = SAMPLER_KINDS[maker.options.sampler].ancestral
+    ancestral = maker.kind.ancestral
     gaussian = gaussian_importance(source.calibration, timesteps, ancestral=ancestral)
 
     # The videos that choose, and those that judge; what they will cost.

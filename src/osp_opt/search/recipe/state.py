@@ -9,14 +9,12 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from osp_opt.base.errors import CalibrationError, OptionError
-from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.cache.runtime import BlockCache
 from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import Source
-from osp_opt.generate.maker import Request, VideoMaker
-from osp_opt.options import OptimizeOptions
+from osp_opt.options import CacheMemoryOptions, OptimizeOptions
+from osp_opt.pipelines.maker import Maker, Request
 from osp_opt.quality.metrics import log_error
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import TIMED_STEPS, BlockTimes, measure_block_times
@@ -68,7 +66,7 @@ class RecipeSearch:
     options: OptimizeOptions
     context: WorkerContext
     source: Source[OptimizeOptions]
-    maker: VideoMaker
+    maker: Maker
     trials: Trials
     times: BlockTimes
     schedules: CorrectedSchedules
@@ -132,7 +130,7 @@ class RecipeSearch:
     def plain(self, speedup: float) -> Variant:
         """What anybody would do: as few even steps as it takes, nothing corrected or reused."""
         length = max(FEWEST_STEPS, math.floor(len(self.reference) / speedup))
-        return Variant(TimestepSchedule(TimestepSchedule.uniform(length).timesteps))
+        return Variant(self.maker.even(length))
 
     def largest(self) -> float:
         """The largest predicted speed-up of any recipe."""
@@ -165,7 +163,7 @@ class RecipeSearch:
         """
         full = len(self.reference)
         for length in range(min(full, math.floor(2 * full * move.blocks / speedup)), 0, -1):
-            schedule = TimestepSchedule(TimestepSchedule.uniform(length).timesteps)
+            schedule = self.maker.even(length)
             policy = guidance_alone(move, len(self.maker.call_timesteps(schedule)))
             if length < FEWEST_STEPS or policy is None:
                 return None
@@ -189,7 +187,7 @@ class RecipeSearch:
         if schedule not in self._errors:
             lags = min(MAX_INTERVAL, len(timesteps)) - 1
             self._errors[schedule] = ReuseErrors.of(self.source.calibration, timesteps, lags)
-        ancestral = SAMPLER_KINDS[self.maker.options.sampler].ancestral
+        ancestral = self.maker.kind.ancestral
         importance = gaussian_importance(self.source.calibration, timesteps, ancestral=ancestral)
         return plan_reuse(move, self._errors[schedule], importance, self.times)
 
@@ -253,12 +251,12 @@ def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
     )
 
 
-def _reuses_guidance(maker: VideoMaker, context: WorkerContext) -> bool:
+def _reuses_guidance(maker: Maker, context: WorkerContext) -> bool:
     """Whether there is guidance, and a rank runs both its branches: else nothing is saved."""
     return maker.guided and context.parallel.layout.cfg == 1
 
 
-def measure_alone(maker: VideoMaker, request: Request) -> float:
+def measure_alone(maker: Maker, request: Request) -> float:
     """The time of a step that runs the positive branch alone over that of one that runs both."""
     plan = GuidancePlan.every(2, _ALONE_STEPS, order=0)
     policy = CachePolicy.explicit({}, _ALONE_STEPS, guidance=plan)
@@ -268,8 +266,8 @@ def measure_alone(maker: VideoMaker, request: Request) -> float:
         maker.device.synchronize()
         ends.append(time.perf_counter())
 
-    schedule = TimestepSchedule.uniform(_ALONE_STEPS)
-    maker.denoise(request, schedule, BlockCache(policy), step_ended)
+    cache = maker.block_cache(policy, CacheMemoryOptions())
+    maker.denoise(request, maker.schedule(_ALONE_STEPS), cache, step_ended)
     seconds = {step: ends[step] - ends[step - 1] for step in range(2, len(ends))}
     alone = median(value for step, value in seconds.items() if plan.reuses(step))
     return alone / median(value for step, value in seconds.items() if not plan.reuses(step))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from osp_opt.calibration.source import Source
-from osp_opt.generate.maker import Request
 from osp_opt.options import SearchStepsOptions
+from osp_opt.pipelines.maker import Request
 from osp_opt.quality.intervals import Interval, mean_ci
 from osp_opt.quality.loss import Loss
 from osp_opt.sampling.schedule import TimestepSchedule

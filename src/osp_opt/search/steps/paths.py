@@ -9,13 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from osp_opt.base.errors import CalibrationError
+from osp_opt.base.errors import CalibrationError, OptionError
 from osp_opt.calibration import Calibration
 from osp_opt.calibration.paths import NoisePath, latents_of, load_latents
 from osp_opt.calibration.source import Source
-from osp_opt.generate.maker import VideoMaker
 from osp_opt.generate.measurements import Measurements
 from osp_opt.options import SearchStepsOptions
+from osp_opt.pipelines.open_sora_plan import VideoMaker
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps.ays import CoordinateDescent, Interval, KlubSampler
 from osp_opt.system.context import WorkerContext
@@ -66,7 +66,10 @@ def descend_on_paths(
 
     Returns the schedule and the network evaluations made now (on all ranks).
     """
-    paths = calibrated_paths(options, source.maker(), source.calibration, source.folder)
+    maker = source.maker()
+    if not isinstance(maker, VideoMaker):
+        raise OptionError("--method ays: is for Open-Sora-Plan's models; use --method dp")
+    paths = calibrated_paths(options, maker, source.calibration, source.folder)
     measurements = Measurements(context.run_dir / "evaluations.jsonl", context)
     iterations, seed = options.monte_carlo_iters, options.seed
     sampler = KlubSampler(paths, len(paths.paths), iterations, seed)

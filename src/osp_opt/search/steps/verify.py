@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from osp_opt.generate.maker import Request
+from osp_opt.pipelines.maker import Request
 from osp_opt.quality.intervals import Interval, paired_difference
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.evidence import TIMED_VIDEOS, Evidence, evidence_of, log_error_ratios

@@ -1,16 +1,16 @@
-"""Making and timing single videos: what sample and search-cache share."""
+"""Open-Sora-Plan's models as a `Maker`."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,18 +18,22 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from osp_opt.base.errors import OptionError
+from osp_opt.base.samplers import SAMPLER_KINDS, SamplerKind
 from osp_opt.base.shape import VideoShape
+from osp_opt.cache.paired_steps import PairedTimer
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
-from osp_opt.generate.load import LoadedModel, load_pipeline, release_text_encoder
-from osp_opt.generate.provenance import Setting
 from osp_opt.model.parallelize import parallelize_transformer, spread_tiles
 from osp_opt.model.vae.autoencoder import VAE_SCALE
 from osp_opt.options import CacheMemoryOptions, SamplingOptions
+from osp_opt.pipelines.load import LoadedModel, load_pipeline, release_text_encoder
+from osp_opt.pipelines.maker import Denoised, Request
+from osp_opt.pipelines.setting import Setting
 from osp_opt.sampling.embeddings import PromptEmbeddings, encode_texts
 from osp_opt.sampling.latents import sample_latents
 from osp_opt.sampling.noise import make_noise
-from osp_opt.sampling.samplers import make_scheduler, set_schedule
+from osp_opt.sampling.samplers import custom_timestep_samplers, make_scheduler, set_schedule
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.device import DTYPES
 from osp_opt.system.parallel import Parallel
@@ -39,35 +43,9 @@ from osp_opt.system.timing import Timer
 if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext
 
-__all__ = ["Denoised", "Request", "VideoMaker"]
+__all__ = ["VideoMaker", "can_be_recorded", "recorded_levels"]
 
 PROMPTS_KEPT = 64  # embeddings: 4 MB each at 512 tokens of mT5-xxl
-
-
-@dataclass(frozen=True)
-class Request:
-    """One video: the prompt as the user wrote it, and its seed."""
-
-    prompt: str
-    seed: int
-
-    @property
-    def slug(self) -> str:
-        """The prompt as part of a file name: at most 40 letters of any script, and digits."""
-        text = unicodedata.normalize("NFC", self.prompt.lower())
-        kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
-        return "-".join(kept.split())[:40].strip("-") or "video"
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """Scaled latents [1 c t h w], the seconds of denoising that made them, and under what
-    conditions (`VideoMaker.timed_on`; None where nobody noted it).
-    """
-
-    latents: Tensor
-    seconds: float
-    timed_on: dict[str, Any] | None = None
 
 
 class VideoMaker:
@@ -175,9 +153,14 @@ class VideoMaker:
         return self.guidance_scale > 1.0
 
     @property
-    def is_bundled(self) -> bool:
-        """Whether this is the package's own model, whose videos the checker can read."""
-        return self.options.model_path is None
+    def kind(self) -> SamplerKind:
+        """What the sampler is to a search of steps."""
+        return SAMPLER_KINDS[self.options.sampler]
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether a video is one frame."""
+        return self.shape.num_frames == 1
 
     @property
     def num_blocks(self) -> int:
@@ -188,6 +171,22 @@ class VideoMaker:
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(c, t, h, w) of one video's latents."""
         return self.shape.latent_tensor(int(self.loaded.transformer_config["in_channels"]))
+
+    def schedule(self, steps: int) -> TimestepSchedule:
+        """Evenly spaced steps, or the sampler's own spacing of so many."""
+        return TimestepSchedule.uniform(steps)
+
+    def even(self, steps: int) -> TimestepSchedule:
+        """Evenly spaced steps, for every sampler."""
+        return TimestepSchedule(TimestepSchedule.uniform(steps).timesteps)
+
+    def read_schedule(self, path: Path) -> TimestepSchedule:
+        """A file of the reference tool's format. Raises FileError, ScheduleError."""
+        return TimestepSchedule.from_file(path)
+
+    def recorded_schedule(self, steps: int) -> TimestepSchedule:
+        """See `recorded_levels`."""
+        return recorded_levels(self.options.sampler, steps)
 
     def call_timesteps(self, schedule: TimestepSchedule) -> tuple[float, ...]:
         """Timestep of every network evaluation: the steps as a cache counts them.
@@ -227,6 +226,10 @@ class VideoMaker:
             "max_sequence_length": self.max_sequence_length,
             "fps": self.fps,
         }
+
+    def recorded_with(self, schedule: TimestepSchedule) -> dict[str, Any]:
+        """The metadata of a calibration."""
+        return {**self.how(schedule), "num_blocks": self.num_blocks}
 
     def embed(self, prompt: str) -> PromptEmbeddings:
         """The prompt's embeddings. The last ones are kept, or all where the text encoder goes; so
@@ -329,8 +332,20 @@ class VideoMaker:
             )
         return Denoised(latents, self.stages["denoise"].seconds[-1], self.timed_on)
 
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Frames uint8 [t h w c] of one video's latents [1 c t h w]."""
+    def cached_speedup(
+        self,
+        request: Request,
+        schedule: TimestepSchedule,
+        policy: CachePolicy,
+        memory: CacheMemoryOptions,
+    ) -> float:
+        """How many times faster `policy` makes the denoising; see `cache.paired_steps`."""
+        timer = PairedTimer(self.block_cache(policy, memory), self.device.synchronize)
+        self.denoise(request, schedule, timer)
+        return timer.speedup(len(self.call_timesteps(schedule)))
+
+    def decode(self, latents: Tensor, seed: int = 0) -> np.ndarray:
+        """Frames uint8 [t h w c] of one video's latents [1 c t h w]; no seed is needed."""
         with self._in_use("decode", self.pipeline.vae):
             frames: np.ndarray = self.pipeline.decode_latents(latents, self._map_tiles)[0].numpy()
         return frames
@@ -346,6 +361,37 @@ class VideoMaker:
                 vae.encode(video, self._map_tiles).latent_dist.mode().float() * VAE_SCALE
             )
         return latents
+
+
+MIN_RECORDED = 4  # steps that tell whether a sampler can be recorded
+
+
+def can_be_recorded(sampler: str) -> bool:
+    """Whether `sampler` evaluates the model once at each of its levels, and can be told them."""
+    try:
+        recorded_levels(sampler, MIN_RECORDED)
+    except OptionError:
+        return False
+    return True
+
+
+def recorded_levels(sampler: str, steps: int) -> TimestepSchedule:
+    """The levels at which `sampler` evaluates the model in `steps` even steps.
+
+    Raises OptionError for samplers that cannot be told their timesteps or evaluate the model
+    twice a step: their predictions do not lie on one level each.
+    """
+    even = TimestepSchedule(TimestepSchedule.uniform(steps).timesteps)
+    if sampler in custom_timestep_samplers():
+        scheduler = make_scheduler(sampler)
+        set_schedule(scheduler, even)
+        levels = tuple(float(t) for t in scheduler.timesteps)
+        if len(set(levels)) == len(levels) == steps:
+            return TimestepSchedule(levels)
+    raise OptionError(
+        f"--sampler {sampler}: calibrate needs one model evaluation at each of its levels; "
+        "calibrate with EulerDiscrete or EulerAncestralDiscrete, the result serves this one too"
+    )
 
 
 @cache

@@ -1,0 +1,71 @@
+"""What decides whether a searched artifact applies: the setting that it was made in. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from osp_opt.sampling.schedule import SAME_TIMESTEP
+
+__all__ = ["WORDS", "Setting", "agree"]
+
+WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "model",
+        "steps": "number of steps",
+        "timesteps": "timestep schedule",
+        "corrections": "correction of the steps",
+        "num_frames": "number of frames",
+        "height": "height",
+        "width": "width",
+        "sampler": "sampler",
+        "guidance_scale": "guidance scale",
+        "dtype": "number format",
+    }
+)
+"""How messages name the fields of a setting."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The keys of a sidecar's "setting"."""
+
+    model: str  # fingerprint
+    steps: int
+    timesteps: tuple[float, ...]
+    num_frames: int
+    height: int
+    width: int
+    sampler: str
+    guidance_scale: float
+    dtype: str
+    corrections: tuple[float, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; timesteps and corrections as lists, these only where there are some."""
+        values = {**asdict(self), "timesteps": list(self.timesteps)}
+        del values["corrections"]
+        return {**values, "corrections": [*self.corrections]} if self.corrections else values
+
+    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Names of the recorded fields that are otherwise now; fields not recorded agree."""
+        now = self.as_json()
+        return [
+            key
+            for key in WORDS
+            if recorded.get(key) is not None and not agree(recorded[key], now.get(key))
+        ]
+
+
+def agree(recorded: Any, now: Any) -> bool:
+    """Whether two values of a setting are the same; timesteps may differ by what a file loses."""
+    if isinstance(now, list):
+        return (
+            isinstance(recorded, list)
+            and len(recorded) == len(now)
+            and all(isinstance(t, (int, float)) for t in recorded)
+            and all(abs(a - b) <= SAME_TIMESTEP for a, b in zip(recorded, now, strict=True))
+        )
+    return bool(recorded == now)
