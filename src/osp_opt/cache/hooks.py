@@ -8,6 +8,10 @@ again. The step is told, never counted:
 * in a pipeline: ``pipe(..., callback_on_step_end=handle.on_step_end)``; the guidance branch is the
   name that the pipeline gives to diffusers' ``cache_context``, and the step, where it gives one.
 
+A policy's plan of guidance is followed where the two branches are calls of their own, the positive
+one first, as in Wan's pipelines: at a step that reuses guidance the negative call runs nothing and
+returns the positive one's output less the difference that was kept.
+
 A range of blocks can be left out only if the model does nothing between its blocks. That is watched
 (`cache.streams`) whenever a range runs or is left out: what the model does otherwise (residuals
 added between blocks, lists run in turn, outputs kept for later) is refused, never approximated.
@@ -27,12 +31,14 @@ from torch import nn
 
 from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.cache.runtime import DeltaStore
+from osp_opt.cache.runtime import DeltaStore, GuidanceStore
 from osp_opt.cache.streams import BlockCalls, Signature
 
 __all__ = ["CacheHandle", "apply_cache", "registered_blocks", "unregister"]
 
 HOOK_NAME = "osp_opt_block_cache"
+_GUIDANCE_NAME = "osp_opt_guidance_reuse"
+_POSITIVE, _NEGATIVE = "cond", "uncond"  # as pipelines tell their calls to diffusers' cache_context
 
 
 def apply_cache(
@@ -55,11 +61,6 @@ def apply_cache(
     cache of this kind is already applied; and while running, when the model does something between
     the blocks of a range, see the module's text.
     """
-    if policy.guidance is not None:
-        raise PolicyError(
-            "this policy also reuses guidance, which a transformer's blocks know nothing of; "
-            "take one without"
-        )
     transformer, found = _find_blocks(model, blocks)
     if any(_hooked(module) for module in (transformer, *found)):
         raise PolicyError("this transformer already has a cache applied: remove() it first")
@@ -76,6 +77,8 @@ def apply_cache(
     _register(transformer, _CallHook(run))
     for index, block in enumerate(found):
         _register(block, _BlockHook(run, index, signatures[index]))
+    if run.guidance is not None:
+        _register(transformer, _GuidanceHook(run, run.guidance), _GUIDANCE_NAME)
     return CacheHandle([transformer, *found], run)
 
 
@@ -129,6 +132,7 @@ class CacheHandle:
     def remove(self) -> None:
         """Take the hooks off again: the transformer is as it was."""
         self.reset()
+        unregister(self._modules[0], _GUIDANCE_NAME)
         for module in self._modules:
             unregister(module)
         self._modules = []
@@ -152,6 +156,7 @@ class _Run:
         self.told = StateManager(BaseState)  # type: ignore[arg-type]
         self.calls = BlockCalls()
         self.branch: str | None = None
+        self.guidance = None if policy.guidance is None else GuidanceStore(policy.guidance)
         self.reset()
 
     def reset(self) -> None:
@@ -159,6 +164,8 @@ class _Run:
         self.stores: dict[str, DeltaStore] = {}
         self._last: dict[str, int] = {}
         self.calls.begin()
+        if self.guidance is not None:
+            self.guidance.reset()
 
     def position(self) -> tuple[int, str]:
         """(step, branch) of the call in progress."""
@@ -217,6 +224,57 @@ class _CallHook(ModelHook):
     def reset_state(self, module: nn.Module) -> nn.Module:
         self._run.reset()
         return module
+
+
+class _GuidanceHook(ModelHook):
+    """On the transformer, around all else: the negative call, where the policy lets it rest."""
+
+    fn_ref: Any  # set by diffusers when the hook is registered
+
+    def __init__(self, run: _Run, store: GuidanceStore) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._run = run
+        self._store = store
+        self._positive: tuple[int, Any] = -1, None  # the step and what its call returned
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        step, branch = self._run.position()
+        if branch not in (_POSITIVE, _NEGATIVE):
+            raise PolicyError(
+                "the policy reuses guidance, which takes two calls of the transformer in a step, "
+                f"told as {_POSITIVE!r} and {_NEGATIVE!r}; this one is told as {branch!r}"
+            )
+        rests = branch == _NEGATIVE and self._store.reuses(step)
+        if rests and self._positive[0] != step:
+            raise PolicyError(
+                f"step {step} reuses guidance, and its {_NEGATIVE!r} call came without the "
+                f"{_POSITIVE!r} one before it"
+            )
+        kept, self._positive = self._positive[1], (-1, None)
+        if rests:
+            positive = _prediction(kept)
+            return _with_prediction(kept, positive - self._store.difference(step, positive))
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        if branch == _POSITIVE:
+            self._positive = step, output
+        elif kept is not None:
+            self._store.put(step, _prediction(kept) - _prediction(output))
+        return output
+
+
+def _prediction(output: Any) -> torch.Tensor:
+    """What a transformer returned for the video: the first of its outputs."""
+    found: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+    return found
+
+
+def _with_prediction(output: Any, prediction: torch.Tensor) -> Any:
+    """An output of the same kind with another prediction."""
+    if isinstance(output, torch.Tensor):
+        return prediction
+    if isinstance(output, tuple):
+        return (prediction, *output[1:])
+    return type(output)(**{**output, next(iter(output)): prediction})
 
 
 class _BlockHook(ModelHook):
@@ -299,8 +357,8 @@ def _is_registered(block: nn.Module) -> bool:
         return False
 
 
-def _register(module: nn.Module, hook: ModelHook) -> None:
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
+def _register(module: nn.Module, hook: ModelHook, name: str = HOOK_NAME) -> None:
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
 
 
 def unregister(module: nn.Module, name: str = HOOK_NAME) -> None:

@@ -1,0 +1,1 @@
+"""Training the second model: flow matching, of diffusers' own classes throughout."""
