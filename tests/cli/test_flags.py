@@ -172,6 +172,8 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
         ("num_frame: 29", OptionError, ["num_frame", "did you mean num_frames?"]),
         ("steps: 5\nnum_sampling_steps: 6", OptionError, ["twice"]),
         ("height: 100", OptionError, ["config", "height 100", "multiple of 16"]),
+        ("steps: 5\nsteps: 6", FileError, ["steps is given twice"]),
+        ("sample:\n  steps: 5\n  steps: 5", FileError, ["steps is given twice"]),
         ("- 1\n- 2", FileError, ["mapping"]),
         ("a: [", FileError, ["not valid YAML"]),
         ("a: &x [1]\nb: *x", FileError, ["aliases"]),

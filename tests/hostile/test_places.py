@@ -156,6 +156,19 @@ def test_every_file_of_a_run_is_tight(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
+@pytest.mark.parametrize("command", ["sample", "report", "doctor"])
+def test_a_current_folder_that_is_gone(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the current folder is gone" in refused([command], capsys)
+
+
 def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileError, match="not a regular file"):

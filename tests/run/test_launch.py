@@ -265,6 +265,7 @@ def test_settings_of_other_people_s_jobs_do_not_reach_ours(
         "PET_NNODES": "2",
         "MASTER_ADDR": "10.1.2.3",
         "RANK": "3",
+        "PYTHONSAFEPATH": "1",
     }.items():
         monkeypatch.setenv(name, value)
     for processes in (1, 2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -132,6 +133,11 @@ def _launch(options: JobOptions) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``osp-opt`` with ``argv`` (default: the process's own) and return the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        os.getcwd()
+    except OSError as error:  # removed meanwhile; paths, torch and MKL all need one
+        report_error(f"the current folder is gone ({error.strerror}); cd to another one")
+        return USAGE_EXIT_CODE
     try:
         code = typer.main.get_command(app).main(args, prog_name="osp-opt", standalone_mode=False)
     except _UsageError as error:

@@ -74,6 +74,7 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     data = read_bytes(path, "config", CONFIG_MAX_BYTES)
     try:
         _check_events(yaml.parse(data, loader))
+        _check_keys(yaml.compose(data, loader))
         content = yaml.load(data, loader)
         _check_numbers(content)
     except (yaml.YAMLError, *_CONSTRUCTION) as error:
@@ -99,6 +100,19 @@ def _check_events(events: Iterable[Any]) -> None:
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise ValueError("nested too deeply")
+
+
+def _check_keys(node: Any) -> None:
+    """Raise ValueError for a key that a mapping has twice: the last would silently win."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise ValueError(f"{key.value} is given twice")
+            seen.add(str(key.value))
+            _check_keys(value)
 
 
 def _check_numbers(value: Any) -> None:

@@ -152,9 +152,8 @@ def _command(options: LaunchOptions, folder: Path) -> list[str]:
 
 
 def _python(module: str) -> list[str]:
-    """Python running ``run`` of one of our modules; `-m` would import from the current folder."""
-    start = f"import sys; sys.path.remove(''); from {module} import run; run()"
-    return [sys.executable, "-u", "-c", start]
+    """Python running ``run`` of one of our modules, not importing from the current folder."""
+    return [sys.executable, "-u", "-P", "-c", f"from {module} import run; run()"]
 
 
 def _rendezvous(options: LaunchOptions) -> list[str]:
