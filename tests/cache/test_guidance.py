@@ -151,7 +151,7 @@ def test_reset_forgets_and_the_next_video_is_the_same() -> None:
     assert cache.guidance is not None
     cache.reset()
     with pytest.raises(PolicyError, match="step 5 reuses guidance: none stored"):
-        cache.guidance.difference(5, torch.zeros(1))
+        cache.guidance.differences(5, [torch.zeros(1)])
 
 
 @torch.no_grad()

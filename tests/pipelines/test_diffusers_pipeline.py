@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tiny_pipelines import FAMILIES, cogvideox, wan
 from torch import Tensor
 
 from osp_opt.base.errors import CheckpointError, OptionError, PolicyError, ScheduleError
+from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.hooks import registered_blocks
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration.recorder import CalibrationRecorder
@@ -213,6 +215,10 @@ def test_two_experts_reuse_nothing_of_each_other() -> None:
     with pytest.raises(PolicyError, match="step 2 is made by the second transformer and reuses"):
         driven.denoise(PROMPT, 3, levels=levels, cache=CachePolicy.four_field(0, 1, 1, 2))
     driven.denoise(PROMPT, 3, levels=levels, cache=CachePolicy.four_field(0, 1, 0, 2))
+    for steps, refused in [((2,), True), ((1, 3), False)]:
+        guidance = CachePolicy.explicit({}, len(levels), guidance=GuidancePlan(steps, order=0))
+        with pytest.raises(PolicyError, match="step 2") if refused else nullcontext():
+            driven.denoise(PROMPT, 3, levels=levels, cache=guidance)
 
 
 def test_a_video_that_is_broken_off_leaves_nothing_behind(tiny: Any) -> None:

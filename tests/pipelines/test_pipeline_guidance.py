@@ -1,4 +1,6 @@
-"""Guidance reused in pipelines that call their transformer twice a step, and where it cannot be."""
+"""Guidance reused in a pipeline that calls its transformer twice a step (tests/cache/test_branches
+has more kinds of pipelines, and what is refused).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from osp_opt.base.errors import PolicyError
 from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.pipelines import DiffusersPipeline
@@ -84,10 +85,3 @@ def test_guidance_and_blocks_are_reused_together(tiny: Any) -> None:
     plain = driven.denoise(PROMPT, 3, STEPS).latents
     assert torch.equal(plain, driven.denoise(PROMPT, 3, STEPS).latents)
 
-
-def test_one_call_for_both_branches_is_refused(tiny: Any) -> None:
-    pipe, arguments = tiny["ltx"]
-    policy = CachePolicy.explicit({}, STEPS, guidance=GuidancePlan((3,), order=0))
-    driven = DiffusersPipeline(pipe, {**arguments, "guidance_scale": 3.0})
-    with pytest.raises(PolicyError, match="two calls"):
-        driven.denoise(PROMPT, 3, STEPS, cache=policy)

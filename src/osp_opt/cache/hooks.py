@@ -8,9 +8,7 @@ again. The step is told, never counted:
 * in a pipeline: ``pipe(..., callback_on_step_end=handle.on_step_end)``; the guidance branch is the
   name that the pipeline gives to diffusers' ``cache_context``, and the step, where it gives one.
 
-A policy's plan of guidance is followed where the two branches are calls of their own, the positive
-one first, as in Wan's pipelines: at a step that reuses guidance the negative call runs nothing and
-returns the positive one's output less the difference that was kept.
+A policy may also leave out the negative branch of guidance at some steps (`cache.branches`).
 
 A range of blocks can be left out only if the model does nothing between its blocks. That is watched
 (`cache.streams`) whenever a range runs or is left out: what the model does otherwise (residuals
@@ -30,15 +28,14 @@ from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManag
 from torch import nn
 
 from osp_opt.base.errors import PolicyError
+from osp_opt.cache.branches import GuidedCalls
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.cache.runtime import DeltaStore, GuidanceStore
+from osp_opt.cache.runtime import DeltaStore
 from osp_opt.cache.streams import BlockCalls, Signature
 
 __all__ = ["CacheHandle", "apply_cache", "registered_blocks", "unregister"]
 
 HOOK_NAME = "osp_opt_block_cache"
-_GUIDANCE_NAME = "osp_opt_guidance_reuse"
-_POSITIVE, _NEGATIVE = "cond", "uncond"  # as pipelines tell their calls to diffusers' cache_context
 
 
 def apply_cache(
@@ -74,11 +71,11 @@ def apply_cache(
     signatures = [Signature.of(block) for block in found]
     kinds = [signature.kind for signature in signatures]
     run = _Run(policy, kinds, steps, (dtype, offload))
+    if policy.guidance is not None:
+        run.guided = GuidedCalls(policy.guidance, Signature.of(transformer).names[0])
     _register(transformer, _CallHook(run))
     for index, block in enumerate(found):
         _register(block, _BlockHook(run, index, signatures[index]))
-    if run.guidance is not None:
-        _register(transformer, _GuidanceHook(run, run.guidance), _GUIDANCE_NAME)
     return CacheHandle([transformer, *found], run)
 
 
@@ -126,13 +123,14 @@ class CacheHandle:
         self._run.reset()
 
     def memory_bytes(self) -> int:
-        """Bytes of stored changes held now, over all branches."""
-        return sum(store.memory_bytes() for store in self._run.stores.values())
+        """Bytes held now: stored changes of all branches, and of their difference."""
+        guided = self._run.guided
+        held = 0 if guided is None else guided.memory_bytes()
+        return held + sum(store.memory_bytes() for store in self._run.stores.values())
 
     def remove(self) -> None:
         """Take the hooks off again: the transformer is as it was."""
         self.reset()
-        unregister(self._modules[0], _GUIDANCE_NAME)
         for module in self._modules:
             unregister(module)
         self._modules = []
@@ -155,8 +153,8 @@ class _Run:
         # Where diffusers' cache_context leaves the branch's name, and perhaps the step.
         self.told = StateManager(BaseState)  # type: ignore[arg-type]
         self.calls = BlockCalls()
+        self.guided: GuidedCalls | None = None  # where the policy reuses guidance
         self.branch: str | None = None
-        self.guidance = None if policy.guidance is None else GuidanceStore(policy.guidance)
         self.reset()
 
     def reset(self) -> None:
@@ -164,8 +162,8 @@ class _Run:
         self.stores: dict[str, DeltaStore] = {}
         self._last: dict[str, int] = {}
         self.calls.begin()
-        if self.guidance is not None:
-            self.guidance.reset()
+        if self.guided is not None:
+            self.guided.reset()
 
     def position(self) -> tuple[int, str]:
         """(step, branch) of the call in progress."""
@@ -176,6 +174,11 @@ class _Run:
             index = getattr(context, "step_index", None)
             step = step if index is None or self.branch is not None else int(index)
         return step, self.branch or name
+
+    @property
+    def tells_branch(self) -> bool:
+        """Whether somebody says which branch the call in progress is."""
+        return self.branch is not None or self.told._context is not None
 
     def begin(self) -> None:
         """A call of the transformer begins.
@@ -207,6 +210,7 @@ class _CallHook(ModelHook):
     """On the transformer: where a call begins and ends, and where diffusers tells the branch."""
 
     _is_stateful = True
+    fn_ref: Any  # set by diffusers when the hook is registered
 
     def __init__(self, run: _Run) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -217,6 +221,13 @@ class _CallHook(ModelHook):
         self._run.begin()
         return args, kwargs
 
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        run, forward = self._run, self.fn_ref.original_forward
+        if run.guided is None:
+            return forward(*args, **kwargs)
+        step, branch = run.position()
+        return run.guided.call(step, branch if run.tells_branch else None, forward, args, kwargs)
+
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         self._run.calls.begin()  # holds no tensor between calls
         return output
@@ -224,57 +235,6 @@ class _CallHook(ModelHook):
     def reset_state(self, module: nn.Module) -> nn.Module:
         self._run.reset()
         return module
-
-
-class _GuidanceHook(ModelHook):
-    """On the transformer, around all else: the negative call, where the policy lets it rest."""
-
-    fn_ref: Any  # set by diffusers when the hook is registered
-
-    def __init__(self, run: _Run, store: GuidanceStore) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._run = run
-        self._store = store
-        self._positive: tuple[int, Any] = -1, None  # the step and what its call returned
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        step, branch = self._run.position()
-        if branch not in (_POSITIVE, _NEGATIVE):
-            raise PolicyError(
-                "the policy reuses guidance, which takes two calls of the transformer in a step, "
-                f"told as {_POSITIVE!r} and {_NEGATIVE!r}; this one is told as {branch!r}"
-            )
-        rests = branch == _NEGATIVE and self._store.reuses(step)
-        if rests and self._positive[0] != step:
-            raise PolicyError(
-                f"step {step} reuses guidance, and its {_NEGATIVE!r} call came without the "
-                f"{_POSITIVE!r} one before it"
-            )
-        kept, self._positive = self._positive[1], (-1, None)
-        if rests:
-            positive = _prediction(kept)
-            return _with_prediction(kept, positive - self._store.difference(step, positive))
-        output = self.fn_ref.original_forward(*args, **kwargs)
-        if branch == _POSITIVE:
-            self._positive = step, output
-        elif kept is not None:
-            self._store.put(step, _prediction(kept) - _prediction(output))
-        return output
-
-
-def _prediction(output: Any) -> torch.Tensor:
-    """What a transformer returned for the video: the first of its outputs."""
-    found: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
-    return found
-
-
-def _with_prediction(output: Any, prediction: torch.Tensor) -> Any:
-    """An output of the same kind with another prediction."""
-    if isinstance(output, torch.Tensor):
-        return prediction
-    if isinstance(output, tuple):
-        return (prediction, *output[1:])
-    return type(output)(**{**output, next(iter(output)): prediction})
 
 
 class _BlockHook(ModelHook):
@@ -296,7 +256,7 @@ class _BlockHook(ModelHook):
         calls.enter(index, self._signature.bind(args, kwargs), min(starts, default=index))
         for blocks in reused:
             if blocks[0] == index:
-                into: Any = calls.into(blocks)
+                into: Any = calls.into(blocks, run.guided.halves if run.guided else 1)
                 behind: Any = run.store(branch).apply(step, blocks, into)
                 calls.resume(blocks, behind)
             if blocks[0] <= index < blocks[1]:
@@ -357,8 +317,8 @@ def _is_registered(block: nn.Module) -> bool:
         return False
 
 
-def _register(module: nn.Module, hook: ModelHook, name: str = HOOK_NAME) -> None:
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+def _register(module: nn.Module, hook: ModelHook) -> None:
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
 
 
 def unregister(module: nn.Module, name: str = HOOK_NAME) -> None:

@@ -106,7 +106,7 @@ class DeltaStore:
 class GuidanceStore:
     """The difference d of the guidance branches, kept by a `GuidancePlan` and told the step.
 
-    Holds at most two tensors of the latents' size.
+    Of every output of the network it holds at most two tensors.
     """
 
     def __init__(self, plan: GuidancePlan) -> None:
@@ -121,14 +121,18 @@ class GuidanceStore:
         """Whether `step` runs the positive branch alone."""
         return self.plan.reuses(step)
 
-    def put(self, step: int, difference: Tensor) -> None:
-        """Remember d = eps_pos - eps_neg of `step`, where a later step will ask for it."""
-        if self.plan.stores(step):
-            self._history.put(step, (difference.detach(),))
+    def memory_bytes(self) -> int:
+        """Bytes of the differences held now."""
+        return self._history.memory_bytes()
 
-    def difference(self, step: int, like: Tensor) -> Tensor:
-        """d at `step`, of `like`'s shape. Raises PolicyError when stale or of another shape."""
-        return self._history.forecast(step, "guidance", (like,))[0]
+    def put(self, step: int, differences: Sequence[Tensor]) -> None:
+        """Remember d = eps_pos - eps_neg of each output at `step`, if a later step asks."""
+        if self.plan.stores(step):
+            self._history.put(step, tuple(d.detach() for d in differences))
+
+    def differences(self, step: int, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """d at `step`, of `like`'s shapes. Raises PolicyError when stale or of another shape."""
+        return self._history.forecast(step, "guidance", like)
 
 
 class BlockCache:

@@ -137,14 +137,16 @@ class BlockCalls:
         self._streams[blocks] = {name: given[name].shape for name in names}, ended
         return tuple(given[name] for name in names), tuple(parts[name] for name in names)
 
-    def into(self, blocks: BlockRange) -> Streams:
+    def into(self, blocks: BlockRange, halves: int = 1) -> Streams:
         """What the block called last was given of a range's streams, of which it is the first.
 
-        Raises PolicyError when a shape is not what it was when the range ran.
+        `halves` is 2 where half of a batch runs alone. Raises PolicyError when a shape is not what
+        it was when the range ran.
         """
         shapes, _ = self._streams.get(blocks, ({}, ()))
         for name, shape in shapes.items():
-            if self._given[name].shape != shape:
+            rows, *rest = self._given[name].shape
+            if (rows * halves, *rest) != shape:
                 raise PolicyError(
                     f"{name} changed shape from {tuple(shape)} to "
                     f"{tuple(self._given[name].shape)}: call reset() between videos"

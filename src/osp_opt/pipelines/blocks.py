@@ -16,15 +16,13 @@ from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManag
 from torch import Tensor, nn
 
 from osp_opt.base.errors import CalibrationError
+from osp_opt.cache.branches import BRANCHES
 from osp_opt.cache.hooks import registered_blocks, unregister
 from osp_opt.cache.streams import Signature
 
-__all__ = ["BRANCHES", "BlockWatch", "Position", "registered_blocks", "watching"]
+__all__ = ["BlockWatch", "Position", "registered_blocks", "watching"]
 
 HOOK_NAME = "osp_opt_block_watch"
-BRANCHES = {"cond": "positive", "uncond": "negative", "cond_uncond": "both"}
-"""Guidance branches by the names that pipelines give to diffusers' `cache_context`. A batch of both
-holds the negative one first."""
 
 
 class BlockWatch(Protocol):

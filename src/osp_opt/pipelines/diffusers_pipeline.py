@@ -363,10 +363,15 @@ class DiffusersPipeline:
         if len(self.transformers) == 1 or ratio is None:
             return
         boundary = sum(t >= 1000.0 * float(ratio) for t in levels)
-        stored: dict[tuple[int, int], int] = {}
+        stored: dict[tuple[int, int] | str, int] = {}
         for step in range(len(levels)):
-            for blocks in policy.reuse_ranges(step):
-                source = stored.get(blocks, 0)
+            reused: list[tuple[int, int] | str] = [*policy.reuse_ranges(step)]
+            if policy.reuses_guidance(step):
+                reused.append("guidance")
+            else:
+                stored["guidance"] = step
+            for what in reused:
+                source = stored.get(what, 0)
                 if source < boundary <= step:
                     raise PolicyError(
                         f"step {step} is made by the second transformer and reuses step {source} "

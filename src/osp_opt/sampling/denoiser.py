@@ -144,7 +144,7 @@ class GuidedDenoiser:
             return self._run(x, timestep, step, "both")
         if self._guidance is not None and self._guidance.reuses(step):
             positive = self._run(x, timestep, step, "positive")
-            difference = self._guidance.difference(step, positive)
+            (difference,) = self._guidance.differences(step, [positive])
             return positive + (self.guidance_scale - 1.0) * difference
         if "both" in self.conditions.branches:
             doubled = self._run(torch.cat([x, x]), timestep, step, "both")
@@ -154,7 +154,7 @@ class GuidedDenoiser:
             positive = self._run(x, timestep, step, "positive")
         difference = positive - negative
         if self._guidance is not None:
-            self._guidance.put(step, difference)
+            self._guidance.put(step, [difference])
         return negative + self.guidance_scale * difference
 
     def _run(self, x: Tensor, timestep: float, step: int, branch: str) -> Tensor:
