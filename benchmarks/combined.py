@@ -10,8 +10,8 @@ from benchmarks.lab import Lab
 from benchmarks.steps import searched
 from osp_opt.base.artifacts import read_meta
 from osp_opt.base.errors import OspOptError
-from osp_opt.generate.recipe import Recipe
 from osp_opt.options import OptimizeOptions
+from osp_opt.sampling.recipe import Recipe
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.tiny.prompts import load_prompts
 
@@ -87,7 +87,7 @@ def searched_recipe(lab: Lab, speed: float) -> Entrant | NotRun:
     if "refused" in held:
         return NotRun("recipe", f"--speedup {speed:g}", held["refused"])
     recipe = Recipe.model_validate(held["recipe"])
-    schedule = TimestepSchedule(tuple(recipe.timesteps), corrections=tuple(recipe.corrections))
+    schedule = TimestepSchedule.from_recipe(recipe)
     policy = recipe.policy
     setting = f"--speedup {speed:g}: {held['about']['recipe']}"
     if policy is None:

@@ -168,10 +168,10 @@ def _context(pipe: OpenSoraPlanPipeline | None, folder: Path) -> WorkerContext:
 
 def _loaded(pipe: OpenSoraPlanPipeline) -> LoadedModel:
     config = dict(pipe.transformer.config)
-    return LoadedModel(pipe, pipe.defaults, _fingerprint(pipe), config)
+    return LoadedModel(pipe, pipe.defaults, pipe.fingerprint or _digest(pipe), config)
 
 
-def _fingerprint(pipe: OpenSoraPlanPipeline) -> str:
+def _digest(pipe: OpenSoraPlanPipeline) -> str:
     """SHA-256 (hex) over names, shapes and some values of all parameters."""
     digest = hashlib.sha256()
     for part in (pipe.transformer, pipe.vae):

@@ -14,8 +14,8 @@ from osp_opt.base.artifacts import write_meta
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cli.app import main
 from osp_opt.export.targets import TARGETS
-from osp_opt.generate.recipe import Recipe
 from osp_opt.options.export import Runtime
+from osp_opt.sampling.recipe import Recipe
 from osp_opt.sampling.schedule import TimestepSchedule
 
 MINDIE = (

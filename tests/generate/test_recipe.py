@@ -13,9 +13,9 @@ from osp_opt.base.artifacts import read_meta, write_meta
 from osp_opt.base.errors import FileError, OptionError, PolicyError, RecipeError
 from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.generate.recipe import Recipe, recipe_of
 from osp_opt.options import SampleOptions
 from osp_opt.run.checks import check_before_launch
+from osp_opt.sampling.recipe import Recipe, recipe_of
 from osp_opt.sampling.schedule import TimestepSchedule
 
 STEPS = [999.0, 700.5, 500.0, 300.25, 100.0, 0.0]

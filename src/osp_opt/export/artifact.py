@@ -15,8 +15,8 @@ from osp_opt.base.errors import FileError, PolicyError
 from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.export.mindie import parse_cache_config, read_mindie_sd
-from osp_opt.generate.recipe import RECIPE_FORMAT, Recipe
 from osp_opt.options import CALIBRATION_FILE, calibration_file
+from osp_opt.sampling.recipe import RECIPE_FORMAT, Recipe
 
 if TYPE_CHECKING:
     from osp_opt.calibration import Calibration
@@ -111,8 +111,7 @@ def read_schedule(path: Path) -> tuple[TimestepSchedule, str | None]:
 
     if kind_of(path) == "recipe":
         recipe = Recipe.from_file(path)
-        schedule = TimestepSchedule(tuple(recipe.timesteps), corrections=tuple(recipe.corrections))
-        return schedule, recipe.sampler
+        return TimestepSchedule.from_recipe(recipe), recipe.sampler
     setting = (read_meta(path) or {}).get("setting")
     sampler = setting.get("sampler") if isinstance(setting, dict) else None
     known = isinstance(sampler, str) and sampler in SAMPLER_KINDS

@@ -26,10 +26,10 @@ from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts
 from osp_opt.generate.provenance import check_provenance, timing_note
-from osp_opt.generate.recipe import Recipe, recipe_of
 from osp_opt.generate.references import load_latents, save_latents
 from osp_opt.options import SampleOptions, following
 from osp_opt.pipelines.maker import Denoised, Maker, Request, open_maker
+from osp_opt.sampling.recipe import Recipe, recipe_of
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.tiny.prompts import load_prompts
 
@@ -135,8 +135,7 @@ def _bundled(options: SampleOptions) -> list[str]:
 
 def _schedule(options: SampleOptions, recipe: Recipe | None, maker: Maker) -> TimestepSchedule:
     if recipe is not None:
-        corrections = tuple(recipe.corrections)
-        return TimestepSchedule(tuple(recipe.timesteps), corrections=corrections)
+        return TimestepSchedule.from_recipe(recipe)
     if options.schedule is None:
         return maker.schedule(options.steps)
     return maker.read_schedule(options.schedule)

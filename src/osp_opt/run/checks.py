@@ -18,7 +18,6 @@ from osp_opt.base.errors import (
 from osp_opt.base.ffmpeg import check_ffmpeg
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.prompts import given_prompts, listed_prompts
-from osp_opt.generate.recipe import recipe_of
 from osp_opt.options import (
     CALIBRATED_PROMPTS,
     CALIBRATION_FILE,
@@ -32,6 +31,7 @@ from osp_opt.options import (
     calibration_file,
     calibration_of,
 )
+from osp_opt.sampling.recipe import recipe_of
 from osp_opt.system.host import impossible_device
 from osp_opt.system.ranks import parse_layout
 from osp_opt.tiny.captions import parse

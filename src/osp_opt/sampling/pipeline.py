@@ -34,11 +34,9 @@ from osp_opt.sampling.latents import Interrupted, decode_videos, sample_latents
 from osp_opt.sampling.noise import GeneratorNoise, NoiseSource, make_noise, noise_key
 from osp_opt.sampling.offload import execution_device
 from osp_opt.sampling.outputs import OUTPUT_TYPES, OpenSoraPlanOutput, finish, in_form, to_uint8
-from osp_opt.sampling.samplers import (
-    StepCallback,
-    make_scheduler,
-    set_schedule,
-)
+from osp_opt.sampling.plan import SamplingPlan
+from osp_opt.sampling.recipe import Recipe
+from osp_opt.sampling.samplers import StepCallback, make_scheduler, set_schedule
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.sampling.schedulers import SAMPLERS, adopt_scheduler
 
@@ -109,6 +107,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         self.defaults: ModelDefaults = defaults
         self.register_to_config(defaults=asdict(defaults))  # type: ignore[no-untyped-call]
         self._guidance_scale = defaults.guidance_scale
+        self._origin: tuple[ModelFolders, Any, Any] | None = None
         self._num_timesteps = 0
         self._current_timestep: float | None = None
         self._interrupt = False
@@ -161,7 +160,10 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         if "tokenizer" not in parts:
             parts["tokenizer"] = load_tokenizer(folders.text_encoder, cache)
         defaults = folders.model_defaults(parts["transformer"].config)
-        return cls(**parts, defaults=defaults)
+        pipe = cls(**parts, defaults=defaults)
+        if not kwargs.keys() - {"scheduler"}:
+            pipe._origin = folders, pipe.transformer, pipe.vae
+        return pipe
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | PathLike[Any], **kwargs: Any
@@ -173,6 +175,16 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         self.register_to_config(**{_TOKENIZER: config[_TOKENIZER]})  # type: ignore[no-untyped-call]
         if hasattr(self.tokenizer, "save_pretrained"):
             self.tokenizer.save_pretrained(Path(save_directory) / _TOKENIZER)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 (hex) of the files of a released or the bundled model, by which the commands
+        know it; None for parts that were put together otherwise.
+        """
+        if self._origin is None:
+            return None
+        folders, *parts = self._origin
+        return folders.fingerprint() if parts == [self.transformer, self.vae] else None
 
     @property
     def guidance_scale(self) -> float:
@@ -297,6 +309,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         seed: int = 0,
         noise: str = "coupled",
         cache: BlockLoops | CachePolicy | str | Path | None = None,
+        recipe: Recipe | str | Path | None = None,
         sequential_guidance: bool = False,
     ) -> OpenSoraPlanOutput | tuple[Any]:
         """Make videos from text.
@@ -307,7 +320,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             prompt: one or several; not encoded when `prompt_embeds` is given.
             negative_prompt: what to steer away from, for all prompts or one for each; None is the
                 model's own.
-            num_inference_steps: used when neither `timesteps` nor `schedule` is given.
+            num_inference_steps: used when none of `timesteps`, `schedule`, `recipe` is given.
             timesteps: descending timesteps in [0, 999].
             guidance_scale: classifier-free guidance; 1 is none, None the model's own.
             num_images_per_prompt: as `num_videos_per_prompt`, for the original's callers.
@@ -337,6 +350,8 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 prompt, and of prompts given as embeddings alone.
             noise: "coupled" (runs of any length make one video) or "independent".
             cache: a policy, its file, or a `BlockCache`.
+            recipe: the sampler, steps, corrections and cache that `optimize` found, or their file;
+                in place of the pipeline's sampler and the arguments above.
             sequential_guidance: the two guidance branches in turn: half the memory.
 
         Raises:
@@ -364,12 +379,15 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             defaults.height if height is None else height,
             defaults.width if width is None else width,
         )
-        plan = _schedule(schedule, timesteps, num_inference_steps)
+        plan = SamplingPlan.of(
+            num_inference_steps, timesteps, schedule, cache, recipe, lambda: self.fingerprint
+        )
+        sampler = self.scheduler if plan.sampler is None else make_scheduler(plan.sampler)
         self._guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        calls = self._calls(plan)
+        calls = _calls(sampler, plan.schedule)
         self._num_timesteps, self._current_timestep = len(calls), calls[0]
         self._interrupt = False
-        loops = self._block_loops(cache)
+        loops = self._block_loops(plan.cache)
 
         # The prompts, as embeddings, each as often as videos are asked for
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
@@ -429,10 +447,10 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 self.transformer,
                 embeddings,
                 shape,
-                plan,
+                plan.schedule,
                 source,
                 guidance_scale=self._guidance_scale,
-                sampler=self.scheduler,
+                sampler=sampler,
                 latents=latents,
                 cache=loops,
                 step_callback=callback,
@@ -446,16 +464,8 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
         return OpenSoraPlanOutput(frames=videos) if return_dict else (videos,)
 
-    def _calls(self, schedule: TimestepSchedule) -> list[float]:
-        """Timesteps of the sampler's steps: of second order, two for each but the last."""
-        scheduler = adopt_scheduler(self.scheduler)
-        set_schedule(scheduler, schedule)
-        return [float(timestep) for timestep in scheduler.timesteps]
-
-    def _block_loops(self, cache: BlockLoops | CachePolicy | str | Path | None) -> Any:
+    def _block_loops(self, cache: BlockLoops | CachePolicy | None) -> Any:
         """What supplies the block loops, ready for a new video."""
-        if isinstance(cache, (str, Path)):
-            cache = CachePolicy.from_file(cache)
         if isinstance(cache, CachePolicy):
             cache.validate(len(self.transformer.transformer_blocks), self._num_timesteps)
             return BlockCache(cache)
@@ -507,16 +517,11 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         return changed
 
 
-def _schedule(
-    given: TimestepSchedule | str | Path | None, timesteps: Sequence[float] | None, steps: int
-) -> TimestepSchedule:
-    if timesteps is not None:
-        if given is not None:
-            raise OptionError("timesteps and schedule exclude each other; give one")
-        return TimestepSchedule(tuple(float(t) for t in timesteps))
-    if given is None:
-        return TimestepSchedule.uniform(steps)
-    return given if isinstance(given, TimestepSchedule) else TimestepSchedule.from_file(given)
+def _calls(sampler: Any, schedule: TimestepSchedule) -> list[float]:
+    """Timesteps of the sampler's steps: of second order, two for each but the last."""
+    scheduler = adopt_scheduler(sampler)
+    set_schedule(scheduler, schedule)
+    return [float(timestep) for timestep in scheduler.timesteps]
 
 
 def _seeds(first: int, prompts: Sequence[str]) -> list[int]:

@@ -24,6 +24,7 @@ from osp_opt.base.artifacts import atomic_write_text, read_json
 from osp_opt.base.errors import ScheduleError
 from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, check_timesteps
 from osp_opt.sampling.noise_scale import NoiseScale
+from osp_opt.sampling.recipe import Recipe
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -156,6 +157,11 @@ class TimestepSchedule:
         except ScheduleError:
             _explain_order(path, fractions)
             raise
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> TimestepSchedule:
+        """The steps of a recipe, corrected as it says."""
+        return cls(tuple(recipe.timesteps), corrections=tuple(recipe.corrections))
 
     def save(self, path: str | Path) -> None:
         """Write the reference tool's format: ascending timestep / 1000, JSON with indent 4.

@@ -10,8 +10,8 @@ from running import Job
 from osp_opt.base.artifacts import read_meta
 from osp_opt.base.errors import OptionError
 from osp_opt.base.ledger import TrialLedger
-from osp_opt.generate.recipe import Recipe
 from osp_opt.options import CalibrateOptions, OptimizeOptions, SampleOptions
+from osp_opt.sampling.recipe import Recipe
 
 STEPS = 9
 CALIBRATED = ("a green tree", "a boat")

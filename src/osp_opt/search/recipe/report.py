@@ -6,8 +6,8 @@ from typing import Any
 
 from osp_opt import __version__
 from osp_opt.base.artifacts import beside_others, write_meta
-from osp_opt.generate.recipe import Recipe
 from osp_opt.options import following
+from osp_opt.sampling.recipe import Recipe
 from osp_opt.search.recipe.proof import Found
 from osp_opt.search.recipe.state import RecipeSearch
 
