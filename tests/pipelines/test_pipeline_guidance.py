@@ -12,7 +12,7 @@ from torch import Tensor
 
 from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.pipelines import DiffusersPipeline
+from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline
 
 STEPS = 6
 PROMPT = "a red ball"
@@ -84,4 +84,3 @@ def test_guidance_and_blocks_are_reused_together(tiny: Any) -> None:
     assert len(runs) == round(total / policy.speedup(blocks, STEPS))
     plain = driven.denoise(PROMPT, 3, STEPS).latents
     assert torch.equal(plain, driven.denoise(PROMPT, 3, STEPS).latents)
-
