@@ -24,11 +24,12 @@ def summary(folder: Path) -> str:
     near = Interval.from_json(found["metrics"]["psnr"]["candidate"])
     faster = Interval.from_json(found["speedup"])
     yardstick = Yardstick.load(folder / "calibration")
+    gained = f"gained: denoising {faster.text(digits=2, unit=' times')} faster"
     lost = f"lost: {near.text(digits=1, unit=' dB')} to the original ({visibility(near.estimate)})"
     return "\n".join(
         [
             f"demo: {folder / PICTURE} shows both, side by side; open it in a browser",
-            f"gained: denoising {faster.text(digits=2)} times faster, {found['pairs']} videos",
+            f"{gained}, {found['pairs']} videos",
             lost if yardstick is None else f"{lost}; {yardstick.line(near)}",
         ]
     )

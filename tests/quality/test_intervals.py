@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from osp_opt.quality.intervals import (
+    FEWEST,
+    FEWEST_SKEWED,
     Interval,
     lost_share,
     mean_ci,
@@ -103,15 +105,44 @@ def test_the_project_s_own_measurements_are_covered(name: str, count: int) -> No
     assert found > 0.93
 
 
-def test_two_values_are_shown_themselves() -> None:
+def test_few_values_are_shown_themselves() -> None:
     """Their interval would say nothing: [-36, 98] dB, of 20 and 42."""
     assert mean_ci([20.0, 42.0]).text(digits=1, unit=" dB") == "20.0, 42.0 dB (2 values)"
     assert mean_ci([20.0]).text(digits=1, unit=" dB") == "20.0 dB"
-    assert mean_ci([20.0, 21.0, 22.0]).text(digits=1) == "21.0 [18.5, 23.5]"
-    for values in ([20.0], [20.0, 42.0], [20.0, 21.0, 22.0]):
+    assert mean_ci([20.0, 21.0, 22.0, 21.0]).text(digits=1) == "21.0 [19.7, 22.3]"
+    assert ratio_ci([1.0, 2.0, 4.0]).text(digits=1, unit="x") == "1.0, 2.0, 4.0x (3 values)"
+    assert (
+        mean_ci(np.log([1.0, 2.0, 4.0]).tolist()).exp().text(digits=1) == "1.0, 2.0, 4.0 (3 values)"
+    )
+    losses = positive_mean_ci([0.001, 0.002, 0.01, 0.0005])
+    assert losses.text(100, 2, " %") == "0.10, 0.20, 1.00, 0.05 % (4 values)"
+    assert not losses.tells
+    assert positive_mean_ci([0.001, 0.002, 0.01, 0.0005, 0.001, 0.003]).tells
+    for values in ([20.0], [20.0, 42.0], [20.0, 21.0, 22.0], [20.0, 21.0, 22.0, 23.0]):
         assert Interval.from_json(json.loads(json.dumps(mean_ci(values).as_json()))) == mean_ci(
             values
         )
+
+
+@pytest.mark.parametrize(
+    ("interval", "fewest", "draw", "spread"),
+    [
+        (mean_ci, FEWEST, lambda normal: normal, 2 * 1.96),
+        (positive_mean_ci, FEWEST_SKEWED, lambda x: 0.01 * np.exp(x), 0.01 * 2 * np.sinh(1.96)),
+    ],
+)
+def test_an_interval_is_shown_from_where_it_is_narrower_than_the_values(
+    interval: Callable[[list[float]], Interval],
+    fewest: int,
+    draw: Callable[[np.ndarray], np.ndarray],
+    spread: float,
+) -> None:
+    """Than the range in which 95 % of single values lie, more often than not."""
+    rng = np.random.default_rng(0)
+    for count, narrower in ((fewest - 1, False), (fewest, True)):
+        found = [interval(draw(rng.normal(0, 1, count)).tolist()) for _ in range(DRAWS)]
+        assert (np.median([each.high - each.low for each in found]) < spread) == narrower
+        assert all(each.tells == narrower for each in found)
 
 
 def pairs(both: int, first: int, second: int, neither: int) -> tuple[list[float], list[float]]:

@@ -31,8 +31,8 @@ from osp_opt.evaluate.summary import (
 from osp_opt.evaluate.vbench import vbench_scores
 from osp_opt.generate.manifest import Take, VideoFile, open_take
 from osp_opt.options import EvaluateOptions, calibration_of, following
-from osp_opt.quality.intervals import FEWEST, Interval
-from osp_opt.quality.loss import CHANGED_PSNR, EXIT_CODES, Verdict
+from osp_opt.quality.intervals import Interval
+from osp_opt.quality.loss import CHANGED_PSNR, EXIT_CODES, FEWEST_JUDGED, Verdict
 from osp_opt.quality.yardstick import Yardstick
 
 __all__ = ["EVALUATION_FORMAT", "Evaluation", "evaluate", "run"]
@@ -262,7 +262,7 @@ def _result(found: Evaluation, path: Path) -> list[str]:
     if near is not None and near.candidate.estimate < CHANGED_PSNR:
         lines.append(f"warning: {near.candidate.estimate:.1f} dB is visibly another video")
     if summary.speedup is not None:
-        lines.append(f"denoising {shown(summary.speedup, 'speedup')} times faster")
+        lines.append(f"denoising {summary.speedup.text(digits=2, unit=' times')} faster")
     lines.append(summary.loss.line())
     if found.verdict is not None:
         limit = f"{100 * (found.max_loss or 0.0):g} %"
@@ -270,8 +270,8 @@ def _result(found: Evaluation, path: Path) -> list[str]:
             {
                 "kept": f"kept: the loss stays within {limit}",
                 "lost": f"lost: more than {limit} is lost",
-                "undecided": f"undecided: the interval holds {limit}; "
-                f"{max(FEWEST, 2 * summary.loss.share.count)} prompts may tell",
+                "undecided": f"undecided: neither that {limit} is kept nor that more is lost is "
+                f"shown; {max(FEWEST_JUDGED, 2 * summary.loss.share.count)} prompts may tell",
             }[found.verdict]
         )
     return lines
@@ -301,4 +301,6 @@ def shown(interval: Interval | None, name: str, bounds: bool = True) -> str:
     factor, digits, unit = (100, 2, " %") if share else (1, 2, "")
     if name not in ("psnr", "jod", "speedup", "loss"):
         digits = 4
-    return interval.text(factor, digits, unit) if bounds else f"{interval.estimate:.{digits}f}"
+    if not bounds:
+        return f"{interval.estimate:.{digits}f}"
+    return interval.text(factor, digits, unit, counted=False)

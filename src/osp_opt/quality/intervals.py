@@ -11,6 +11,8 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 __all__ = [
+    "FEWEST",
+    "FEWEST_SKEWED",
     "Interval",
     "lost_share",
     "mean_ci",
@@ -23,15 +25,21 @@ __all__ = [
 
 ROUNDING = 1e-6  # a share that is smaller than that is none
 SMALL = 0.01  # of the largest value: a smaller one counts as that in a logarithm
-FEWEST = 3
-"""Values of which an interval says anything: at two it is 13 times as wide as they are apart."""
+FEWEST = 4
+"""Values from which on the interval of their mean says more than they do: that of three is wider
+than the range in which 95 % of single values lie. How far the values happen to lie apart must not
+decide it: of the intervals that are left then, fewer would cover what they say."""
+FEWEST_SKEWED = 6
+"""The same for shares of which a few are much larger than the rest (`positive_mean_ci`), with
+logarithms that deviate by 1, as the benchmark's errors do."""
 
 
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its confidence interval over `count` values.
 
-    Of fewer than three values it is kept which they were: they say more than an interval.
+    Where the values are too few for the interval to say more than they do, they are kept, and
+    shown in its place (`tells`). Decisions go by the interval: it covers what it says there, too.
     """
 
     estimate: float
@@ -43,21 +51,43 @@ class Interval:
     def __str__(self) -> str:
         return self.text()
 
-    def text(self, factor: float = 1.0, digits: int | None = None, unit: str = "") -> str:
-        """``48.5 [46.0, 51.0] dB``; of two values ``48.1, 48.9 dB (2 values)``; of one the value.
+    @property
+    def tells(self) -> bool:
+        """Whether the interval is what to show, rather than the values or the estimate."""
+        return math.isfinite(self.low) and not self.values
+
+    def exp(self) -> Interval:
+        """Of a mean of logarithms: of the (geometric) mean itself."""
+
+        def power(x: float) -> float:
+            return math.exp(min(x, 700.0)) if math.isfinite(x) else x
+
+        values = tuple(map(power, self.values))
+        return Interval(power(self.estimate), power(self.low), power(self.high), self.count, values)
+
+    def text(
+        self,
+        factor: float = 1.0,
+        digits: int | None = None,
+        unit: str = "",
+        *,
+        counted: bool = True,
+    ) -> str:
+        """``48.5 [46.0, 51.0] dB``; of few values ``48.1, 48.9 dB (2 values)``; of one the value.
 
         Numbers are multiplied by `factor` and shown with `digits` after the point, or with four
-        that count.
+        that count. `counted` says how many values they are, where values are shown.
         """
 
         def shown(x: float) -> str:
             return f"{factor * x:.4g}" if digits is None else f"{factor * x:.{digits}f}"
 
-        if self.count == 1 or not math.isfinite(self.low):
-            return shown(self.estimate) + unit
-        if self.count < FEWEST and self.values:
-            return ", ".join(map(shown, self.values)) + f"{unit} ({self.count} values)"
-        return f"{shown(self.estimate)} [{shown(self.low)}, {shown(self.high)}]{unit}"
+        if self.tells:
+            return f"{shown(self.estimate)} [{shown(self.low)}, {shown(self.high)}]{unit}"
+        if self.values:
+            number = f" ({self.count} values)" if counted else ""
+            return ", ".join(map(shown, self.values)) + unit + number
+        return shown(self.estimate) + unit
 
     def as_json(self) -> dict[str, Any]:
         """The fields; an unknown bound is None, values are there where they are kept."""
@@ -99,9 +129,7 @@ def ratio_ci(ratios: Sequence[float], level: float = 0.95) -> Interval:
     data = _checked(ratios)
     if data.min() <= 0.0:
         raise ValueError("a ratio is above 0")
-    logs = mean_ci(np.log(data).tolist(), level)
-    low, high = (math.exp(min(x, 700.0)) if math.isfinite(x) else x for x in (logs.low, logs.high))
-    return Interval(math.exp(logs.estimate), low, high, logs.count, _few(data))
+    return mean_ci(np.log(data).tolist(), level).exp()
 
 
 def positive_mean_ci(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -126,7 +154,7 @@ def positive_mean_ci(values: Sequence[float], level: float = 0.95) -> Interval:
     half = wide * math.sqrt(spread / n + spread**2 / (2 * (n - 1)))
     low = max(0.0, min(student.low, math.exp(max(middle - half, -700.0))))
     high = max(student.high, min(math.exp(min(middle + half, 700.0)), 1.0))
-    return Interval(student.estimate, low, high, n, _few(data))
+    return Interval(student.estimate, low, high, n, _few(data, FEWEST_SKEWED))
 
 
 def paired_difference(
@@ -224,8 +252,8 @@ def _student(level: float, freedom: int) -> float:
     return float(stdtrit(freedom, 0.5 + 0.5 * level))
 
 
-def _few(data: np.ndarray) -> tuple[float, ...]:
-    return tuple(data.tolist()) if 1 < len(data) < FEWEST else ()
+def _few(data: np.ndarray, fewest: int = FEWEST) -> tuple[float, ...]:
+    return tuple(data.tolist()) if 1 < len(data) < fewest else ()
 
 
 def _shares(values: Sequence[float]) -> np.ndarray:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from osp_opt.quality.intervals import FEWEST, Interval, mean_ci, positive_mean_ci
+from osp_opt.quality.intervals import Interval, mean_ci, positive_mean_ci
 
 __all__ = [
     "CHANGED_PSNR",
     "EXIT_CODES",
+    "FEWEST_JUDGED",
     "VISIBLE_PSNR",
     "Loss",
     "Verdict",
@@ -22,6 +23,7 @@ __all__ = [
 Verdict = Literal["kept", "lost", "undecided"]
 EXIT_CODES: Mapping[Verdict, int] = MappingProxyType({"kept": 0, "lost": 3, "undecided": 4})
 """What a command that was given a limit ends with."""
+FEWEST_JUDGED = 3  # videos that a verdict needs
 VISIBLE_PSNR = 40.0  # dB, at which differences can hardly be seen
 CHANGED_PSNR = 30.0  # dB, below which a video is visibly another one
 
@@ -52,7 +54,7 @@ class Loss:
         """Whether at most `limit` is lost; "kept" or "lost" only where the whole interval says so,
         and there is one.
         """
-        if self.share.count < FEWEST:
+        if self.share.count < FEWEST_JUDGED:
             return "undecided"
         if self.share.high <= limit:
             return "kept"

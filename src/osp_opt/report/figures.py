@@ -114,7 +114,7 @@ def _errors(curve: Mapping[str, Any]) -> Plot:
                 axes.plot(lengths, errors, "--", color=color, label=f"{words[name]}, predicted")
             measured = [point for point in own if point["kind"] != "predicted"]
             if measured:
-                spread = _spread([(p["error"], p["low"], p["high"]) for p in measured])
+                spread = _bars([(p["error"], p["low"], p["high"]) for p in measured])
                 lengths, errors = zip(*((p["steps"], p["error"]) for p in measured), strict=True)
                 label = f"{words[name]}, measured"
                 axes.errorbar(lengths, errors, spread, fmt="o", color=color, capsize=3, label=label)
@@ -136,11 +136,16 @@ def _errors(curve: Mapping[str, Any]) -> Plot:
     )
 
 
-def _spread(values: Sequence[tuple[float, float | None, float | None]]) -> list[list[float]]:
+def _bars(values: Sequence[tuple[float, float | None, float | None]]) -> list[list[float]]:
     """(estimate, low, high) as matplotlib wants it: lengths below and above; an unknown is none."""
     below = [0.0 if low is None else max(at - low, 0.0) for at, low, _ in values]
     above = [0.0 if high is None else max(high - at, 0.0) for at, _, high in values]
     return [below, above]
+
+
+def _bar(interval: Interval) -> list[list[float]]:
+    bounds = (interval.low, interval.high) if interval.tells else (None, None)
+    return _bars([(interval.estimate, *bounds)])
 
 
 def _by_steps(axes: Axes, lengths: Sequence[int]) -> None:
@@ -238,8 +243,8 @@ def _quality(found: Material, comparison: Comparison | None) -> Plot | None:
                 axes.errorbar(
                     faster.estimate,
                     near.estimate,
-                    _spread([(near.estimate, near.low, near.high)]),
-                    _spread([(faster.estimate, faster.low, faster.high)]),
+                    _bar(near),
+                    _bar(faster),
                     fmt=marker,
                     color=color,
                     label=None if number else label,

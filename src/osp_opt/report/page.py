@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
@@ -12,7 +11,7 @@ import jinja2
 
 from osp_opt import __version__
 from osp_opt.evaluate.job import shown
-from osp_opt.quality.intervals import FEWEST, Interval
+from osp_opt.quality.intervals import Interval
 from osp_opt.quality.loss import visibility
 from osp_opt.report.comparison import Comparison, Row
 from osp_opt.report.figures import Plot
@@ -105,7 +104,7 @@ def _in_words(row: Row, baseline: Row) -> str:
 
 def _told(interval: Interval, digits: int, unit: str = "") -> str:
     """A figure in a sentence: of few values their mean, which the table below tells apart."""
-    if interval.count < FEWEST:
+    if not interval.tells:
         return f"{interval.estimate:.{digits}f}{unit}"
     return interval.text(digits=digits, unit=unit)
 
@@ -136,17 +135,9 @@ def _promises(found: Material) -> Iterator[tuple[str, str, str, str]]:
         seen = _interval(search, "log_measured_error_over_uniform")
         if expected is not None and seen is not None:
             what = "error as a multiple of uniform steps'"
-            yield schedule.path.name, what, _of_log(expected).text(), _of_log(seen).text()
+            yield schedule.path.name, what, expected.exp().text(), seen.exp().text()
 
 
 def _interval(content: Any, name: str) -> Interval | None:
     value = content.get(name) if isinstance(content, dict) else None
     return Interval.from_json(value) if isinstance(value, dict) else None
-
-
-def _of_log(part: Interval) -> Interval:
-    def power(x: float) -> float:
-        return math.exp(min(x, 700.0)) if math.isfinite(x) else x
-
-    values = tuple(map(power, part.values))
-    return Interval(power(part.estimate), power(part.low), power(part.high), part.count, values)

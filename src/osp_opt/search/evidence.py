@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from osp_opt.pipelines.maker import Request
-from osp_opt.quality.intervals import Interval, mean_ci, ratio_ci
+from osp_opt.quality.intervals import FEWEST, Interval, mean_ci, ratio_ci
 from osp_opt.quality.loss import Loss, loss_of
 from osp_opt.quality.metrics import log_error
 from osp_opt.search.trials import Trials, Variant
@@ -17,7 +17,7 @@ from osp_opt.tiny.specs import ATTRIBUTES
 
 __all__ = ["TIMED_VIDEOS", "Evidence", "evidence_of", "judge", "log_error_ratios"]
 
-TIMED_VIDEOS = 3  # on which speed is measured: the fewest that have an interval
+TIMED_VIDEOS = FEWEST  # on which speed is measured
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from osp_opt.base.artifacts import write_json
-from osp_opt.quality.intervals import mean_ci
+from osp_opt.quality.intervals import ratio_ci
 from osp_opt.quality.metrics import log_error
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.steps.candidates import objectives_for
@@ -106,9 +106,9 @@ def _point(length: int, name: str, kind: str, errors: Sequence[float]) -> Iterat
     positive = [error for error in errors if error > 0]
     if not positive:
         return
-    mean = mean_ci([math.log(error) for error in positive])
-    low, high = (math.exp(x) if math.isfinite(x) else None for x in (mean.low, mean.high))
-    yield CurvePoint(length, name, kind, math.exp(mean.estimate), low, high, len(positive))
+    mean = ratio_ci(positive)
+    low, high = (mean.low, mean.high) if mean.tells else (None, None)
+    yield CurvePoint(length, name, kind, mean.estimate, low, high, len(positive))
 
 
 def _predicted(search: Search, decisions: Mapping[int, Decision]) -> Iterator[CurvePoint]:

@@ -87,11 +87,7 @@ class Search:
 
 def as_factor(log_ratio: Interval) -> str:
     """A log ratio as a factor, with its interval where there is one."""
-    low, high = (math.exp(min(x, 50.0)) for x in (log_ratio.low, log_ratio.high))
-    values = tuple(math.exp(min(x, 50.0)) for x in log_ratio.values)
-    low = low if math.isfinite(log_ratio.low) else -math.inf
-    factor = Interval(math.exp(log_ratio.estimate), low, high, log_ratio.count, values)
-    return factor.text(digits=2)
+    return log_ratio.exp().text(digits=2)
 
 
 def decide_and_verify(search: Search, length: int) -> Decision:

@@ -67,9 +67,12 @@ def _in_words(decision: Decision) -> str:
     if found is None:
         return "not verified (--verify measures it on fresh prompts)"
     own = found.searched
-    faster = "" if own.speedup is None else f"{own.speedup.text(digits=2)} times faster, "
-    near = f"{own.psnr.text(digits=1)} dB to the original ({visibility(own.psnr.estimate)})"
-    return f"{faster}{near}, {found.psnr_gain.text(digits=1)} dB nearer than uniform steps"
+    faster = "" if own.speedup is None else f"{own.speedup.text(digits=2, unit=' times')} faster, "
+    near = (
+        f"{own.psnr.text(digits=1, unit=' dB')} to the original ({visibility(own.psnr.estimate)})"
+    )
+    gain = found.psnr_gain.text(digits=1, unit=" dB")
+    return f"{faster}{near}, {gain} nearer than uniform steps"
 
 
 def _interval(ratios: Sequence[float]) -> dict[str, Any] | None:
