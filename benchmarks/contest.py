@@ -92,7 +92,7 @@ def contest(
         for entrant in [*entrants[shift:], *entrants[:shift]]:
             if entrant.key in failed:
                 continue
-            key = f"{section} {entrant.key} {request.seed} {request.prompt}"
+            key = f"{section} {entrant.key}, converged, {request.seed} {request.prompt}"
             values = lab.ledger.get(key)
             if values is None:
                 if not warmed:
@@ -134,6 +134,7 @@ def summary(entrant: Entrant, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "speedup": ratio_ci(ratios).as_json(),
         "psnr": mean_ci(column(rows, "psnr")).as_json(),
         "psnr_median": float(np.median(column(rows, "psnr"))),
+        "converged": mean_ci(column(rows, "converged")).as_json(),
         "mse": mean_ci(column(rows, "mse")).as_json(),
         "ssim": mean_ci(column(rows, "ssim")).as_json(),
         "right": mean_ci(column(rows, "right")).as_json(),
@@ -141,7 +142,8 @@ def summary(entrant: Entrant, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "loss": loss(rows).as_json(),
         "about": entrant.about,
         "values": {
-            name: column(rows, name) for name in ("psnr", "mse", "right", "full_right", "seconds")
+            name: column(rows, name)
+            for name in ("psnr", "converged", "mse", "right", "full_right", "seconds")
         }
         | {"speedup": ratios},
     }

@@ -49,10 +49,11 @@ class DrawnTrials:
     better: float = 0.0
     loss: float = 0.02
     speed: tuple[float, float] = (1.3, 0.02)
+    original: Any = None
     _errors: dict[Any, float] = field(default_factory=dict)
     _speeds: dict[Any, float] = field(default_factory=dict)
 
-    def originals(self, requests: Sequence[Request]) -> None: ...
+    def references(self, of: Any, requests: Sequence[Request]) -> None: ...
 
     def errors(self, variants: Sequence[Variant], requests: Sequence[Request]) -> list[float]:
         return [self._error(v, r) for v, r in zip(variants, requests, strict=True)]

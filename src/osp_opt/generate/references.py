@@ -71,6 +71,7 @@ class References:
         sample: makes the latents of one.
         context: whose ranks share the work.
         what: names the work for the progress bar.
+        cost: work of each, in generations.
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class References:
         sample: Callable[[Request], Tensor],
         context: WorkerContext,
         what: str,
+        cost: float = 1.0,
     ) -> None:
         self._store = store
         self._sample = sample
         self._parallel = context.parallel
         self._progress = context.progress
         self._what = what
+        self._cost = cost
         self._latents: dict[Request, Tensor] = {}
 
     def __getitem__(self, request: Request) -> Tensor:
@@ -98,8 +101,8 @@ class References:
             return
         mine = self._parallel.share(wanted)
         made = []
-        # Each is one generation of the work that was planned for the command.
-        with self._progress.task(self._what, len(mine), len(wanted)) as task:
+        work = self._cost * len(wanted)  # of what was planned for the command
+        with self._progress.task(self._what, len(mine), work) as task:
             for request in mine:
                 found = self._store.load(request)
                 if found is None:

@@ -343,8 +343,8 @@ class OptimizeOptions(SearchOptions, CacheMemoryOptions):
         le=100,
     )
     verify_prompts: int = option(
-        4,
-        "Fresh prompts that judge the winner (about 1.5 generations each at 4x).",
+        3,
+        "Fresh prompts that judge the winner (about 2.5 generations each at 4x).",
         panel="Verification",
         unit="prompts",
         ge=1,

@@ -79,11 +79,13 @@ def evidence_of(
 
 
 def log_error_ratios(
-    rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], name: str = "mse"
 ) -> tuple[float, ...]:
-    """Per video, the log of one variant's latent error over another's, of `Trials.compared`."""
+    """Per video, the log of one variant's latent error over another's, of `Trials.compared`; its
+    "mse" is the distance to the original, its "converged_mse" that to the converged video.
+    """
     return tuple(
-        float(log_error(a["mse"]) - log_error(b["mse"])) for a, b in zip(rows, others, strict=True)
+        float(log_error(a[name]) - log_error(b[name])) for a, b in zip(rows, others, strict=True)
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext
 
 __all__ = ["Trials", "Variant", "policy_key", "schedule_key"]
+
+TIMED_STEPS = 10  # of the original, before and behind each video that is timed
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,10 @@ class Trials:
         self._of = maker.digest(original.schedule)
         self.timed_on = maker.timed_on
         self._parallel = context.parallel
-        self._originals = References(
-            LatentStore(context.run_dir / "baseline", self._of),
-            lambda request: self._make(original, request).latents,
-            context,
-            "sampling the original",
-        )
+        self._context = context
+        self._references = {original: self._kept("baseline", original, "sampling the original")}
         self._spent: dict[str, float] = {}
-        self._frames: tuple[Request, np.ndarray] | None = None
+        self._frames: dict[Variant, tuple[Request, np.ndarray]] = {}
 
     @property
     def spent(self) -> float:
@@ -100,54 +99,75 @@ class Trials:
         """
         return sum(self._spent.values())
 
-    def originals(self, requests: Sequence[Request]) -> None:
-        """Make the original's videos of `requests`, or find those of an earlier, killed run."""
-        self._count_originals(requests)
-        self._originals.prepare(requests)
+    def references(self, of: Variant, requests: Sequence[Request]) -> None:
+        """Make the videos of `requests` that others are compared with, by the original or a finer
+        variant, or find those of an earlier, killed run.
+        """
+        if of not in self._references:
+            self._references[of] = self._kept("finer", of, "sampling finer steps")
+        self._count_references(of, requests)
+        self._references[of].prepare(requests)
 
-    def errors(self, variants: Sequence[Variant], requests: Sequence[Request]) -> list[float]:
-        """Mean squared error of the latents of variants[i] on requests[i]."""
+    def errors(
+        self,
+        variants: Sequence[Variant],
+        requests: Sequence[Request],
+        against: Variant | None = None,
+    ) -> list[float]:
+        """Mean squared error of the latents of variants[i] on requests[i], `against` the original
+        or a finer variant.
+        """
+        reference = against or self.original
 
         def measure(i: int) -> dict[str, Any]:
             made = self._make(variants[i], requests[i])
-            error = mse(made.latents.cpu(), self._originals[requests[i]])
+            error = mse(made.latents.cpu(), self._references[reference][requests[i]])
             return {"mse": error, "seconds": made.seconds}
 
         what = "sampling candidates"
-        return [float(v["mse"]) for v in self._of_all("error", variants, requests, measure, what)]
+        found = self._of_all("error", variants, requests, measure, what, [reference])
+        return [float(values["mse"]) for values in found]
 
     def compared(
-        self, variants: Sequence[Variant], requests: Sequence[Request]
+        self,
+        variants: Sequence[Variant],
+        requests: Sequence[Request],
+        finer: Variant | None = None,
     ) -> list[list[dict[str, Any]]]:
         """Frames of each variant on each request, against the original's.
 
         The result's [v][r] holds psnr (dB), ssim (where the frames are large enough for it), mse
         of latents, seconds of denoising, and, for prompts that the bundled model's checker can
-        read, how many attributes are as asked: `right`, and `right_before` of the original.
+        read, how many attributes are as asked: `right`, and `right_before` of the original. With
+        `finer`, which stands for the converged video, also converged_psnr and converged_mse, and
+        converged_psnr_before of the original.
         """
         pairs = [(variant, request) for request in requests for variant in variants]
         found = self._of_all(
             "frames",
             [variant for variant, _ in pairs],
             [request for _, request in pairs],
-            lambda i: self._compared(*pairs[i]),
+            lambda i: self._compared(*pairs[i], finer),
             "sampling to verify",
+            [self.original] if finer is None else list(dict.fromkeys([self.original, finer])),
         )
         return [found[v :: len(variants)] for v in range(len(variants))]
 
     def speedups(self, variant: Variant, requests: Sequence[Request]) -> list[float]:
         """Per request, how many times faster `variant` denoises it than the original does.
 
-        Both are timed on it, in turns. Where only a cache differs that is done step by step, which
-        a machine that is busy at times disturbs least.
+        Where only a cache differs both are timed step by step, in turns, which a machine that is
+        busy at times disturbs least; else some of the original's steps, which all cost the same,
+        right before the variant's video and right behind it.
         """
 
         def measure(i: int) -> dict[str, Any]:
             if variant.schedule == self.original.schedule:
                 return {"speedup": self._paired_steps(variant, requests[i])}
-            turns = (variant, self.original) if i % 2 else (self.original, variant)
-            seconds = {turn: self._make(turn, requests[i]).seconds for turn in turns}
-            return {"speedup": seconds[self.original] / seconds[variant]}
+            before = self._step_seconds(requests[i])
+            seconds = self._make(variant, requests[i]).seconds
+            step = (before + self._step_seconds(requests[i])) / 2.0
+            return {"speedup": len(self.original.schedule) * step / seconds}
 
         many = [variant] * len(requests)
         found = self._of_all("speed", many, requests, measure, "timing")
@@ -170,28 +190,52 @@ class Trials:
         requests: Sequence[Request],
         measure: Callable[[int], dict[str, Any]],
         label: str,
+        against: Sequence[Variant] = (),
     ) -> list[dict[str, Any]]:
-        """Measure every (variants[i], requests[i]) that the ledger does not hold."""
+        """Measure every (variants[i], requests[i]) that the ledger does not hold, `against` videos
+        that are made first.
+        """
         keys, costs = [], []
         timed = what == "speed"
+        finer = [schedule_key(each.schedule) for each in against if each != self.original]
         for variant, request in zip(variants, requests, strict=True):
             key = {"what": what, "of": self._of, **variant.fields()}
             if variant.policy is not None:
                 key["cache_dtype"] = self._memory.cache_dtype
+            if finer:
+                key["finer"] = finer[0]
             if timed:
                 key["timed_on"] = self.timed_on
             keys.append({**key, "seed": request.seed, "prompt": request.prompt})
-            costs.append(self.cost(variant) + (1.0 if timed else 0.0))
+            costs.append(self.cost(variant) + (self._timing_cost(variant) if timed else 0.0))
             self._spent[key_text(keys[-1])] = costs[-1]
-        if timed:
-            return self._measured.of(keys, measure, label, costs=costs)
-        self._count_originals(requests)  # those of a killed run too
-        return self._measured.of(
-            keys, measure, label, lambda todo: self.originals([requests[i] for i in todo]), costs
+        for each in against:
+            self._count_references(each, requests)  # those of a killed run too
+
+        def prepare(todo: Sequence[int]) -> None:
+            for each in against:
+                self.references(each, [requests[i] for i in todo])
+
+        return self._measured.of(keys, measure, label, prepare, costs)
+
+    def _count_references(self, of: Variant, requests: Sequence[Request]) -> None:
+        name, cost = schedule_key(of.schedule), self.cost(of)
+        self._spent |= {f"reference {name} {r.seed} {r.prompt}": cost for r in requests}
+
+    def _kept(self, folder: str, variant: Variant, what: str) -> References:
+        """The videos of `variant`, in files of the run folder."""
+        return References(
+            LatentStore(self._context.run_dir / folder, self._maker.digest(variant.schedule)),
+            lambda request: self._make(variant, request).latents,
+            self._context,
+            what,
+            self.cost(variant),
         )
 
-    def _count_originals(self, requests: Sequence[Request]) -> None:
-        self._spent |= {f"original {r.seed} {r.prompt}": 1.0 for r in requests}
+    def _timing_cost(self, variant: Variant) -> float:
+        if variant.schedule == self.original.schedule:
+            return 1.0
+        return 2.0 * min(TIMED_STEPS, len(self.original.schedule)) / len(self.original.schedule)
 
     def cost(self, variant: Variant) -> float:
         """Work of one video, in videos of the original; of blocks, where a cache leaves some out.
@@ -204,13 +248,15 @@ class Trials:
         calls = len(self._maker.call_timesteps(variant.schedule))
         return cost / variant.policy.speedup(self._maker.num_blocks, calls)
 
-    def _compared(self, variant: Variant, request: Request) -> dict[str, Any]:
-        before = self._frames_of_original(request)
+    def _compared(
+        self, variant: Variant, request: Request, finer: Variant | None
+    ) -> dict[str, Any]:
+        before = self._frames_of(self.original, request)
         made = self._make(variant, request)
         after = self._maker.decode(made.latents, request.seed)
         values: dict[str, Any] = {
             "psnr": psnr(after, before),
-            "mse": mse(made.latents.cpu(), self._originals[request]),
+            "mse": mse(made.latents.cpu(), self._references[self.original][request]),
             "seconds": made.seconds,
         }
         if min(after.shape[1:3]) >= SSIM_WINDOW:
@@ -218,13 +264,39 @@ class Trials:
         if parse(request.prompt) is not None:
             values["right"] = _right(after, request.prompt)
             values["right_before"] = _right(before, request.prompt)
+        if finer is not None:
+            converged = self._frames_of(finer, request)
+            values["converged_psnr"] = psnr(after, converged)
+            values["converged_psnr_before"] = psnr(before, converged)
+            values["converged_mse"] = mse(made.latents.cpu(), self._references[finer][request])
         return values
 
-    def _frames_of_original(self, request: Request) -> np.ndarray:
+    def _frames_of(self, reference: Variant, request: Request) -> np.ndarray:
         """Decoded once for all variants that are compared with it, one after the other."""
-        if self._frames is None or self._frames[0] != request:
-            self._frames = request, self._maker.decode(self._originals[request], request.seed)
-        return self._frames[1]
+        held = self._frames.get(reference)
+        if held is None or held[0] != request:
+            held = request, self._maker.decode(self._references[reference][request], request.seed)
+            self._frames[reference] = held
+        return held[1]
+
+    def _step_seconds(self, request: Request) -> float:
+        """Seconds of one of the original's steps, from some of its first; the very first warms
+        up.
+        """
+        first = TimestepSchedule(self.original.schedule.timesteps[:TIMED_STEPS])
+        if self.original.schedule.is_default:  # samplers with a spacing of their own take no other
+            first = TimestepSchedule.uniform(len(first))
+        ends: list[float] = []
+
+        def step_ended(done: int, total: int) -> None:
+            self._maker.device.synchronize()
+            ends.append(time.perf_counter())
+
+        started = time.perf_counter()
+        self._maker.denoise(request, first, self._cache(self.original), step_ended)
+        if len(ends) < 2:
+            return ends[-1] - started
+        return (ends[-1] - ends[0]) / (len(ends) - 1)
 
     def _paired_steps(self, variant: Variant, request: Request) -> float:
         if variant.policy is None:

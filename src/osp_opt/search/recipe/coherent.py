@@ -7,14 +7,13 @@ finest run had D_k on the levels between, which puts into x_j
 
 tau = 1 / s^2 the clock of ancestral steps (1 / s for deterministic ones), u its increments. Every
 later step shrinks it by r + (1 - r) k, with r = tau_i / tau_j, k = c^2 / (c^2 + s^2): the best
-denoiser of Gaussian data. So the error of the finished video is one linear combination of the D_k,
-and its mean square a quadratic form of their change table.
+denoiser of Gaussian data of scale c. So the error of the finished video is one linear combination
+of the D_k, and its mean square a quadratic form of their change table.
 
 What fresh noise does to single steps cancels over many, what drifts does not. Sums of squares of
-single steps (`search/steps/objectives.py`) cannot see that and find no use in corrections; this
-ranked both kinds of steps together (rank correlation .95 over 11 schedules of 25 steps, .82 for
-the sum). It judges and is not minimised: a search finds levels whose errors cancel in the
-calibration and nowhere else.
+single steps (`search/steps/objectives.py`) cannot see that and find no use in corrections. It
+judges and is not minimised: the errors of early and of late steps are not the same thing in a
+video, so levels whose errors cancel in this sum are not better for it.
 
 Suffixes: M levels, noisiest first.
 """
@@ -30,8 +29,12 @@ from osp_opt.sampling.steps import correction_factors
 
 __all__ = ["DATA_SCALE", "coherent_error", "error_coefficients"]
 
-DATA_SCALE = 0.3
-"""c of the feedback (unitless, as scaled latents)."""
+DATA_SCALE = 2.5
+"""c of the feedback (unitless, as scaled latents): what a denoiser takes back of an error. Real
+data are not Gaussian: what is wrong in a video's layout stays wrong from much larger noise on than
+the size of the latents (.3 here) would say. Of 60 schedules of 12, 25 and 50 steps, plain and
+corrected, this value told the measured error to the converged video within 2.0 dB, the latents' own
+within 4.8 dB."""
 
 
 def error_coefficients(

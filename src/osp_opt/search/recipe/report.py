@@ -28,14 +28,7 @@ def write_recipe(search: RecipeSearch, found: Found) -> None:
         cache=None if variant.policy is None else variant.policy.to_json(),
     ).save(path)
     write_meta(path, meta)
-    plain = len(found.plain_variant.schedule)
-    lines = [f"recipe: {path}: {found.candidate}", *found.evidence.lines()]
-    if search.source.yardstick is not None:
-        lines.append(search.source.yardstick.line(found.evidence.psnr))
-    lines.append(
-        f"{plain} plain even steps: {found.plain.psnr.text(digits=1, unit=' dB')}, "
-        f"gain {found.gain.text(digits=1, unit=' dB')}"
-    )
+    lines = [f"recipe: {path}: {found.candidate}", *found.lines()]
     progress.detail(f"work spent on sampling: {search.trials.spent:.1f} generations")
     progress.result(
         lines,
@@ -43,6 +36,7 @@ def write_recipe(search: RecipeSearch, found: Found) -> None:
         following(options, "sample", "--recipe", str(path)),
     )
     if not found.better:
+        plain = len(found.plain_variant.schedule)
         progress.warn(
             f"the fresh videos do not show it to be nearer than {plain} plain even steps; "
             "more of them may (--verify-prompts)"
@@ -62,17 +56,10 @@ def _meta(search: RecipeSearch, found: Found) -> dict[str, Any]:
         "layout": str(search.context.parallel.layout),
         "block_times_seconds": search.times.as_json(),
         "predicted_speedup": candidate.speedup,
-        "measured": found.evidence.as_json(),
-        "plain": {
-            "steps": len(found.plain_variant.schedule),
-            **found.plain.as_json(),
-            "psnr_gain": found.gain.as_json(),
-            "shown_better": found.better,
-        },
+        **found.as_json(),
         "race": [
             {"recipe": str(each), "predicted": each.predicted, "errors": errors}
             for each, errors in found.race
         ],
-        "verified_on": found.videos,
         "generations_spent": search.trials.spent,
     }

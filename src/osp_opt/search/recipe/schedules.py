@@ -12,12 +12,18 @@ from osp_opt.calibration import Calibration, step_changes
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 from osp_opt.search.recipe.coherent import coherent_error, error_coefficients
 from osp_opt.search.recipe.pairs import corrected_cost, plan_pairs
-from osp_opt.search.steps.candidates import GRID_LEVELS, StepCandidate, StepTable, blend
+from osp_opt.search.steps.candidates import (
+    GRID_LEVELS,
+    StepCandidate,
+    StepTable,
+    blend,
+    objectives_for,
+)
 from osp_opt.search.steps.objectives import refine_changes
 
 __all__ = ["CorrectedSchedules", "natural_correction"]
 
-_DIVISORS = ((0.5, 0.5), (10.0, 0.5), (0.5, 1.0))  # (c, power): how fast errors fade
+_DIVISORS = ((0.5, 1.0), (5.0, 1.5), (2.0, 1.0))  # (c, power): how fast errors fade with noise
 _MOST_LEVELS = 128  # of the programme's grid: its time and memory grow with their cube
 
 
@@ -34,12 +40,13 @@ def natural_correction(sampler: str) -> float:
 class CorrectedSchedules:
     """Candidates of each length, best-predicted first, from the recorded table.
 
-    What is searched is made smooth: half-way to uniform, or with every timestep moved towards its
-    neighbours. The sharp optimum of a table fits its videos, not others.
+    What is searched is made smooth: every timestep is moved towards its neighbours (where a sampler
+    takes whole ones only, half-way to uniform). The sharp optimum of a table fits its levels.
     """
 
     def __init__(self, calibration: Calibration, sampler: str) -> None:
         self.weight = natural_correction(sampler)
+        self._sampler = sampler
         self._ancestral = SAMPLER_KINDS[sampler].ancestral
         self._table = StepTable(calibration, sampler)
         self._changes_KK = step_changes(calibration.step_gram).mean(axis=0)
@@ -49,14 +56,18 @@ class CorrectedSchedules:
         self._costs: list[np.ndarray] = []
         self._found: dict[int, list[tuple[StepCandidate, float]]] = {}
 
+    def uniform(self, num_steps: int) -> StepCandidate:
+        """Evenly spaced corrected steps."""
+        return self._corrected(self._table.uniform(num_steps))
+
     def of_length(self, num_steps: int) -> list[tuple[StepCandidate, float]]:
         """Uniform and the best searched schedule, both corrected, with their predicted errors."""
         if num_steps not in self._found:
-            uniform = self._table.uniform(num_steps)
-            candidates = [self._corrected(uniform)]
+            uniform = self.uniform(num_steps)
+            candidates = [uniform]
             searched = [
                 self._corrected(candidate)
-                for candidate in self._searched(num_steps, uniform)
+                for candidate in self._searched(num_steps)
                 if not self._table.has_twin(candidate, [uniform])
             ]
             if searched:
@@ -64,6 +75,18 @@ class CorrectedSchedules:
             rated = [(candidate, self.predicted(candidate)) for candidate in candidates]
             self._found[num_steps] = sorted(rated, key=lambda one: one[1])
         return self._found[num_steps]
+
+    def plain(self, num_steps: int) -> tuple[StepCandidate, float] | None:
+        """What `search-steps` would put first, without corrections, and its predicted error; None
+        where there are as many steps as were recorded.
+        """
+        if not 2 < num_steps < len(self._table.recorded_K) or not self.weight:
+            return None
+        objective = objectives_for(self._sampler, "video")[0]
+        candidate = StepCandidate(
+            self._table.best(objective, num_steps).schedule, "searched, not corrected"
+        )
+        return candidate, self.predicted(candidate)
 
     def predicted(self, candidate: StepCandidate) -> float:
         """Mean squared error of the finished latents, in the unit of the recorded predictions."""
@@ -78,7 +101,7 @@ class CorrectedSchedules:
         )
         return float(coherent_error(changes, coefficients))
 
-    def _searched(self, num_steps: int, uniform: StepCandidate) -> list[StepCandidate]:
+    def _searched(self, num_steps: int) -> list[StepCandidate]:
         levels = self._table.recorded_K
         thinned = np.unique(np.linspace(0, len(levels) - 1, _MOST_LEVELS).round().astype(int))
         grid = levels if len(levels) <= _MOST_LEVELS else levels[thinned]
@@ -92,14 +115,12 @@ class CorrectedSchedules:
                 )
                 for c, p in _DIVISORS
             ]
-        found = []
-        for cost in self._costs:
-            timesteps = grid[list(plan_pairs(cost, grid, num_steps))]
-            sharp = StepCandidate(_schedule(timesteps), "searched")
-            found.append(blend(sharp, uniform, 0.5, self._table.takes_whole_timesteps))
-            if not self._table.takes_whole_timesteps:
-                found.append(StepCandidate(_schedule(_smoothed(timesteps)), "searched, smoothed"))
-        return found
+        paths = [grid[list(plan_pairs(cost, grid, num_steps))] for cost in self._costs]
+        if self._table.takes_whole_timesteps:
+            uniform = self._table.uniform(num_steps)
+            sharp = [StepCandidate(_schedule(timesteps), "searched") for timesteps in paths]
+            return [blend(candidate, uniform, 0.5, True) for candidate in sharp]
+        return [StepCandidate(_schedule(_smoothed(timesteps)), "searched") for timesteps in paths]
 
     def _corrected(self, candidate: StepCandidate) -> StepCandidate:
         return StepCandidate(candidate.schedule.corrected(self.weight), candidate.origin)

@@ -17,14 +17,16 @@ from osp_opt.options import CacheMemoryOptions, OptimizeOptions
 from osp_opt.pipelines.maker import Maker, Request
 from osp_opt.quality.metrics import log_error
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.cache.block_times import TIMED_STEPS, BlockTimes, measure_block_times
+from osp_opt.search.cache.block_times import TIMED_STEPS as BLOCK_STEPS
+from osp_opt.search.cache.block_times import BlockTimes, measure_block_times
 from osp_opt.search.cache.candidates import MAX_INTERVAL
 from osp_opt.search.cache.scores import ReuseErrors, gaussian_importance
 from osp_opt.search.cost import say_cost
 from osp_opt.search.race import RaceResult, affordable, race
 from osp_opt.search.recipe.reuse import MOVES, Move, guidance_alone, plan_reuse
 from osp_opt.search.recipe.schedules import CorrectedSchedules
-from osp_opt.search.trials import Trials, Variant
+from osp_opt.search.steps.candidates import StepCandidate
+from osp_opt.search.trials import TIMED_STEPS, Trials, Variant
 from osp_opt.system.context import WorkerContext
 
 __all__ = ["TIMED_VIDEOS", "RecipeCandidate", "RecipeSearch", "open_search"]
@@ -33,8 +35,9 @@ FEWEST_STEPS = 4
 TIMED_VIDEOS = 2  # of the race, and again of the fresh videos
 RACE_VIDEOS = 16  # more than any budget lets a race use
 LEAST_RACE = 4.0  # generations that a race needs to say anything
+FINER = 4.0  # times the recipe's steps stand for convergence, but no fewer than the original's
 _ALONE_STEPS = 16  # timed, every other one with both branches
-_LATER = 2.5  # places
+_LATER = 2.5  # places, of a move's next schedule
 _SAME = 1e-9  # of two speeds: sums of seconds differ in their last digits
 # What a move adds to the log error, roughly: only the order in which candidates enter the race.
 _OF_GUIDANCE, _OF_BLOCKS = 0.4, 1.2
@@ -86,15 +89,17 @@ class RecipeSearch:
 
     @property
     def race_budget(self) -> float:
-        """Generations left to choose with, once the proof is paid."""
-        return max(LEAST_RACE, self.options.budget - proof_cost(self.options))
+        """Generations left to choose with, once timing and the proof are paid."""
+        return race_budget(self.options, len(self.reference))
 
     def candidates(self, speedup: float) -> list[RecipeCandidate]:
         """Those predicted to be `speedup` times as fast, in the order in which to try them.
 
-        A move's best-predicted schedule comes first, its other one a few places later: the
-        prediction is not so sure that only one of them should race. Raises OptionError where none
-        is fast enough, naming the largest speed-up there is.
+        What needs no search is among the first, so that nothing worse is written: uniform
+        corrected steps, and searched steps without corrections. Of the others a move's
+        best-predicted schedule comes first, its other one a few places later: the prediction is not
+        so sure that only one of them should race. Raises OptionError where none is fast enough,
+        naming the largest speed-up there is.
         """
         groups: list[tuple[float, list[RecipeCandidate]]] = []
         for move in self._moves():
@@ -104,17 +109,20 @@ class RecipeSearch:
                 penalty = _OF_GUIDANCE * (move.guidance > 1) + _OF_BLOCKS * (move.blocks > 1.0)
                 groups.append((float(log_error(same[0].predicted)) + penalty, same))
         groups.sort(key=lambda group: group[0])
+        simple = self._simple(speedup)
         found = [
             (rank + _LATER * place, candidate)
             for rank, (_, same) in enumerate(groups)
             for place, candidate in enumerate(same)
+            if candidate not in simple
         ]
         if not found:
             raise OptionError(
                 f"--speedup {speedup:g}: no recipe is that fast here; the largest possible is "
                 f"{math.floor(10 * self.largest()) / 10:g}"
             )
-        return [candidate for _, candidate in sorted(found, key=lambda one: one[0])]
+        ranked = [candidate for _, candidate in sorted(found, key=lambda one: one[0])]
+        return [*ranked[:1], *simple, *ranked[1:]]
 
     def shortened(self, candidate: RecipeCandidate, speedup: float) -> RecipeCandidate | None:
         """The same move with fewer steps, as many as are predicted to be `speedup` as fast; None
@@ -126,6 +134,15 @@ class RecipeSearch:
         same = self._of_length(min(length, len(candidate.variant.schedule) - 1), candidate.move)
         alike = [each for each in same if each.steps == candidate.steps]
         return next(iter([*alike, *same]), None)
+
+    def finer(self, speedup: float) -> Variant:
+        """What stands for the converged video of recipes that are so fast: FINER times their steps,
+        corrected. To tell them apart it has to err less than they do, not to be exact.
+        """
+        full = len(self.reference)
+        steps = min(max(full, round(FINER * full / speedup)), 2 * full)
+        most = SAMPLER_KINDS[self.maker.options.sampler].most
+        return Variant(self.schedules.uniform(min(steps, most)).schedule)
 
     def plain(self, speedup: float) -> Variant:
         """What anybody would do: as few even steps as it takes, nothing corrected or reused."""
@@ -139,17 +156,22 @@ class RecipeSearch:
         )
 
     def race(self, candidates: Sequence[RecipeCandidate], budget: float) -> RaceResult:
-        """Sample the candidates against each other, on prompts that judge nothing later."""
+        """Sample the candidates against each other, on prompts that judge nothing later; the
+        nearest to the converged video wins.
+        """
+        finer = self.finer(min(candidate.speedup for candidate in candidates))
         costs = [1.0 / candidate.speedup for candidate in candidates]
-        costs = costs[: max(2, affordable(costs, budget))]
+        costs = costs[: max(3, affordable(costs, budget))]
 
         def measure(pairs: list[tuple[int, int]]) -> list[float]:
             return self.trials.errors(
                 [candidates[c].variant for c, _ in pairs],
                 [self.race_requests[p] for _, p in pairs],
+                finer,
             )
 
-        return race(costs, len(self.race_requests), budget, measure, baseline_cost=1.0)
+        spent_once = self.trials.cost(finer)
+        return race(costs, len(self.race_requests), budget, measure, baseline_cost=spent_once)
 
     def _moves(self) -> list[Move]:
         """What can be reused here: guidance only where there is some, and on one rank."""
@@ -171,9 +193,26 @@ class RecipeSearch:
                 return length
         return None
 
+    def _simple(self, speedup: float) -> list[RecipeCandidate]:
+        """What is to be had without any planning: fewer steps, uniform and corrected, or searched
+        as `search-steps` does.
+        """
+        length = self._longest(Move(), speedup)
+        if length is None:
+            return []
+        uniform = self.schedules.uniform(length)
+        rated = [(uniform, self.schedules.predicted(uniform)), self.schedules.plain(length)]
+        return self._reusing(Move(), [each for each in rated if each is not None])
+
     def _of_length(self, length: int, move: Move) -> list[RecipeCandidate]:
+        return self._reusing(move, self.schedules.of_length(length))
+
+    def _reusing(
+        self, move: Move, rated: Sequence[tuple[StepCandidate, float]]
+    ) -> list[RecipeCandidate]:
+        """What `move` makes of schedules, where it can be made of them."""
         found = []
-        for candidate, predicted in self.schedules.of_length(length):
+        for candidate, predicted in rated:
             policy = self._policy(candidate.schedule, move)
             if policy is not None:
                 reuses = any(policy.plan) or policy.guidance is not None
@@ -196,13 +235,22 @@ class RecipeSearch:
         return full / self.times.seconds(policy, len(self.maker.call_timesteps(schedule)))
 
 
-def proof_cost(options: OptimizeOptions) -> float:
-    """Generations that the proof on fresh prompts takes, about: the original, the recipe and plain
-    steps of each, and timing.
+def proof_cost(options: OptimizeOptions, steps: int) -> float:
+    """Generations that the proof on fresh prompts takes, about, where the original has so many
+    steps: the original, finer steps, the recipe and plain steps of each, and timing.
     """
-    share = 1.0 / (options.speedup if options.max_loss is None else 2.0)
-    timed = min(TIMED_VIDEOS, options.verify_prompts)
-    return options.verify_prompts * (1.0 + 2.0 * share) + timed * (1.0 + share)
+    speedup = options.speedup if options.max_loss is None else 2.0
+    finer = min(max(1.0, FINER / speedup), 2.0)
+    timed = min(TIMED_VIDEOS, options.verify_prompts) * (1.0 / speedup + 2 * TIMED_STEPS / steps)
+    return options.verify_prompts * (1.0 + finer + 2.0 / speedup) + timed
+
+
+def race_budget(options: OptimizeOptions, steps: int) -> float:
+    """What is left to choose with: the proof is paid, and the times of steps and of the winner."""
+    speedup = options.speedup if options.max_loss is None else 2.0
+    timing = (BLOCK_STEPS + _ALONE_STEPS + 2 * TIMED_VIDEOS * TIMED_STEPS) / steps
+    spent = proof_cost(options, steps) + timing + TIMED_VIDEOS / speedup
+    return max(LEAST_RACE, options.budget - spent)
 
 
 def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
@@ -221,14 +269,15 @@ def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
     found = deciding_requests(options, source.calibration, race=RACE_VIDEOS, fresh=fresh)
     if found.note:
         context.progress.say(found.note)
-    proof = proof_cost(options)
-    say_cost(context, source, max(LEAST_RACE, options.budget - proof), proof)
+    steps = len(source.reference)
+    proof = proof_cost(options, steps)
+    say_cost(context, source, max(options.budget - proof, race_budget(options, steps)), proof)
     maker.prefetch_prompts([request.prompt for request in (*found.race, *found.fresh)])
 
     # What steps, blocks and branches cost here.
     trials = Trials(maker, Variant(source.reference), context, options)
     request = found.race[0]
-    spent = (TIMED_STEPS + _ALONE_STEPS) / len(source.reference)
+    spent = (BLOCK_STEPS + _ALONE_STEPS) / steps
     times = trials.once(
         "step times",
         spent,

@@ -186,7 +186,7 @@ def _decide_by_race(search: Search, trials: Trials, candidates: list[StepCandida
         f"{len(candidates[0].schedule)} steps: {len(candidates)} candidates race on about "
         f"{foreseen} prompts"
     )
-    trials.originals(requests[:foreseen])  # together: ranks share them
+    trials.references(trials.original, requests[:foreseen])  # together: ranks share them
 
     def measure(pairs: list[tuple[int, int]]) -> list[float]:
         return trials.errors(

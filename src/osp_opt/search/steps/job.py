@@ -19,7 +19,7 @@ from osp_opt.search.steps.candidates import StepTable
 from osp_opt.search.steps.curve import write_curve
 from osp_opt.search.steps.decide import Decision, Search, decide_and_verify
 from osp_opt.search.steps.report import print_table, write_schedules
-from osp_opt.search.trials import Trials, Variant
+from osp_opt.search.trials import TIMED_STEPS, Trials, Variant
 from osp_opt.system.context import WorkerContext
 
 __all__ = ["run"]
@@ -70,7 +70,8 @@ def open_search(source: Source[SearchStepsOptions]) -> Search:
         context.progress.say(found.note)
     lengths = (max(LADDER),) if options.max_loss is not None else options.steps
     shares = sum(min(1.0, length / len(source.reference)) for length in lengths)
-    timed = min(TIMED_VIDEOS, fresh) * (len(lengths) + shares)
+    some = 2.0 * TIMED_STEPS / len(source.reference)  # of the original, for each that is timed
+    timed = min(TIMED_VIDEOS, fresh) * (len(lengths) * some + shares)
     judging = fresh * (1.0 + 2.0 * shares) + timed  # the original, uniform and searched steps
     say_cost(context, source, options.budget * len(lengths), judging)
     prompts = [request.prompt for request in (*found.race, *found.fresh)]
