@@ -157,7 +157,7 @@ class Trials:
         """Per request, how many times faster `variant` denoises it than the original does.
 
         Where only a cache differs both are timed step by step, in turns, which a machine that is
-        busy at times disturbs least; else some of the original's steps, which all cost the same,
+        busy at times disturbs least; else a few of the original's steps
         right before the variant's video and right behind it.
         """
 
@@ -280,12 +280,8 @@ class Trials:
         return held[1]
 
     def _step_seconds(self, request: Request) -> float:
-        """Seconds of one of the original's steps, from some of its first; the very first warms
-        up.
-        """
-        first = TimestepSchedule(self.original.schedule.timesteps[:TIMED_STEPS])
-        if self.original.schedule.is_default:  # samplers with a spacing of their own take no other
-            first = TimestepSchedule.uniform(len(first))
+        """Seconds of one of the original's steps, which all cost the same; the first warms up."""
+        some = self._maker.schedule(min(TIMED_STEPS, len(self.original.schedule)))
         ends: list[float] = []
 
         def step_ended(done: int, total: int) -> None:
@@ -293,7 +289,7 @@ class Trials:
             ends.append(time.perf_counter())
 
         started = time.perf_counter()
-        self._maker.denoise(request, first, self._cache(self.original), step_ended)
+        self._maker.denoise(request, some, self._cache(self.original), step_ended)
         if len(ends) < 2:
             return ends[-1] - started
         return (ends[-1] - ends[0]) / (len(ends) - 1)

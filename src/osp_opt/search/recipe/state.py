@@ -141,8 +141,8 @@ class RecipeSearch:
         """
         full = len(self.reference)
         steps = min(max(full, round(FINER * full / speedup)), 2 * full)
-        most = SAMPLER_KINDS[self.maker.options.sampler].most
-        return Variant(self.schedules.uniform(min(steps, most)).schedule)
+        even = self.maker.even(min(steps, self.maker.kind.most))
+        return Variant(even.corrected(self.schedules.weight))
 
     def plain(self, speedup: float) -> Variant:
         """What anybody would do: as few even steps as it takes, nothing corrected or reused."""
