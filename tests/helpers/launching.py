@@ -1,27 +1,65 @@
-"""Start a script on several real processes."""
+"""Run a function on several real processes."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 TIMEOUT_S = 300
+PRELOADED = ["osp_opt.search.steps.job", "osp_opt.search.cache.job"]
 
 
-def run_ranks(
-    script: Path, processes: int, *arguments: object, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run ``script`` by torch.distributed.run; raises where a process fails."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(processes), str(script), *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done
+def run_ranks(main: Callable[..., Any], processes: int, *arguments: object, logs: Path) -> None:
+    """Call ``main(*arguments)`` on so many ranks; fails with what they said when one of them does.
+
+    The ranks are forked from a process that has loaded torch and the package, which takes longer
+    than all that they do; the launcher that starts them for users is tested in tests/run.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    told = [logs / f"rank{rank}.log" for rank in range(processes)]
+    ranks = [
+        context.Process(target=_run_rank, args=(rank, processes, port, told[rank], main, arguments))
+        for rank in range(processes)
+    ]
+    for rank in ranks:
+        rank.start()
+    deadline = time.monotonic() + TIMEOUT_S
+    for rank in ranks:
+        rank.join(max(0.0, deadline - time.monotonic()))
+        rank.kill()
+        rank.join()
+    if any(rank.exitcode for rank in ranks):
+        said = "\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in told if log.exists())
+        pytest.fail(f"exit codes {[rank.exitcode for rank in ranks]}\n{said}")
+
+
+def _run_rank(
+    rank: int,
+    processes: int,
+    port: int,
+    log: Path,
+    main: Callable[..., Any],
+    arguments: tuple[object, ...],
+) -> None:
+    with log.open("wb") as stream:
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    main(*arguments)

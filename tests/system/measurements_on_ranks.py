@@ -1,4 +1,4 @@
-"""Run by torch.distributed.run on 2 processes: measurements shared out, and a descent on them.
+"""Run on two ranks: measurements shared out, and a descent on them.
 
 Argument: a folder with a ledger begun earlier; results go there, one file per rank.
 """
@@ -6,7 +6,6 @@ Argument: a folder with a ledger begun earlier; results go there, one file per r
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,3 @@ def main(folder: Path) -> None:
     }
     (folder / f"{parallel.rank}.json").write_text(json.dumps(made))
     parallel.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

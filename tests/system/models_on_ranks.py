@@ -1,11 +1,10 @@
-"""Run by torch.distributed.run: the golden models in every layout of these ranks.
+"""Run on several ranks: the golden models in every layout of these ranks.
 
 Arguments: the golden folder and a folder for the results, one safetensors file per rank.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -99,7 +98,3 @@ def main(golden: Path, out: Path) -> None:
         {name: x.contiguous() for name, x in made.items()}, out / f"{parallel.rank}.safetensors"
     )
     parallel.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

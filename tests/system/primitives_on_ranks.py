@@ -1,4 +1,4 @@
-"""Run by torch.distributed.run on 2 processes: every primitive of Parallel, results as JSON.
+"""Run on two ranks: every primitive of Parallel, results as JSON.
 
 Argument: a folder for the results, one file per rank.
 """
@@ -6,7 +6,6 @@ Argument: a folder for the results, one file per rank.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -54,7 +53,3 @@ def main(out: Path) -> None:
     (out / f"{rank}.json").write_text(json.dumps(made))
     parallel.close()
     parallel.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,11 +1,10 @@
-"""Run by torch.distributed.run: both searches on what calibrate left.
+"""Run on several ranks: both searches on what calibrate left.
 
 Arguments: a working folder with a calibration, the folder of a checkpoint.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from osp_opt.base.ledger import TrialLedger
@@ -46,7 +45,3 @@ def main(workdir: Path, checkpoint: Path) -> None:
                     TrialLedger(options.run_dir / "trials.jsonl").add(key, TIMES.as_json())
                 parallel.barrier()
             JOBS[options.command]()(options, context)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -21,7 +21,7 @@ EARLIER = {"index": 99, "rank": 7}  # of a run that was killed
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("measurements")
     TrialLedger(made / "ledger.jsonl").add("c", EARLIER)
-    run_ranks(Path(measurements_on_ranks.__file__), 2, made)
+    run_ranks(measurements_on_ranks.main, 2, made, logs=made)
     return made
 
 

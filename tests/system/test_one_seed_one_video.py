@@ -31,7 +31,7 @@ def alone() -> dict[str, Tensor]:
 def test_latents_do_not_depend_on_the_layout(
     processes: int, alone: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    run_ranks(Path(videos_on_ranks.__file__), processes, tmp_path)
+    run_ranks(videos_on_ranks.main, processes, tmp_path, logs=tmp_path)
     ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(processes)]
     for layout in layouts_for(processes):
         for rank, made in enumerate(ranks):

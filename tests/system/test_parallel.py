@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import dying_rank
@@ -24,7 +23,7 @@ from osp_opt.system.ranks import Layout
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("primitives")
-    run_ranks(Path(primitives_on_ranks.__file__), 2, folder)
+    run_ranks(primitives_on_ranks.main, 2, folder, logs=folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -55,7 +55,7 @@ def test_searches_decide_the_same_on_any_number_of_processes(
     for processes in PROCESSES:
         workdir = tmp_path / f"on-{processes}"
         shutil.copytree(first, workdir)
-        run_ranks(Path(searches_on_ranks.__file__), processes, workdir, tiny_checkpoint)
+        run_ranks(searches_on_ranks.main, processes, workdir, tiny_checkpoint, logs=tmp_path)
         results.append(found(workdir, tiny_checkpoint))
     assert len(results[0]) > 20
     for result in results[1:]:

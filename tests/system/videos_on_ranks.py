@@ -1,11 +1,10 @@
-"""Run by torch.distributed.run: the bundled model's videos in every layout of these ranks.
+"""Run on several ranks: the bundled model's videos in every layout of these ranks.
 
 Argument: a folder for the results, one safetensors file per rank.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -58,7 +57,3 @@ def main(out: Path) -> None:
         made |= {f"{layout}/{name}": tensor.contiguous() for name, tensor in found.items()}
     save_file(made, out / f"{opened.rank}.safetensors")
     opened.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
