@@ -156,13 +156,13 @@ class Trials:
     def speedups(self, variant: Variant, requests: Sequence[Request]) -> list[float]:
         """Per request, how many times faster `variant` denoises it than the original does.
 
-        Where only a cache differs both are timed step by step, in turns, which a machine that is
-        busy at times disturbs least; else a few of the original's steps
-        right before the variant's video and right behind it.
+        Where only reused blocks differ both are timed step by step, in turns, which a machine that
+        is busy at times disturbs least; else a few of the original's steps right before the
+        variant's video and right behind it.
         """
 
         def measure(i: int) -> dict[str, Any]:
-            if variant.schedule == self.original.schedule:
+            if self._steps_can_be_paired(variant):
                 return {"speedup": self._paired_steps(variant, requests[i])}
             before = self._step_seconds(requests[i])
             seconds = self._make(variant, requests[i]).seconds
@@ -233,7 +233,7 @@ class Trials:
         )
 
     def _timing_cost(self, variant: Variant) -> float:
-        if variant.schedule == self.original.schedule:
+        if self._steps_can_be_paired(variant):
             return 1.0
         return 2.0 * min(TIMED_STEPS, len(self.original.schedule)) / len(self.original.schedule)
 
@@ -293,6 +293,11 @@ class Trials:
         if len(ends) < 2:
             return ends[-1] - started
         return (ends[-1] - ends[0]) / (len(ends) - 1)
+
+    def _steps_can_be_paired(self, variant: Variant) -> bool:
+        """Whether only reused blocks tell it from the original."""
+        reuses_guidance = variant.policy is not None and variant.policy.guidance is not None
+        return variant.schedule == self.original.schedule and not reuses_guidance
 
     def _paired_steps(self, variant: Variant, request: Request) -> float:
         if variant.policy is None:

@@ -15,13 +15,24 @@ from typing import Any
 import numpy as np
 
 from osp_opt.base.errors import PolicyError
+from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.options import CacheMemoryOptions
 from osp_opt.pipelines.maker import Maker, Request
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.system.parallel import Parallel
 
-__all__ = ["TIMED_STEPS", "BlockTimer", "BlockTimes", "measure_block_times"]
+__all__ = [
+    "ALONE_STEPS",
+    "TIMED_STEPS",
+    "BlockTimer",
+    "BlockTimes",
+    "measure_times",
+    "reuses_guidance",
+]
 
 TIMED_STEPS = 24  # of the schedule's first steps
+ALONE_STEPS = 16  # every other one with both branches
 _WARM_STEPS = 3
 
 
@@ -80,15 +91,42 @@ class BlockTimes:
         return cls(tuple(values["blocks"]), values["rest"], values["add"], alone)
 
 
-def measure_block_times(maker: Maker, schedule: TimestepSchedule, request: Request) -> BlockTimes:
-    """Time the blocks in the first steps of a video, after a few that warm the device up."""
+def reuses_guidance(maker: Maker, parallel: Parallel) -> bool:
+    """Whether there is guidance, and a rank runs both its branches: else nothing is saved."""
+    return maker.guided and parallel.layout.cfg == 1
+
+
+def measure_times(
+    maker: Maker, schedule: TimestepSchedule, request: Request, *, guidance: bool
+) -> BlockTimes:
+    """Time the blocks in the first steps of a video, after a few that warm the device up, and,
+    where `guidance` may be reused, steps that run the positive branch alone.
+    """
+    alone = _measure_alone(maker, request) if guidance else 1.0
     timer = BlockTimer(maker.device.synchronize)
     for steps in (_WARM_STEPS, TIMED_STEPS):
         first = replace(schedule, timesteps=schedule.timesteps[:steps], corrections=())
         if schedule.is_default:  # samplers with a spacing of their own take no other
             first = maker.schedule(steps)
         maker.denoise(request, first, timer)
-    return timer.result()
+    return replace(timer.result(), alone=alone)
+
+
+def _measure_alone(maker: Maker, request: Request) -> float:
+    """The time of a step that runs the positive branch alone over that of one that runs both."""
+    plan = GuidancePlan.every(2, ALONE_STEPS, order=0)
+    policy = CachePolicy.explicit({}, ALONE_STEPS, guidance=plan)
+    ends: list[float] = []
+
+    def step_ended(done: int, total: int) -> None:
+        maker.device.synchronize()
+        ends.append(time.perf_counter())
+
+    cache = maker.block_cache(policy, CacheMemoryOptions())
+    maker.denoise(request, maker.schedule(ALONE_STEPS), cache, step_ended)
+    seconds = {step: ends[step] - ends[step - 1] for step in range(2, len(ends))}
+    alone = median(value for step, value in seconds.items() if plan.reuses(step))
+    return alone / median(value for step, value in seconds.items() if not plan.reuses(step))
 
 
 class BlockTimer:

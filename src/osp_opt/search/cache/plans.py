@@ -24,6 +24,7 @@ from osp_opt.cache.policy import CachePolicy
 from osp_opt.quality.metrics import LEAST_ERROR, log_error
 from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.candidates import Candidate
+from osp_opt.search.cache.moves import guided_plans
 from osp_opt.search.cache.runs import cheapest_plan, run_plans
 from osp_opt.search.cache.scores import ReuseErrors, policy_score
 
@@ -40,16 +41,28 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 def free_candidates(
-    errors: ReuseErrors, importance_S: np.ndarray, times: BlockTimes, ratio: float, limit: int
+    errors: ReuseErrors,
+    importance_S: np.ndarray,
+    times: BlockTimes,
+    ratio: float,
+    limit: int,
+    *,
+    guided: bool = False,
 ) -> list[Candidate]:
     """Different plans predicted to reach `ratio`, best-scored first.
 
     Of order 1 those of `run_plans`; of order 0 also plans that differ in how old a reused change
     may get, in how errors are taken to add up, and in one or several ranges per step. The score
     orders plans of one order of forecast; between the two it is no judge (what reuse does at
-    different steps points the same way, what forecasts do less so), so they take turns. None reach
+    different steps points the same way, what forecasts do less so), so they take turns, and with
+    them, where `guided`, those that reuse guidance too, which the score does not see. None reach
     the largest ratios, where a four-field rule may reuse one change to the end.
     """
+
+    def rated(plan: CachePolicy) -> Candidate:
+        score = policy_score(plan, errors, importance_S)
+        return Candidate(plan, score, times.speedup(plan, errors.num_steps))
+
     mean_SLBB = np.exp(log_error(errors.table).mean(axis=0))
     found: dict[CachePolicy, Candidate] = {}
     for age, (power, single) in product(_AGES, _KINDS):
@@ -58,15 +71,15 @@ def free_candidates(
         cost = (mean_SLBB[:, :age] * importance_S[:, None, None, None]) ** power
         plan = best_plan(cost, times, ratio, single_range=single)
         if plan is not None and plan.max_deltas() <= MAX_DELTAS:
-            speedup = times.speedup(plan, errors.num_steps)
-            found[plan] = Candidate(plan, policy_score(plan, errors, importance_S), speedup)
+            found[plan] = rated(plan)
     for plan in run_plans(errors, importance_S, times, ratio):
-        speedup = times.speedup(plan, errors.num_steps)
-        found[plan] = Candidate(plan, policy_score(plan, errors, importance_S), speedup)
+        found[plan] = rated(plan)
     by_order: list[list[Candidate]] = [
         sorted((c for c in found.values() if c.policy.order == order), key=lambda c: c.score)
         for order in (1, 0)
     ]
+    if guided:
+        by_order.append([rated(p) for p in guided_plans(errors, importance_S, times, ratio)])
     turns = itertools.zip_longest(*by_order)
     return [candidate for turn in turns for candidate in turn if candidate is not None][:limit]
 

@@ -15,7 +15,13 @@ from osp_opt.options import SearchCacheOptions
 from osp_opt.pipelines.maker import Maker, Request
 from osp_opt.quality.yardstick import Yardstick
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.cache.block_times import TIMED_STEPS, BlockTimes, measure_block_times
+from osp_opt.search.cache.block_times import (
+    ALONE_STEPS,
+    TIMED_STEPS,
+    BlockTimes,
+    measure_times,
+    reuses_guidance,
+)
 from osp_opt.search.cache.candidates import MAX_INTERVAL, Candidate, four_field_candidates
 from osp_opt.search.cache.plans import free_candidates
 from osp_opt.search.cache.probes import Probe, importance_probes, measured_importance
@@ -92,7 +98,10 @@ class CacheSearch:
         """The best-scored policies predicted to reach `ratio`. Raises PolicyError when none is."""
         found = four_field_candidates(self.scores, self.times, self.num_steps, ratio, limit)
         if self.options.policy == "free":
-            free = free_candidates(self.errors, self.importance, self.times, ratio, limit)
+            guided = reuses_guidance(self.maker, self.context.parallel)
+            free = free_candidates(
+                self.errors, self.importance, self.times, ratio, limit, guided=guided
+            )
             found = [*free, *found][: limit + 2]  # the best four-field ones stay in the race
         return found
 
@@ -148,13 +157,14 @@ def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
     prompts = [request.prompt for request in (*found.race, *found.fresh)]
     maker.prefetch_prompts(prompts)
 
-    # What blocks cost here.
+    # What blocks cost here, and, where it may be reused, guidance.
+    guidance = options.policy == "free" and reuses_guidance(maker, context.parallel)
     trials = Trials(maker, Variant(schedule), context, options)
     times = BlockTimes.from_json(
         trials.once(
-            "block times",
-            TIMED_STEPS / len(schedule),
-            lambda: measure_block_times(maker, schedule, found.race[0]).as_json(),
+            "block times with guidance" if guidance else "block times",
+            (TIMED_STEPS + ALONE_STEPS * guidance) / len(schedule),
+            lambda: measure_times(maker, schedule, found.race[0], guidance=guidance).as_json(),
         )
     )
     context.progress.detail(

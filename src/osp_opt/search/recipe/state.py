@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from statistics import median
+from dataclasses import dataclass, field
 
 from osp_opt.base.errors import CalibrationError, OptionError
-from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import Source
-from osp_opt.options import CacheMemoryOptions, OptimizeOptions
+from osp_opt.options import OptimizeOptions
 from osp_opt.pipelines.maker import Maker, Request
 from osp_opt.quality.metrics import log_error
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.cache.block_times import (
+    ALONE_STEPS,
+    BlockTimes,
+    measure_times,
+    reuses_guidance,
+)
 from osp_opt.search.cache.block_times import TIMED_STEPS as BLOCK_STEPS
-from osp_opt.search.cache.block_times import BlockTimes, measure_block_times
 from osp_opt.search.cache.candidates import MAX_INTERVAL
+from osp_opt.search.cache.moves import MOVES, Move, guidance_alone, plan_reuse
 from osp_opt.search.cache.scores import ReuseErrors, gaussian_importance
 from osp_opt.search.cost import say_cost
 from osp_opt.search.race import RaceResult, affordable, race
-from osp_opt.search.recipe.reuse import MOVES, Move, guidance_alone, plan_reuse
 from osp_opt.search.recipe.schedules import CorrectedSchedules
 from osp_opt.search.steps.candidates import StepCandidate
 from osp_opt.search.trials import TIMED_STEPS, Trials, Variant
@@ -36,7 +38,6 @@ TIMED_VIDEOS = 2  # of the race, and again of the fresh videos
 RACE_VIDEOS = 16  # more than any budget lets a race use
 LEAST_RACE = 4.0  # generations that a race needs to say anything
 FINER = 4.0  # times the recipe's steps stand for convergence, but no fewer than the original's
-_ALONE_STEPS = 16  # timed, every other one with both branches
 _LATER = 2.5  # places, of a move's next schedule
 _SAME = 1e-9  # of two speeds: sums of seconds differ in their last digits
 # What a move adds to the log error, roughly: only the order in which candidates enter the race.
@@ -175,7 +176,7 @@ class RecipeSearch:
 
     def _moves(self) -> list[Move]:
         """What can be reused here: guidance only where there is some, and on one rank."""
-        reuses = _reuses_guidance(self.maker, self.context)
+        reuses = reuses_guidance(self.maker, self.context.parallel)
         return [move for move in MOVES if reuses or move.guidance == 1]
 
     def _longest(self, move: Move, speedup: float) -> int | None:
@@ -248,7 +249,7 @@ def proof_cost(options: OptimizeOptions, steps: int) -> float:
 def race_budget(options: OptimizeOptions, steps: int) -> float:
     """What is left to choose with: the proof is paid, and the times of steps and of the winner."""
     speedup = options.speedup if options.max_loss is None else 2.0
-    timing = (BLOCK_STEPS + _ALONE_STEPS + 2 * TIMED_VIDEOS * TIMED_STEPS) / steps
+    timing = (BLOCK_STEPS + ALONE_STEPS + 2 * TIMED_VIDEOS * TIMED_STEPS) / steps
     spent = proof_cost(options, steps) + timing + TIMED_VIDEOS / speedup
     return max(LEAST_RACE, options.budget - spent)
 
@@ -277,13 +278,15 @@ def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
     # What steps, blocks and branches cost here.
     trials = Trials(maker, Variant(source.reference), context, options)
     request = found.race[0]
-    spent = (BLOCK_STEPS + _ALONE_STEPS) / steps
+    spent = (BLOCK_STEPS + ALONE_STEPS) / steps
     times = trials.once(
         "step times",
         spent,
-        lambda: replace(
-            measure_block_times(maker, source.reference, request),
-            alone=measure_alone(maker, request) if _reuses_guidance(maker, context) else 1.0,
+        lambda: measure_times(
+            maker,
+            source.reference,
+            request,
+            guidance=reuses_guidance(maker, context.parallel),
         ).as_json(),
     )
     schedules = CorrectedSchedules(source.calibration, options.sampler)
@@ -298,25 +301,3 @@ def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
         found.race,
         found.fresh,
     )
-
-
-def _reuses_guidance(maker: Maker, context: WorkerContext) -> bool:
-    """Whether there is guidance, and a rank runs both its branches: else nothing is saved."""
-    return maker.guided and context.parallel.layout.cfg == 1
-
-
-def measure_alone(maker: Maker, request: Request) -> float:
-    """The time of a step that runs the positive branch alone over that of one that runs both."""
-    plan = GuidancePlan.every(2, _ALONE_STEPS, order=0)
-    policy = CachePolicy.explicit({}, _ALONE_STEPS, guidance=plan)
-    ends: list[float] = []
-
-    def step_ended(done: int, total: int) -> None:
-        maker.device.synchronize()
-        ends.append(time.perf_counter())
-
-    cache = maker.block_cache(policy, CacheMemoryOptions())
-    maker.denoise(request, maker.schedule(_ALONE_STEPS), cache, step_ended)
-    seconds = {step: ends[step] - ends[step - 1] for step in range(2, len(ends))}
-    alone = median(value for step, value in seconds.items() if plan.reuses(step))
-    return alone / median(value for step, value in seconds.items() if not plan.reuses(step))

@@ -1,4 +1,4 @@
-"""What to reuse beside fewer steps: the negative branch at regular steps, blocks where it is cheap.
+"""What is reused together: the negative branch at regular steps, and blocks where it is cheap.
 
 Suffixes: S steps.
 """
@@ -17,9 +17,12 @@ from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.runs import best_runs, run_ranges
 from osp_opt.search.cache.scores import ReuseErrors, policy_score
 
-__all__ = ["MOVES", "Move", "guidance_alone", "plan_reuse"]
+__all__ = ["MOVES", "Move", "guidance_alone", "guided_plans", "plan_reuse"]
+
+INTERVALS = (2, 3, 4)  # of both branches, for a wanted speed
 
 FIRST_BOTH = 2  # steps 0 to 2 run both branches: a forecast needs two that did
+
 SPARED = 3  # steps at the end that reuse no blocks: what errs there is not taken back any more
 
 
@@ -75,6 +78,23 @@ def plan_reuse(
     ]
     rated = [each for each in tried if each is not None]
     return min(rated, key=lambda each: each[0])[1] if rated else None
+
+
+def guided_plans(
+    errors: ReuseErrors, importance_S: np.ndarray, times: BlockTimes, ratio: float
+) -> list[CachePolicy]:
+    """Policies that reuse guidance, each at another interval, and as many blocks beside it as it
+    takes to be `ratio` times as fast; those that cannot be are left out.
+    """
+    steps, found = errors.num_steps, []
+    for interval in INTERVALS:
+        alone = guidance_alone(Move(interval), steps)
+        if alone is not None:
+            missing = ratio / times.speedup(alone, steps)
+            plan = plan_reuse(Move(interval, max(1.0, missing)), errors, importance_S, times)
+            if plan is not None:
+                found.append(plan)
+    return found
 
 
 def guidance_alone(move: Move, steps: int) -> CachePolicy | None:

@@ -10,9 +10,17 @@ import pytest
 from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.search.cache.block_times import BlockTimes
+from osp_opt.search.cache.moves import (
+    FIRST_BOTH,
+    INTERVALS,
+    MOVES,
+    SPARED,
+    Move,
+    guided_plans,
+    plan_reuse,
+)
 from osp_opt.search.cache.runs import run_ranges
 from osp_opt.search.cache.scores import ReuseErrors
-from osp_opt.search.recipe.reuse import FIRST_BOTH, MOVES, SPARED, Move, plan_reuse
 
 STEPS, BLOCKS = 16, 4
 TIMES = BlockTimes((1.0, 2.0, 2.0, 1.0), rest=1.0, add=0.1, alone=0.6)
@@ -72,3 +80,16 @@ def test_every_move_can_be_run_or_is_none(errors: ReuseErrors, move: Move) -> No
     assert any(policy.plan) == (move.blocks > 1.0)
     assert not any(policy.plan[-SPARED:]) or move.guidance == 1
     assert plan_reuse(Move(3), ReuseErrors(errors.table[:, :5]), weights[:5], TIMES) is None
+
+
+def test_guided_plans_reach_the_ratio_or_are_left_out(errors: ReuseErrors) -> None:
+    weights = np.ones(STEPS)
+    for ratio in (1.2, 1.5):
+        plans = guided_plans(errors, weights, TIMES, ratio)
+        assert plans
+        assert len(plans) <= len(INTERVALS)
+        for plan in plans:
+            assert plan.guidance is not None
+            assert TIMES.speedup(plan, STEPS) >= ratio - 1e-9
+    # A step at least runs both branches, and one of theirs alone costs what no reuse takes away.
+    assert guided_plans(errors, weights, TIMES, 50.0) == []
