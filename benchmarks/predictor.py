@@ -118,7 +118,7 @@ def predictors_of(lab: Lab) -> dict[str, Callable[[CachePolicy], float]]:
 
 def probed_importance(lab: Lab, errors: ReuseErrors) -> FloatArray:
     """The weights that search-cache measures, here on a prompt that judges nothing, [S]."""
-    probes = importance_probes(lab.size.steps, errors.num_blocks)
+    probes = importance_probes(errors)
     request = lab.deciding(1)[0]
     measured = [policy_error(lab, probe.policy, request) for probe in probes]
     return measured_importance(errors, probes, measured)

@@ -96,6 +96,15 @@ class CacheHandle:
         finally:
             self._run.step, self._run.branch = previous
 
+    @contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """Calls of the transformer inside run every block, and the cache learns nothing of them."""
+        self._run.bypassed = True
+        try:
+            yield
+        finally:
+            self._run.bypassed = False
+
     def on_step_end(self, pipe: Any, step: int, timestep: Any, kwargs: Any) -> Any:
         """A diffusers `callback_on_step_end`: the next call belongs to step + 1.
 
@@ -155,6 +164,7 @@ class _Run:
         self.calls = BlockCalls()
         self.guided: GuidedCalls | None = None  # where the policy reuses guidance
         self.branch: str | None = None
+        self.bypassed = False
         self.reset()
 
     def reset(self) -> None:
@@ -218,7 +228,8 @@ class _CallHook(ModelHook):
         self._told = run.told  # diffusers looks for a StateManager among the hook's attributes
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        self._run.begin()
+        if not self._run.bypassed:
+            self._run.begin()
         return args, kwargs
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -250,6 +261,8 @@ class _BlockHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         run, calls, index = self._run, self._run.calls, self._index
+        if run.bypassed:
+            return self.fn_ref.original_forward(*args, **kwargs)
         step, branch = run.position()
         reused, stored = run.policy.reuse_ranges(step), run.policy.store_ranges(step)
         starts = [start for start, end in (*reused, *stored) if start <= index < end]

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy import CachePolicy
 
-__all__ = ["PairedTimer"]
+__all__ = ["PairedSteps", "PairedTimer"]
 
 Layers = Sequence[Callable[[Any], Any]]
 Loop = Callable[[Layers, Any], Any]
@@ -32,52 +32,44 @@ class _Cache(Protocol):
     def reset(self) -> None: ...
 
 
-class PairedTimer:
-    """Supplies block loops that run without and with `cache`; pass it where a cache goes.
-
-    The video that comes out is the one without the cache. Costs both together.
+class PairedSteps:
+    """Runs and times steps without and with a cache; the video is the one without.
 
     Args:
-        cache: what is timed.
+        policy: of the cache.
         synchronize: waits until the device has finished.
         clock: seconds; replaceable so that tests need no real time.
     """
 
     def __init__(
         self,
-        cache: _Cache,
+        policy: CachePolicy,
         synchronize: Callable[[], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._cache = cache
+        self._policy = policy
         self._synchronize = synchronize
         self._clock = clock
         self.reset()
 
     def reset(self) -> None:
-        """Forget every measurement, and what the cache stored."""
-        self._cache.reset()
+        """Forget every measurement."""
         self._plain: dict[int, float] = defaultdict(float)  # step -> seconds, over branches
         self._cached: dict[int, float] = defaultdict(float)
         self._began: dict[int, float] = {}
 
-    def at(self, step: int, branch: str = "both") -> Loop:
-        """The block loop of `step`."""
-        cached = self._cache.at(step, branch)
-
-        def loop(layers: Layers, x: Any) -> Any:
-            now = self._now()
-            self._began.setdefault(step, now)
-            results = {}
-            # Thue and Morse's order: balanced among the steps of any one interval too.
-            cache_first = step.bit_count() % 2 == 1
-            for with_cache in (cache_first, not cache_first):
-                results[with_cache] = (cached if with_cache else _run)(layers, x)
-                before, now = now, self._now()
-                (self._cached if with_cache else self._plain)[step] += now - before
-            return results[False]
-
-        return loop
+    def run(self, step: int, plain: Callable[[], Any], cached: Callable[[], Any]) -> Any:
+        """Run and time both; the result is the plain one's."""
+        now = self._now()
+        self._began.setdefault(step, now)
+        results = {}
+        # Thue and Morse's order: balanced among the steps of any one interval too.
+        cache_first = step.bit_count() % 2 == 1
+        for with_cache in (cache_first, not cache_first):
+            results[with_cache] = (cached if with_cache else plain)()
+            before, now = now, self._now()
+            (self._cached if with_cache else self._plain)[step] += now - before
+        return results[False]
 
     def speedup(self, num_steps: int) -> float:
         """How many times faster a video of `num_steps` steps is denoised with the cache.
@@ -90,7 +82,7 @@ class PairedTimer:
         steps = sorted(self._plain)
         if len(steps) < 3:
             raise PolicyError(f"a speed-up needs at least 3 timed steps, got {len(steps)}")
-        policy = self._cache.policy
+        policy = self._policy
         kinds: dict[object, list[int]] = defaultdict(list)
         for step in range(num_steps):
             kinds[policy.reuse_ranges(step), policy.store_ranges(step)].append(step)
@@ -116,6 +108,40 @@ class PairedTimer:
     def _now(self) -> float:
         self._synchronize()
         return self._clock()
+
+
+class PairedTimer(PairedSteps):
+    """Supplies block loops that run without and with `cache`; pass it where a cache goes.
+
+    The video that comes out is the one without the cache. Costs both together.
+
+    Args:
+        cache: what is timed.
+        synchronize, clock: see `PairedSteps`.
+    """
+
+    def __init__(
+        self,
+        cache: _Cache,
+        synchronize: Callable[[], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._cache = cache
+        super().__init__(cache.policy, synchronize, clock)
+
+    def reset(self) -> None:
+        """Forget every measurement, and what the cache stored."""
+        self._cache.reset()
+        super().reset()
+
+    def at(self, step: int, branch: str = "both") -> Loop:
+        """The block loop of `step`."""
+        cached = self._cache.at(step, branch)
+
+        def loop(layers: Layers, x: Any) -> Any:
+            return self.run(step, lambda: _run(layers, x), lambda: cached(layers, x))
+
+        return loop
 
 
 def _run(layers: Layers, x: Any) -> Any:

@@ -13,6 +13,8 @@ from statistics import median
 from typing import Any, Generic, TypeVar
 
 from osp_opt.base.errors import CalibrationError
+from osp_opt.base.samplers import SAMPLER_KINDS, SamplerKind
+from osp_opt.calibration.family import check_family
 from osp_opt.calibration.job import record_calibration
 from osp_opt.calibration.statistics import Calibration
 from osp_opt.calibration.videos import record_videos
@@ -37,8 +39,8 @@ OptionsT = TypeVar("OptionsT", bound=SearchOptions)
 
 _SHAPE = ("num_frames", "height", "width")
 # Statistics of another one of these say nothing about what is going to be sampled.
-_FATAL = ("model", *_SHAPE, "guidance_scale")
-_RECORDED = (*_FATAL, "sampler", "dtype")
+_FATAL = ("model", *_SHAPE, "guidance_scale", "arguments")
+_RECORDED = ("model", "sampler", "dtype")
 _ANY_SAMPLER = "EulerDiscrete"  # what calibrates for samplers that cannot be recorded themselves
 
 
@@ -59,6 +61,7 @@ class Source(Generic[OptionsT]):
         self.calibration = calibration
         self.folder = folder
         self._recorded = _recorded_setting(calibration, folder)
+        check_family(calibration, folder, options)
         self.context = context
         self._loaded = maker
         self.options: OptionsT = options.model_copy(update=self._taken_over(options))
@@ -66,7 +69,21 @@ class Source(Generic[OptionsT]):
     @property
     def reference(self) -> TimestepSchedule:
         """The full-length schedule that was calibrated."""
-        return TimestepSchedule(tuple(float(t) for t in self.calibration.timesteps))
+        timesteps = tuple(float(t) for t in self.calibration.timesteps)
+        return TimestepSchedule(timesteps, scale=self.calibration.scale)
+
+    @property
+    def kind(self) -> SamplerKind:
+        """What the sampler that schedules are for is."""
+        return self.calibration.kind or SAMPLER_KINDS[self.options.sampler]
+
+    def even(self, steps: int) -> TimestepSchedule:
+        """The steps that every searched schedule has to beat; of a pipeline, which has its own,
+        that needs the model.
+        """
+        if self.options.pipeline is not None:
+            return self.maker().even(steps)
+        return TimestepSchedule.uniform(steps)
 
     @property
     def yardstick(self) -> Yardstick | None:
@@ -97,12 +114,12 @@ class Source(Generic[OptionsT]):
         if not isinstance(self.options, SearchStepsOptions) and can_be_recorded(now["sampler"]):
             # What blocks change from step to step is another thing with fresh noise and without.
             fatal = (*_FATAL, "sampler")
-        different = [key for key in fatal if now[key] != self._recorded[key]]
+        different = [key for key in fatal if now.get(key) != self._recorded.get(key)]
         if different:
             found = ", ".join(
                 "another model"
                 if key == "model"
-                else f"{key} {self._recorded[key]}, now {now[key]}"
+                else f"{key} {self._recorded.get(key)}, now {now.get(key)}"
                 for key in different
             )
             raise CalibrationError(
@@ -117,7 +134,9 @@ class Source(Generic[OptionsT]):
         return maker
 
     def setting(self, schedule: TimestepSchedule) -> dict[str, Any]:
-        """What a schedule found here is for; needs no model."""
+        """What a schedule found here is for; needs no model, but that of a pipeline."""
+        if self.options.pipeline is not None:
+            return self.maker().setting(schedule).as_json()
         return {
             **self._recorded,
             "sampler": self.options.sampler,
@@ -127,7 +146,11 @@ class Source(Generic[OptionsT]):
         }
 
     def _taken_over(self, options: SearchOptions) -> dict[str, Any]:
-        """What the calibration says of options that were left open."""
+        """What the calibration says of options that were left open. (A pipeline's call has
+        arguments of its own.)
+        """
+        if options.pipeline is not None:
+            return {}
         known: Mapping[str, Any] = {**self.calibration.metadata, **self._recorded}
         taken = {
             name: known[name]
@@ -171,6 +194,8 @@ def _made_now(options: OptionsT, context: WorkerContext) -> Source[OptionsT]:
 def _recorded_setting(calibration: Calibration, folder: Path) -> dict[str, Any]:
     """The setting a calibration was made in. Raises CalibrationError when it lacks one."""
     setting = calibration.metadata.get("setting")
-    if not isinstance(setting, dict) or any(name not in setting for name in _RECORDED):
+    shape = () if "pipeline" in calibration.metadata else (*_SHAPE, "guidance_scale")
+    wanted = (*_RECORDED, *shape)
+    if not isinstance(setting, dict) or any(name not in setting for name in wanted):
         raise CalibrationError(f"{folder}: does not say what it was made with; calibrate again")
     return setting

@@ -20,6 +20,7 @@ from safetensors.numpy import save as save_tensors
 
 from osp_opt.base.artifacts import atomic_write_bytes, parse_json, read_bytes
 from osp_opt.base.errors import CalibrationError
+from osp_opt.base.samplers import SamplerKind
 from osp_opt.calibration.signals import CacheSignals
 from osp_opt.sampling.noise_scale import NoiseScale
 from osp_opt.sampling.schedule import own_scale
@@ -123,6 +124,24 @@ class Calibration:
             return own_scale() if told is None else NoiseScale.from_json(told)
         except ValueError as error:
             raise CalibrationError(f"calibration: {error}") from error
+
+    @property
+    def kind(self) -> SamplerKind | None:
+        """What the sampler is, where it is not one of ours by name.
+
+        Raises CalibrationError for metadata that do not say it right.
+        """
+        told = self.metadata.get("kind")
+        try:
+            return None if told is None else SamplerKind(**told)
+        except TypeError as error:
+            raise CalibrationError("calibration: does not say what its sampler is") from error
+
+    @property
+    def boundary(self) -> float | None:
+        """The timestep from which on, downwards, a second transformer made the steps."""
+        told = self.metadata.get("boundary")
+        return float(told) if isinstance(told, (int, float)) else None
 
     @classmethod
     def of_video(

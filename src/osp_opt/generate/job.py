@@ -28,6 +28,7 @@ from osp_opt.generate.prompts import given_prompts
 from osp_opt.generate.provenance import check_provenance, timing_note
 from osp_opt.generate.references import load_latents, save_latents
 from osp_opt.options import SampleOptions, following
+from osp_opt.pipelines.experts import check_experts
 from osp_opt.pipelines.maker import Denoised, Maker, Request, open_maker
 from osp_opt.sampling.recipe import Recipe, recipe_of
 from osp_opt.sampling.schedule import TimestepSchedule
@@ -138,7 +139,7 @@ def _schedule(options: SampleOptions, recipe: Recipe | None, maker: Maker) -> Ti
         return TimestepSchedule.from_recipe(recipe)
     if options.schedule is None:
         return maker.schedule(options.steps)
-    return maker.read_schedule(options.schedule)
+    return TimestepSchedule.from_file(options.schedule, maker.scale)
 
 
 def _policy(options: SampleOptions, recipe: Recipe | None) -> CachePolicy | None:
@@ -155,7 +156,7 @@ def _check(
     context: WorkerContext,
 ) -> None:
     """Refuse what does not fit before anything is sampled."""
-    calls = len(maker.call_timesteps(schedule))
+    calls = maker.call_timesteps(schedule)
     setting = maker.setting(schedule)
     say, allow = context.progress.say, options.allow_mismatch
     if options.recipe is not None:
@@ -166,13 +167,14 @@ def _check(
         check_provenance(options.cache, "cache policy", setting, CACHE_FATAL, allow, say)
     if policy is not None:
         try:
-            policy.validate(maker.num_blocks, calls)
-            if policy.guidance is not None and not maker.guided:
-                raise PolicyError("it reuses guidance, and there is none at scale 1")
+            policy.validate(maker.num_blocks, len(calls))
+            check_experts(policy, calls, maker.boundary)
+            if policy.guidance is not None and not maker.reuses_guidance:
+                raise PolicyError("it reuses guidance, and there is none here to reuse")
         except PolicyError as error:
             raise PolicyError(f"{options.cache or options.recipe}: {error}") from error
         say(
-            f"cache: {policy}; {policy.speedup(maker.num_blocks, calls):.2f}x fewer block "
+            f"cache: {policy}; {policy.speedup(maker.num_blocks, len(calls)):.2f}x fewer block "
             f"evaluations"
         )
 

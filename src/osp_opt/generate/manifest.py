@@ -100,7 +100,7 @@ class Take:
     @property
     def is_uniform(self) -> bool:
         """Whether the timesteps are evenly spaced, as far as is known."""
-        return _is_uniform(self.timesteps)
+        return _is_uniform(self.settings or {})
 
     def is_same(self, other: Take) -> bool:
         """Whether both are one take of one folder."""
@@ -173,7 +173,7 @@ def take_label(settings: Mapping[str, Any]) -> str:
     words = [f"{len(timesteps)}steps"]
     if settings.get("command") == "calibrate":
         words.append("calibration")
-    if not _is_uniform(timesteps):
+    if not _is_uniform(settings):
         words.append("searched")
     if _is_corrected(settings):
         words.append("corrected")
@@ -190,9 +190,7 @@ def free_path(folder: Path, stem: str, suffix: str, about: Mapping[str, Any]) ->
     is the same when the file is there already.
     """
     label = take_label(about)
-    plain = (
-        about.get("cache") is None and _is_uniform(_timesteps(about)) and not _is_corrected(about)
-    )
+    plain = about.get("cache") is None and _is_uniform(about) and not _is_corrected(about)
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
     names = [stem] if plain else []
     for name in (*names, f"{stem}-{label}", f"{stem}-{label}-{digest}"):
@@ -381,7 +379,12 @@ def _is_corrected(settings: Mapping[str, Any]) -> bool:
     return isinstance(setting, dict) and bool(setting.get("corrections"))
 
 
-def _is_uniform(timesteps: Sequence[float]) -> bool:
+def _is_uniform(settings: Mapping[str, Any]) -> bool:
+    """Whether the steps are what anybody would take: evenly spaced, or a pipeline's own."""
+    setting = settings.get("setting")
+    if isinstance(setting, dict) and "own_steps" in setting:
+        return bool(setting["own_steps"])
+    timesteps = _timesteps(settings)
     try:
         return not timesteps or TimestepSchedule(tuple(timesteps)).is_uniform
     except ScheduleError:

@@ -95,5 +95,5 @@ def check_provenance(
 
 
 def _values(key: str, recorded: Any, now: Any) -> str:
-    told = key not in ("model", "timesteps", "corrections")
+    told = key not in ("model", "timesteps", "corrections", "arguments")
     return f" ({recorded}, here {now})" if told else ""

@@ -61,6 +61,7 @@ COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
 
 _CARRIED = (
     *("model_path", "version", "ae_path", "text_encoder_name", "cache_dir"),
+    *("pipeline", "pipeline_args"),
     *("device", "nproc_per_node", "workdir"),
 )
 _SHAPE = ("num_frames", "height", "width")  # searches take it from the calibration

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import model_validator
 
@@ -38,16 +38,18 @@ class CalibrateOptions(SamplingOptions, LaunchOptions):
         "steps",
         "guidance_scale",
         "model_path",
+        "pipeline",
         "seed",
         "out",
         "workdir",
         "nproc_per_node",
     )
+    pipeline_steps: ClassVar[Any] = 50
     example: ClassVar[str] = "--model-path NAME/REPO/29x480p --prompt-file prompts.txt"
 
     steps: int = option(
         100,
-        "Steps of the original model, and levels of the table.",
+        "Steps of the original model, and levels of the table; with --pipeline 50.",
         panel="Job",
         aliases=STEPS_ALIASES,
         unit="steps",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
+from typing_extensions import Self
 
 from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.base.shape import PIXEL_MULTIPLE, VAE_STRIDE
@@ -28,6 +29,14 @@ FRAME_STRIDE = VAE_STRIDE[0]
 PROMPT_FILE_KINDS = (".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 
 
+_OF_OPEN_SORA_PLAN = {
+    *("model_path", "version", "ae", "ae_path", "text_encoder_name", "model_type"),
+    *("sampler", "noise", "enable_tiling", "tile_overlap_factor", "allow_untrained_shape"),
+    *("compile", "save_memory", "offload", "videos_path", "resize"),
+}
+"""Options that say something of Open-Sora-Plan's models only."""
+
+
 class ModelOptions(Options):
     """Which model. Without ``model_path``: the small model inside the package."""
 
@@ -38,6 +47,19 @@ class ModelOptions(Options):
         panel="Model",
         aliases=("model",),
         metavar="PATH",
+    )
+    pipeline: str | None = option(
+        None,
+        "Another model, in place of MODEL_PATH: a text-to-video pipeline of diffusers, a local "
+        "folder or a hub id.",
+        panel="Model",
+        metavar="PATH",
+    )
+    pipeline_args: Path | None = option(
+        None,
+        "YAML or JSON file of arguments for every call of --pipeline (num_frames: 81, ...).",
+        panel="Model",
+        metavar="FILE",
     )
     version: str | None = option(
         None,
@@ -67,7 +89,18 @@ class ModelOptions(Options):
     @property
     def is_bundled(self) -> bool:
         """Whether it is the package's own model, whose videos the checker can read."""
-        return self.model_path is None
+        return self.model_path is None and self.pipeline is None
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if self.pipeline is None:
+            if self.pipeline_args is not None:
+                raise ValueError("--pipeline-args: is for a pipeline; name one with --pipeline")
+            return self
+        for name in self.model_fields_set & _OF_OPEN_SORA_PLAN:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag}: means nothing to a --pipeline; leave one of the two out")
+        return self
 
     @field_validator("model_type", mode="before")
     @classmethod
@@ -152,6 +185,16 @@ class DeviceOptions(Options):
 
 class SamplingOptions(ModelOptions, ShapeOptions, DeviceOptions):
     """Everything that decides what a sampled video looks like, but its steps and prompts."""
+
+    pipeline_steps: ClassVar[Any] = None
+    """What `steps` is with --pipeline, where nobody says."""
+
+    @model_validator(mode="after")
+    def _steps_of_a_pipeline(self) -> Self:
+        takes = self.pipeline is not None and self.pipeline_steps is not None
+        if takes and "steps" not in self.model_fields_set:
+            self.__dict__["steps"] = self.pipeline_steps  # still one that nobody set
+        return self
 
     sampler: Sampler = option(
         "EulerAncestralDiscrete",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import model_validator
 
@@ -41,11 +41,12 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
         "workdir",
         "nproc_per_node",
     )
+    pipeline_steps: ClassVar[Any] = 50
     example: ClassVar[str] = "--prompt 'a red circle moves left on a white background'"
 
     steps: int = option(
         100,
-        "Sampling steps (with --schedule: what the file says).",
+        "Sampling steps (with --schedule: what the file says); with --pipeline 50.",
         panel="Job",
         aliases=STEPS_ALIASES,
         unit="steps",
@@ -137,11 +138,3 @@ class DoctorOptions(ModelOptions, ShapeOptions, DeviceOptions):
         "width",
     )
     example: ClassVar[str] = "--model-path NAME/REPO/29x480p"
-
-    pipeline: str | None = option(
-        None,
-        "Another text-to-video pipeline of diffusers, as the library drives it: a local folder or "
-        "a hub id. It is loaded.",
-        panel="Model",
-        metavar="PATH",
-    )

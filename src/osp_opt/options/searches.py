@@ -112,11 +112,13 @@ class SearchStepsOptions(SearchOptions):
         "workdir",
         "nproc_per_node",
     )
+    pipeline_steps: ClassVar[Any] = (25,)
     example: ClassVar[str] = "--steps 50 --verify"
 
     steps: Numbers = option(
         (50,),
-        "Length of the schedule; several, separated by commas, write one schedule each.",
+        "Length of the schedule; several, separated by commas, write one schedule each; with "
+        "--pipeline 25.",
         panel="Job",
         aliases=STEPS_ALIASES,
         metavar="N[,N...]",
@@ -189,6 +191,8 @@ class SearchStepsOptions(SearchOptions):
 
     @model_validator(mode="after")
     def _all_steps_alone(self) -> Self:
+        if self.pipeline is not None and self.method == "ays":
+            raise ValueError("--method ays: means nothing to a --pipeline; leave one out")
         if self.all_steps and self.max_loss is not None:
             raise ValueError("--all-steps: samples nothing, which --max-loss needs; give one")
         return self
@@ -226,11 +230,13 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
         "workdir",
         "nproc_per_node",
     )
+    pipeline_steps: ClassVar[Any] = 50
     example: ClassVar[str] = "--ratio 1.3 --verify"
 
     steps: int = option(
         100,
-        "Sampling steps that the cache is for (with --schedule: what the file says).",
+        "Sampling steps that the cache is for (with --schedule: what the file says); with "
+        "--pipeline 50.",
         panel="Job",
         aliases=STEPS_ALIASES,
         unit="steps",
@@ -327,6 +333,7 @@ class OptimizeOptions(SearchOptions, CacheMemoryOptions):
         "prompt_file",
         "text_prompt",
         "model_path",
+        "pipeline",
         "calibration",
         "out",
         "workdir",

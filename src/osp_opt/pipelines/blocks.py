@@ -15,12 +15,12 @@ from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
 from torch import Tensor, nn
 
-from osp_opt.base.errors import CalibrationError
+from osp_opt.base.errors import CalibrationError, CheckpointError, PolicyError
 from osp_opt.cache.branches import BRANCHES
 from osp_opt.cache.hooks import registered_blocks, unregister
 from osp_opt.cache.streams import Signature
 
-__all__ = ["BlockWatch", "Position", "registered_blocks", "watching"]
+__all__ = ["BlockWatch", "Position", "registered_blocks", "transformers_of", "watching"]
 
 HOOK_NAME = "osp_opt_block_watch"
 
@@ -118,6 +118,29 @@ class _Hook(ModelHook):
         if self._index + 1 == self._count:
             self._watch.end()
         return output
+
+
+def transformers_of(pipe: Any) -> dict[str, nn.Module]:
+    """Its transformers by name, each with as many registered blocks.
+
+    Raises CheckpointError where there are none, or blocks that cannot be watched.
+    """
+    name = type(pipe).__name__
+    found = {
+        part: module
+        for part, module in pipe.components.items()
+        if part.startswith("transformer") and isinstance(module, nn.Module)
+    }
+    if not found:
+        raise CheckpointError(f"{name}: it has no transformer")
+    try:
+        counts = {part: len(registered_blocks(module)) for part, module in found.items()}
+    except PolicyError as error:
+        raise CheckpointError(f"{name}: {str(error).split(';')[0]}") from error
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{part} has {count}" for part, count in counts.items())
+        raise CheckpointError(f"{name}: its transformers differ in their blocks ({told})")
+    return found
 
 
 def _attach(stack: ExitStack, module: nn.Module, hook: ModelHook) -> None:

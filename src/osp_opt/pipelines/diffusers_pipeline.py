@@ -22,43 +22,35 @@ import numpy as np
 import torch
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor, nn
 
-from osp_opt.base.errors import CheckpointError, OptionError, PolicyError, ScheduleError
+from osp_opt.base.errors import CheckpointError, OptionError, ScheduleError
 from osp_opt.base.samplers import SamplerKind
-from osp_opt.cache.hooks import apply_cache, unregister
+from osp_opt.cache.hooks import CacheHandle, apply_cache, unregister
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.pipelines.blocks import BlockWatch, Position, registered_blocks, watching
-from osp_opt.pipelines.requirements import (
-    call_parameters,
-    check_arguments,
-    check_kind,
+from osp_opt.pipelines.blocks import (
+    BlockWatch,
+    Position,
+    registered_blocks,
     transformers_of,
+    watching,
 )
+from osp_opt.pipelines.driving import Drive, StepSeen, driving
+from osp_opt.pipelines.experts import check_experts
+from osp_opt.pipelines.files import described
+from osp_opt.pipelines.requirements import Described, check_arguments, check_kind
 from osp_opt.pipelines.schedulers import Steering
 from osp_opt.sampling.levels import check_timesteps
 from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["DiffusersPipeline", "Made", "StepSeen", "open_pipeline"]
 
-_SILENT = "osp_opt_silent"
+_SILENT, _PAIR = "osp_opt_silent", "osp_opt_pair"
 _DECODING_STEPS = 2  # what any scheduler can make
+Paired = Callable[[int, Callable[[], Any], Callable[[], Any]], Any]
+"""Runs both calls of a step, without a cache and with it; returns what the first one made."""
+
 _REFUSALS = (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError)
-
-
-@dataclass(frozen=True)
-class StepSeen:
-    """One step of a run.
-
-    timestep: of the levels (1000 s for flow matching). denoised: x0 as the guided output has it,
-    float32, in the layout of `latents`, which the step made.
-    """
-
-    index: int
-    timestep: float
-    denoised: Tensor
-    latents: Tensor
 
 
 @dataclass(frozen=True)
@@ -73,6 +65,20 @@ class _SeenEnough(BaseException):
     """Ends a call of the pipeline that has shown what was asked of it."""
 
 
+def pipeline_folder(place: str | Path, cache_dir: str | Path | None = None) -> Path:
+    """A pipeline's local folder, downloaded where `place` is a hub id. Raises CheckpointError."""
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(DiffusionPipeline.download(str(place), cache_dir=cache_dir))
+    except _REFUSALS as error:
+        line = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{place}: no such folder, and the hub did not deliver it ({line:.300})"
+        ) from error
+
+
 def open_pipeline(
     place: str | Path,
     *,
@@ -80,23 +86,26 @@ def open_pipeline(
     device: str | torch.device = "cpu",
     arguments: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
+    synchronize: Callable[[], None] = lambda: None,
 ) -> DiffusersPipeline:
     """Open a diffusers pipeline: a local folder with model_index.json, or a hub id.
 
-    `arguments` go into every call of it (height, num_frames, guidance_scale, ...). Raises
-    CheckpointError for what is no text-to-video pipeline or lacks a part, ScheduleError for a
-    scheduler that cannot be steered, OptionError for an argument that its call does not take.
+    `arguments` go into every call of it (height, num_frames, guidance_scale, ...); `synchronize` is
+    as of DiffusersPipeline. Raises CheckpointError for what is no text-to-video pipeline or lacks a
+    part, ScheduleError for a scheduler that cannot be steered, OptionError for an argument that its
+    call does not take.
     """
-    if Path(place).is_dir() and not (Path(place) / "model_index.json").is_file():
-        raise CheckpointError(f"{place}: holds no model_index.json; give a diffusers pipeline")
+    folder = pipeline_folder(place, cache_dir)
+    if (found := described(folder)) is not None:
+        check_kind(found)  # before gigabytes of weights are read
     try:
-        pipe = DiffusionPipeline.from_pretrained(place, torch_dtype=dtype, cache_dir=cache_dir)
+        pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
     except _REFUSALS as error:
         line = str(error).strip().split("\n")[0]
         if "low_cpu_mem_usage" in line:  # diffusers' way to say what is missing
             line = "it needs accelerate: pip install 'osp-opt[pipelines]'"
         raise CheckpointError(f"{place}: diffusers cannot load it ({line:.300})") from error
-    return DiffusersPipeline(pipe.to(device), arguments)
+    return DiffusersPipeline(pipe.to(device), arguments, synchronize)
 
 
 class DiffusersPipeline:
@@ -116,15 +125,16 @@ class DiffusersPipeline:
         arguments: Mapping[str, Any] | None = None,
         synchronize: Callable[[], None] = lambda: None,
     ) -> None:
-        check_kind(pipe)
+        found = Described.of(pipe)
+        check_kind(found)
         self.pipe = pipe
         self.transformers = transformers_of(pipe)
         self.arguments = dict(arguments or {})
-        check_arguments(pipe, self.arguments)
+        check_arguments(found, self.arguments)
+        self._parameters = found.parameters
         self.steering = Steering(copy.deepcopy(pipe.scheduler))
         self._synchronize = synchronize
         self._own: dict[int, tuple[float, ...]] = {}
-        self._began = False  # whether the call in progress has taken its arguments
 
     @property
     def name(self) -> str:
@@ -161,7 +171,7 @@ class DiffusersPipeline:
         """What its call gets for `name`: what was given, else its own default, else None."""
         if name in self.arguments:
             return self.arguments[name]
-        found = call_parameters(self.pipe).get(name)
+        found = self._parameters.get(name)
         return None if found is None or found.default is inspect.Parameter.empty else found.default
 
     def own_levels(self, steps: int) -> tuple[float, ...]:
@@ -177,8 +187,7 @@ class DiffusersPipeline:
                 found.append(steering.levels())
                 raise _SeenEnough
 
-            with self._driven(None, stop, None):
-                self._call("", 0, steps, "latent")
+            self._call(Drive(on_levels=stop), "", 0, steps, "latent")
             self._own[steps] = found[0]
         return self._own[steps]
 
@@ -190,8 +199,8 @@ class DiffusersPipeline:
         def stop(*_: Any) -> None:
             raise _SeenEnough
 
-        with self._watched(_Branches(seen), position), self._driven(None, None, stop):
-            self._call("", 0, _DECODING_STEPS, "latent")
+        with self._watched(_Branches(seen), position):
+            self._call(Drive(on_step=stop), "", 0, _DECODING_STEPS, "latent")
         return 2 if "both" in seen or len(seen) == 2 else 1
 
     def denoise(
@@ -201,16 +210,20 @@ class DiffusersPipeline:
         steps: int | None = None,
         *,
         levels: Sequence[float] | None = None,
+        corrections: Sequence[float] = (),
         cache: CachePolicy | None = None,
         cache_dtype: torch.dtype | None = None,
         offload: bool = False,
+        paired: Paired | None = None,
         watch: BlockWatch | None = None,
         on_step: Callable[[StepSeen], None] | None = None,
     ) -> Made:
         """The latents of one video: in so many `steps` of its own, or at `levels` (timesteps).
 
-        The noise is that of a CPU generator with `seed`, as everybody would give it. `cache` is
-        applied to every transformer; `watch` sees their blocks, `on_step` every step.
+        The noise is that of a CPU generator with `seed`, as everybody would give it. `corrections`
+        are those of a `TimestepSchedule`, for schedulers of first order. `cache` is applied to
+        every transformer, with `paired` only beside the plain call, which then makes the video;
+        `watch` sees their blocks, `on_step` every step.
 
         Raises ScheduleError for levels that do not descend or are none, PolicyError for a cache
         that does not fit, OptionError for call arguments that the pipeline refuses.
@@ -219,13 +232,17 @@ class DiffusersPipeline:
             raise OptionError("give a number of steps, or levels")
         if levels is not None:
             self._check_levels(levels)
+        if any(corrections) and not self.kind.takes_corrections:
+            raise ScheduleError(
+                f"{self.steering.name} takes no corrected steps: its own are of second order"
+            )
         count = len(levels) if levels is not None else int(steps or 0)
         position, began = Position(), [0.0]
         last: list[Tensor] = []
 
         def begin(steering: Steering) -> None:
             if cache is not None:
-                self._check_experts(cache, steering.levels())
+                check_experts(cache, steering.levels(), self.boundary)
             self._synchronize()
             began[0] = time.perf_counter()
 
@@ -240,6 +257,11 @@ class DiffusersPipeline:
                 )
                 stack.callback(handle.remove)
                 handles.append(handle)
+                if paired is not None:
+                    registry = HookRegistry.check_if_exists_or_initialize(transformer)
+                    hook = _Pair(handle, paired, position)
+                    registry.register_hook(hook, _PAIR)
+                    stack.callback(unregister, transformer, _PAIR)
 
             def seen(step: StepSeen) -> None:
                 last[:] = [step.latents]
@@ -249,8 +271,8 @@ class DiffusersPipeline:
                 if on_step is not None:
                     on_step(step)
 
-            stack.enter_context(self._driven(levels, begin, seen))
-            self._call(prompt, seed, count, "latent")
+            drive = Drive(levels, corrections, begin, seen)
+            self._call(drive, prompt, seed, count, "latent")
         self._synchronize()
         return Made(last[0].detach(), time.perf_counter() - began[0])
 
@@ -265,24 +287,26 @@ class DiffusersPipeline:
                 registry = HookRegistry.check_if_exists_or_initialize(transformer)
                 registry.register_hook(_Silence(), _SILENT)  # type: ignore[no-untyped-call]
                 stack.callback(unregister, transformer, _SILENT)
-            stack.enter_context(self._driven(None, None, None, result=latents))
-            made = self._call("", seed, _DECODING_STEPS, "np")
+            made = self._call(Drive(result=latents), "", seed, _DECODING_STEPS, "np")
         frames = np.asarray(made.frames if hasattr(made, "frames") else made[0])[0]
         return (np.clip(frames, 0.0, 1.0) * 255.0).astype(np.uint8)
 
-    def _call(self, prompt: str, seed: int, steps: int, output_type: str) -> Any:
-        """Call the pipeline; None when it was stopped early. Raises OptionError for refusals."""
+    def _call(self, drive: Drive, prompt: str, seed: int, steps: int, output_type: str) -> Any:
+        """Call the pipeline, driven; None when it was stopped early. Raises OptionError for
+        refusals.
+        """
         given = {**self.arguments, "prompt": prompt, "num_inference_steps": steps}
         given |= {"generator": torch.Generator("cpu").manual_seed(seed), "output_type": output_type}
         bar = getattr(self.pipe, "_progress_bar_config", None)
         self.pipe.set_progress_bar_config(disable=True)
         try:
-            return self.pipe(**given)
+            with driving(self.pipe, drive):
+                return self.pipe(**given)
         except _SeenEnough:
             self.pipe.maybe_free_model_hooks()
             return None
         except (ValueError, TypeError) as error:
-            if self._began:
+            if drive.began:
                 raise
             line = str(error).strip().split("\n")[0]
             raise OptionError(f"{self.name} refuses its arguments: {line:.300}") from error
@@ -291,60 +315,6 @@ class DiffusersPipeline:
                 del self.pipe._progress_bar_config
             else:
                 self.pipe._progress_bar_config = bar
-
-    @contextmanager
-    def _driven(
-        self,
-        levels: Sequence[float] | None,
-        on_levels: Callable[[Steering], None] | None,
-        on_step: Callable[[StepSeen], None] | None,
-        result: Tensor | None = None,
-    ) -> Iterator[None]:
-        """A steered copy stands in for the pipeline's scheduler.
-
-        `on_levels` is told when the levels are set, `on_step` of every step; with `result` no step
-        is made and every one "makes" that.
-        """
-        original = self.pipe.scheduler
-        steering = Steering(copy.deepcopy(original))
-        scheduler = steering.scheduler
-        set_timesteps, step = scheduler.set_timesteps, scheduler.step
-        signature = inspect.signature(step)
-        index, mixes, times = [0], list[tuple[float, float]](), list[float]()
-        self._began = False
-
-        @functools.wraps(set_timesteps)
-        def our_set_timesteps(*args: Any, **kwargs: Any) -> None:
-            self._began = True
-            set_timesteps(*args, **kwargs)
-            if levels is not None:
-                steering.set_levels(levels)
-            index[0], mixes[:], times[:] = 0, steering.mixes(), steering.levels()
-            if on_levels is not None:
-                on_levels(steering)
-
-        @functools.wraps(step)
-        def our_step(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
-            i = index[0]
-            index[0] += 1
-            if result is not None:
-                made = result.to(given["sample"].device)
-                as_dict = given.get("return_dict", signature.parameters["return_dict"].default)
-                return DDIMSchedulerOutput(made, made) if as_dict else (made, made)
-            output = steering.step(step, i, *args, **kwargs)
-            if on_step is not None:
-                denoised = steering.denoised(mixes[i], given["model_output"], given["sample"])
-                latents = output[0] if isinstance(output, tuple) else output.prev_sample
-                on_step(StepSeen(i, times[i], denoised, latents))
-            return output
-
-        scheduler.set_timesteps, scheduler.step = our_set_timesteps, our_step
-        self.pipe.scheduler = scheduler
-        try:
-            yield
-        finally:
-            self.pipe.scheduler = original
 
     @contextmanager
     def _watched(self, watch: BlockWatch, position: Position) -> Iterator[None]:
@@ -357,27 +327,11 @@ class DiffusersPipeline:
         if scale.sigmas(levels)[-1] <= 0.0:
             raise ScheduleError("schedule: the last timestep is 0, which has no noise to remove")
 
-    def _check_experts(self, policy: CachePolicy, levels: Sequence[float]) -> None:
-        """Raise PolicyError where one transformer would reuse what another one stored."""
+    @property
+    def boundary(self) -> float | None:
+        """The timestep from which on, downwards, a second transformer makes the steps."""
         ratio = self.pipe.config.get("boundary_ratio")
-        if len(self.transformers) == 1 or ratio is None:
-            return
-        boundary = sum(t >= 1000.0 * float(ratio) for t in levels)
-        stored: dict[tuple[int, int] | str, int] = {}
-        for step in range(len(levels)):
-            reused: list[tuple[int, int] | str] = [*policy.reuse_ranges(step)]
-            if policy.reuses_guidance(step):
-                reused.append("guidance")
-            else:
-                stored["guidance"] = step
-            for what in reused:
-                source = stored.get(what, 0)
-                if source < boundary <= step:
-                    raise PolicyError(
-                        f"step {step} is made by the second transformer and reuses step {source} "
-                        f"of the first: a policy here has to store at step {boundary}"
-                    )
-            stored |= dict.fromkeys(policy.store_ranges(step), step)
+        return None if len(self.transformers) == 1 or ratio is None else 1000.0 * float(ratio)
 
 
 class _Branches:
@@ -400,3 +354,24 @@ class _Silence(ModelHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         zeros = torch.zeros_like(args[0] if args else kwargs["hidden_states"])
         return (zeros,)
+
+
+class _Pair(ModelHook):
+    """On a transformer with a cache: `paired` runs each of its calls without and with it."""
+
+    fn_ref: Any  # set by diffusers when the hook is registered
+
+    def __init__(self, handle: CacheHandle, paired: Paired, position: Position) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._handle = handle
+        self._paired = paired
+        self._position = position
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(self.fn_ref.original_forward, *args, **kwargs)
+
+        def plain() -> Any:
+            with self._handle.bypassed():
+                return call()
+
+        return self._paired(self._position.step, plain, call)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from osp_opt.base.samplers import SamplerKind
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from osp_opt.cache.policy import CachePolicy
     from osp_opt.options import CacheMemoryOptions, SamplingOptions
     from osp_opt.pipelines.setting import Setting
+    from osp_opt.sampling.noise_scale import NoiseScale
     from osp_opt.sampling.schedule import TimestepSchedule
     from osp_opt.system.context import WorkerContext
     from osp_opt.system.device import Device
@@ -71,8 +71,25 @@ class Maker(Protocol):
         ...
 
     @property
+    def scale(self) -> NoiseScale:
+        """Which noise level a timestep is: what a `TimestepSchedule` of this model is made with."""
+        ...
+
+    @property
     def guided(self) -> bool:
         """Whether a step evaluates two branches (classifier-free guidance)."""
+        ...
+
+    @property
+    def reuses_guidance(self) -> bool:
+        """Whether a cache policy may reuse guidance: there is some, and it can be left out."""
+        ...
+
+    @property
+    def boundary(self) -> float | None:
+        """The timestep from which on, downwards, a second transformer makes the steps: nothing is
+        reused across it. None where there is one transformer.
+        """
         ...
 
     @property
@@ -98,10 +115,6 @@ class Maker(Protocol):
 
     def even(self, steps: int) -> TimestepSchedule:
         """The steps that every searched schedule of that length has to beat, level by level."""
-        ...
-
-    def read_schedule(self, path: Path) -> TimestepSchedule:
-        """A schedule file of this model. Raises FileError, ScheduleError."""
         ...
 
     def recorded_schedule(self, steps: int) -> TimestepSchedule:
@@ -188,6 +201,11 @@ class Maker(Protocol):
 
 def open_maker(options: SamplingOptions, context: WorkerContext) -> Maker:
     """The model that the options name, loaded. Raises CheckpointError, and what its family does."""
-    from osp_opt.pipelines.open_sora_plan import VideoMaker  # only the one that is asked for
+    # Only the family that is asked for is imported.
+    if options.pipeline is not None:
+        from osp_opt.pipelines.diffusers_maker import PipelineMaker
+
+        return PipelineMaker(options, context)
+    from osp_opt.pipelines.open_sora_plan import VideoMaker
 
     return VideoMaker(options, context)

@@ -8,9 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, cached_property
-from importlib.metadata import version
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,14 +25,16 @@ from osp_opt.cache.runtime import BlockCache
 from osp_opt.model.parallelize import parallelize_transformer, spread_tiles
 from osp_opt.model.vae.autoencoder import VAE_SCALE
 from osp_opt.options import CacheMemoryOptions, SamplingOptions
+from osp_opt.pipelines.conditions import conditions, versions
 from osp_opt.pipelines.load import LoadedModel, load_pipeline, release_text_encoder
 from osp_opt.pipelines.maker import Denoised, Request
 from osp_opt.pipelines.setting import Setting
 from osp_opt.sampling.embeddings import PromptEmbeddings, encode_texts
 from osp_opt.sampling.latents import sample_latents
 from osp_opt.sampling.noise import make_noise
+from osp_opt.sampling.noise_scale import NoiseScale
 from osp_opt.sampling.samplers import custom_timestep_samplers, make_scheduler, set_schedule
-from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.sampling.schedule import TimestepSchedule, own_scale
 from osp_opt.system.device import DTYPES
 from osp_opt.system.parallel import Parallel
 from osp_opt.system.ranks import Workload, check_layout
@@ -128,17 +128,14 @@ class VideoMaker:
         """The conditions under which this maker's videos are timed, as JSON values: speeds are
         compared where they agree.
         """
-        device = self.device
-        return {
-            "device": device.model,
-            "layout": f"cfg={self._layout.cfg},sp={self._layout.sp}",
-            "threads": torch.get_num_threads() if device.name == "cpu" else None,
-            "dtype": str(device.dtype).removeprefix("torch."),
-            "attention": device.attention,
-            "compile": self.options.compile,
-            "branches": 1 if self.sequential_guidance or not self.guided else 2,
-            "versions": _versions(),
-        }
+        cfg, sp = self._layout.cfg, self._layout.sp
+        one = self.sequential_guidance or not self.guided
+        return conditions(
+            self.device,
+            layout=f"cfg={cfg},sp={sp}",
+            compiled=self.options.compile,
+            branches=1 if one else 2,
+        )
 
     def _spread_over(self, parallel: Parallel) -> None:
         self._layout = parallel.layout
@@ -163,6 +160,16 @@ class VideoMaker:
         return self.shape.num_frames == 1
 
     @property
+    def reuses_guidance(self) -> bool:
+        """Whether there is guidance."""
+        return self.guided
+
+    @property
+    def boundary(self) -> float | None:
+        """There is one transformer."""
+        return None
+
+    @property
     def num_blocks(self) -> int:
         """Blocks of the transformer."""
         return int(self.loaded.transformer_config["num_layers"])
@@ -180,9 +187,10 @@ class VideoMaker:
         """Evenly spaced steps, for every sampler."""
         return TimestepSchedule(TimestepSchedule.uniform(steps).timesteps)
 
-    def read_schedule(self, path: Path) -> TimestepSchedule:
-        """A file of the reference tool's format. Raises FileError, ScheduleError."""
-        return TimestepSchedule.from_file(path)
+    @property
+    def scale(self) -> NoiseScale:
+        """Which noise level a timestep is."""
+        return own_scale()
 
     def recorded_schedule(self, steps: int) -> TimestepSchedule:
         """See `recorded_levels`."""
@@ -257,7 +265,7 @@ class VideoMaker:
         about = {
             **self.how(schedule),
             "device": self.device.model,
-            "versions": _versions(),
+            "versions": versions(),
             "attention": self.device.attention,
             "compile": options.compile,
             "tiling": [options.enable_tiling, options.tile_overlap_factor, options.save_memory],
@@ -392,12 +400,6 @@ def recorded_levels(sampler: str, steps: int) -> TimestepSchedule:
         f"--sampler {sampler}: calibrate needs one model evaluation at each of its levels; "
         "calibrate with EulerDiscrete or EulerAncestralDiscrete, the result serves this one too"
     )
-
-
-@cache
-def _versions() -> dict[str, str]:
-    """Of the packages that compute: another one may be faster, or round differently."""
-    return {name: version(name) for name in ("torch", "diffusers")}
 
 
 def _given(value: Any, default: Any) -> Any:

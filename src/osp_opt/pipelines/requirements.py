@@ -1,21 +1,29 @@
 """What a pipeline has to be to be driven from outside; everything else is refused in one line.
 
 A stranger's pipeline is known by what its call takes: a text-to-video pipeline takes a prompt, a
-number of steps and of frames, and nothing else that must be given.
+number of steps and of frames, and nothing else that must be given. No torch: the same rules judge a
+loaded pipeline and the files of one that is not (`pipelines.files`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from osp_opt.base.errors import CheckpointError, OptionError, ScheduleError
 
-from osp_opt.base.errors import CheckpointError, OptionError, PolicyError
-from osp_opt.cache.hooks import registered_blocks
-
-__all__ = ["OURS", "call_parameters", "check_arguments", "check_kind", "transformers_of"]
+__all__ = [
+    "MIN_STEPS",
+    "OURS",
+    "STEERABLE",
+    "Described",
+    "check_arguments",
+    "check_kind",
+    "check_scheduler",
+    "draws_noise",
+]
 
 NEEDED = ("prompt", "num_inference_steps", "num_frames", "generator", "output_type")
 OURS = (
@@ -26,37 +34,68 @@ OURS = (
 """Call arguments that osp-opt gives itself, or that name a prompt in another way."""
 
 MIN_STEPS = 9  # of a model that is not distilled to a few steps
+STEERABLE = (
+    "FlowMatchEulerDiscreteScheduler",
+    "UniPCMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DDIMScheduler",
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
+)
+"""The schedulers that can follow levels."""
+
 _AUTOREGRESSIVE = (
     *("ar_step", "overlap_history", "causal_block_size", "latent_window_size"),
     *("history_sizes", "num_latent_frames_per_chunk", "frames_per_block"),
 )
+_PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
-def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    """What the pipeline's call takes, by name."""
-    found = dict(inspect.signature(type(pipe).__call__).parameters)
-    found.pop("self", None)
-    return found
+@dataclass(frozen=True)
+class Described:
+    """A pipeline as far as it has to be known to be judged.
+
+    name: of its class. parameters: of its call, without self. parts: of its components, whether
+    each is there. optional: those that may be missing. config: its other settings.
+    """
+
+    name: str
+    parameters: Mapping[str, inspect.Parameter]
+    parts: Mapping[str, bool]
+    optional: Collection[str]
+    config: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, pipe: Any) -> Described:
+        """A pipeline that is loaded."""
+        parameters = dict(inspect.signature(type(pipe).__call__).parameters)
+        parameters.pop("self", None)
+        parts = {part: value is not None for part, value in pipe.components.items()}
+        optional = set(getattr(pipe, "_optional_components", ()))
+        return cls(type(pipe).__name__, parameters, parts, optional, dict(pipe.config))
 
 
-def check_kind(pipe: Any) -> None:
+def check_kind(found: Described) -> None:
     """Raise CheckpointError, with the reason, for what is no text-to-video diffusion pipeline."""
-    name, parameters = type(pipe).__name__, call_parameters(pipe)
-    reason = _other_kind(pipe, parameters)
+    reason = _other_kind(found)
     if reason is not None:
-        raise CheckpointError(f"{name}: {reason}; osp-opt drives text-to-video diffusion pipelines")
-    optional = set(getattr(pipe, "_optional_components", ()))
-    missing = [part for part, value in pipe.components.items() if value is None]
-    missing = [part for part in missing if part not in optional]
+        raise CheckpointError(
+            f"{found.name}: {reason}; osp-opt drives text-to-video diffusion pipelines"
+        )
+    missing = [
+        part for part, there in found.parts.items() if not there and part not in found.optional
+    ]
     if missing:
         raise CheckpointError(
-            f"{name}: {', '.join(missing)} is missing; give a folder that holds the whole pipeline"
+            f"{found.name}: {', '.join(missing)} is missing; give a folder that holds the whole "
+            "pipeline"
         )
 
 
-def _other_kind(pipe: Any, parameters: Mapping[str, inspect.Parameter]) -> str | None:
+def _other_kind(found: Described) -> str | None:
     """What the pipeline is instead, in words; None for a text-to-video pipeline."""
-    heard = [part for part in pipe.components if "audio" in part or "vocoder" in part]
+    parameters = found.parameters
+    heard = [part for part in found.parts if "audio" in part or "vocoder" in part]
     if heard or any("audio" in name for name in parameters):
         return "it makes sound, which is not compared here"
     if "image" in parameters:
@@ -79,44 +118,46 @@ def _other_kind(pipe: Any, parameters: Mapping[str, inspect.Parameter]) -> str |
     if lacking:
         return f"its call takes no {', '.join(lacking)}"
     steps = parameters["num_inference_steps"].default
-    distilled = any("distilled" in key and value is True for key, value in pipe.config.items())
+    distilled = any("distilled" in key and value is True for key, value in found.config.items())
     if distilled or (isinstance(steps, int) and steps < MIN_STEPS):
         few = f"by default {steps} steps" if isinstance(steps, int) else "few steps"
         return f"it is distilled ({few}), which leaves no steps to search"
-    if not hasattr(pipe, "scheduler"):
+    if "scheduler" not in found.parts:
         return "it has no scheduler"
     return None
 
 
-def transformers_of(pipe: Any) -> dict[str, nn.Module]:
-    """Its transformers by name, each with as many registered blocks.
-
-    Raises CheckpointError where there are none, or blocks that cannot be watched.
-    """
-    name = type(pipe).__name__
-    found = {
-        part: module
-        for part, module in pipe.components.items()
-        if part.startswith("transformer") and isinstance(module, nn.Module)
-    }
-    if not found:
-        raise CheckpointError(f"{name}: it has no transformer")
-    try:
-        counts = {part: len(registered_blocks(module)) for part, module in found.items()}
-    except PolicyError as error:
-        raise CheckpointError(f"{name}: {str(error).split(';')[0]}") from error
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{part} has {count}" for part, count in counts.items())
-        raise CheckpointError(f"{name}: its transformers differ in their blocks ({told})")
-    return found
-
-
-def check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
+def check_arguments(found: Described, arguments: Mapping[str, Any]) -> None:
     """Raise OptionError for call arguments that the pipeline does not take, or that are ours."""
-    name, parameters = type(pipe).__name__, call_parameters(pipe)
     for key in arguments:
         if key in OURS:
-            raise OptionError(f"{key}: osp-opt gives this argument of {name} itself; leave it out")
-        if key not in parameters:
-            known = ", ".join(known for known in parameters if known not in OURS)
-            raise OptionError(f"{name} takes no argument {key!r}; it takes {known}")
+            raise OptionError(
+                f"{key}: osp-opt gives this argument of {found.name} itself; leave it out"
+            )
+        if key not in found.parameters:
+            known = ", ".join(known for known in found.parameters if known not in OURS)
+            raise OptionError(f"{found.name} takes no argument {key!r}; it takes {known}")
+
+
+def check_scheduler(names: Sequence[str], config: Mapping[str, Any]) -> None:
+    """Raise ScheduleError for a scheduler that cannot be steered.
+
+    `names` are its class's, and those of the classes that it is made from.
+    """
+    name = names[0]
+    if not set(names) & set(STEERABLE):
+        known = ", ".join(STEERABLE)
+        raise ScheduleError(f"scheduler {name} cannot follow a schedule; use one of {known}")
+    if config.get("num_train_timesteps", 1000) != 1000:
+        raise ScheduleError(f"scheduler {name}: not of 1000 trained levels")
+    prediction = config.get("prediction_type", _PREDICTIONS[0])
+    if prediction not in _PREDICTIONS:
+        raise ScheduleError(f"scheduler {name}: prediction_type {prediction!r} is unknown")
+    if config.get("solver_p") is not None:
+        raise ScheduleError(f"scheduler {name} with a second solver (solver_p) is not steered")
+
+
+def draws_noise(names: Sequence[str], config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler draws fresh noise on the way, so that runs of other lengths differ."""
+    sde = str(config.get("algorithm_type", "")).startswith("sde")
+    return sde or bool(config.get("stochastic_sampling")) or "CogVideoXDPMScheduler" in names

@@ -26,17 +26,15 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from torch import Tensor
 
 from osp_opt.base.errors import ScheduleError
+from osp_opt.pipelines.requirements import check_scheduler, draws_noise
 from osp_opt.sampling.noise_scale import FLOW, NoiseScale
 
-__all__ = ["STEERABLE", "Steering"]
+__all__ = ["Steering"]
 
 _MULTISTEP = (UniPCMultistepScheduler, DPMSolverMultistepScheduler)
 _STRIDE = (DDIMScheduler, CogVideoXDDIMScheduler, CogVideoXDPMScheduler)
-STEERABLE = (FlowMatchEulerDiscreteScheduler, *_MULTISTEP, *_STRIDE)
-"""The schedulers that can follow levels."""
 
 _SAME = 1e-3  # timesteps nearer than this are one
-_PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
 @dataclass
@@ -51,21 +49,17 @@ class Steering:
     follows: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        scheduler, name = self.scheduler, type(self.scheduler).__name__
-        if not isinstance(scheduler, STEERABLE):
-            known = ", ".join(kind.__name__ for kind in STEERABLE)
-            raise ScheduleError(f"scheduler {name} cannot follow a schedule; use one of {known}")
-        if scheduler.config.get("num_train_timesteps") != 1000:
-            raise ScheduleError(f"scheduler {name}: not of 1000 trained levels")
-        if self.prediction not in _PREDICTIONS:
-            raise ScheduleError(f"scheduler {name}: prediction_type {self.prediction!r} is unknown")
-        if scheduler.config.get("solver_p") is not None:
-            raise ScheduleError(f"scheduler {name} with a second solver (solver_p) is not steered")
+        check_scheduler(self.names, self.scheduler.config)
 
     @property
     def name(self) -> str:
         """The scheduler's class."""
         return type(self.scheduler).__name__
+
+    @property
+    def names(self) -> list[str]:
+        """Of its class and of those that it is made from."""
+        return [kind.__name__ for kind in type(self.scheduler).__mro__]
 
     @property
     def is_flow(self) -> bool:
@@ -91,10 +85,7 @@ class Steering:
     @property
     def ancestral(self) -> bool:
         """Whether it draws fresh noise on the way, so that runs of different lengths differ."""
-        config = self.scheduler.config
-        sde = str(config.get("algorithm_type", "")).startswith("sde")
-        stochastic = bool(config.get("stochastic_sampling"))
-        return sde or stochastic or isinstance(self.scheduler, CogVideoXDPMScheduler)
+        return draws_noise(self.names, self.scheduler.config)
 
     @property
     def whole(self) -> bool:
@@ -183,6 +174,20 @@ class Steering:
         if self.prediction == "v_prediction":
             return a * x - b * out
         return (x - b * out) / a
+
+    def output(self, mix: tuple[float, float], denoised: Tensor, sample: Tensor) -> Tensor:
+        """The network's output that has this `denoised` for a `sample` of that mix: the inverse of
+        `denoised`.
+        """
+        a, b = mix
+        x = sample.float()
+        if self.prediction == "sample":
+            return denoised
+        if self.prediction == "flow_prediction":
+            return (denoised - x) / b if self.is_reversed else (x - denoised) / b
+        if self.prediction == "v_prediction":
+            return (a * x - denoised) / b
+        return (x - a * denoised) / b
 
     def step(self, original: Any, index: int, *args: Any, **kwargs: Any) -> Any:
         """Make step `index` by the scheduler's own `original` method, to the level that follows.

@@ -23,6 +23,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "sampler": "sampler",
         "guidance_scale": "guidance scale",
         "dtype": "number format",
+        "arguments": "arguments of the call",
     }
 )
 """How messages name the fields of a setting."""
@@ -30,24 +31,32 @@ WORDS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Setting:
-    """The keys of a sidecar's "setting"."""
+    """The keys of a sidecar's "setting".
 
-    model: str  # fingerprint
+    model: its fingerprint. num_frames, height, width, guidance_scale are Open-Sora-Plan's; of other
+    pipelines `arguments` are those of the call, and `own_steps` says whether the timesteps are
+    those that its scheduler takes for so many steps.
+    """
+
+    model: str
     steps: int
     timesteps: tuple[float, ...]
-    num_frames: int
-    height: int
-    width: int
     sampler: str
-    guidance_scale: float
     dtype: str
     corrections: tuple[float, ...] = ()
+    num_frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    guidance_scale: float | None = None
+    arguments: Mapping[str, Any] | None = None
+    own_steps: bool | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values; timesteps and corrections as lists, these only where there are some."""
-        values = {**asdict(self), "timesteps": list(self.timesteps)}
-        del values["corrections"]
-        return {**values, "corrections": [*self.corrections]} if self.corrections else values
+        """JSON values: of the fields that mean something, lists for tuples."""
+        values = {**asdict(self), "timesteps": [*self.timesteps], "corrections": None}
+        if self.corrections:
+            values["corrections"] = [*self.corrections]
+        return {name: value for name, value in values.items() if value is not None}
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Names of the recorded fields that are otherwise now; fields not recorded agree."""

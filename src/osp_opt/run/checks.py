@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from osp_opt.base.artifacts import check_place, read_json
+from osp_opt.base.artifacts import check_place, fingerprint_folder, read_json
 from osp_opt.base.errors import (
     CalibrationError,
     CheckpointError,
     DeviceError,
     FileError,
+    OptionError,
     ScheduleError,
 )
 from osp_opt.base.ffmpeg import check_ffmpeg
@@ -31,6 +32,7 @@ from osp_opt.options import (
     calibration_file,
     calibration_of,
 )
+from osp_opt.pipelines.files import check_pipeline
 from osp_opt.sampling.recipe import recipe_of
 from osp_opt.system.host import impossible_device
 from osp_opt.system.ranks import parse_layout
@@ -58,7 +60,12 @@ def check_before_launch(options: JobOptions) -> list[str]:
         twice = len(listed) - len(set(listed))
         notes.append(f"{twice} of {len(listed)} prompts are there already; each is made once")
     notes += _unknown_to_the_bundled_model(options, listed)
-    parse_layout(options.parallel, options.nproc_per_node * options.nnodes)
+    layout = parse_layout(options.parallel, options.nproc_per_node * options.nnodes)
+    if options.pipeline is not None and layout is not None and layout.replica_size > 1:
+        raise OptionError(
+            f"--parallel {options.parallel}: a pipeline makes each video on one process; use "
+            f"dp={layout.world_size}"
+        )
     _check_output(options)
     check_ffmpeg()
     if isinstance(options, (SampleOptions, SearchCacheOptions)) and options.schedule is not None:
@@ -123,6 +130,22 @@ def calibration_to_make(options: JobOptions | SearchOptions) -> CalibrateOptions
     return options.calibrate_options(CALIBRATED_PROMPTS)
 
 
+def _check_same_pipeline(calibration: Any, folder: Path, options: SearchOptions) -> None:
+    """Raise CalibrationError for the statistics of another pipeline, as far as files tell."""
+    from osp_opt.calibration.family import check_family
+
+    check_family(calibration, folder, options)
+    setting = calibration.metadata.get("setting")
+    place = Path(options.pipeline or "").expanduser()
+    if options.pipeline is None or not place.is_dir() or not isinstance(setting, dict):
+        return
+    if setting.get("model") != fingerprint_folder(place):
+        raise CalibrationError(
+            f"{folder}: calibrated with another pipeline than {options.pipeline}; run osp-opt "
+            "calibrate for this one, in another --workdir"
+        )
+
+
 def schedule_length(path: Path) -> int:
     """Number of steps in a schedule file. Raises FileError or ScheduleError."""
     values = read_json(path, "schedule", max_bytes=SCHEDULE_MAX_BYTES)
@@ -135,6 +158,8 @@ def schedule_length(path: Path) -> int:
 
 
 def _check_model(options: ModelOptions) -> list[str]:
+    if options.pipeline is not None:
+        check_pipeline(options)
     for name in ("model_path", "ae_path", "text_encoder_name"):
         value = getattr(options, name)
         if value is not None and _is_local(value) and not Path(value).expanduser().is_dir():
@@ -225,7 +250,7 @@ def _check_calibration(options: SearchOptions) -> list[str]:
         if found.stat().st_size <= _READ_AT_ONCE:
             from osp_opt.calibration import Calibration  # imports numpy
 
-            Calibration.load(found)
+            _check_same_pipeline(Calibration.load(found), found.parent, options)
         return []
     prompts = given_prompts(missing)
     count = min(missing.num_prompts or 1, len(prompts) if prompts else CALIBRATED_PROMPTS)

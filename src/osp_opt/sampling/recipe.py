@@ -18,7 +18,8 @@ from osp_opt.base.errors import InputError, OptionError, RecipeError
 from osp_opt.base.samplers import FOLLOW_TIMESTEPS, MAX_STEPS, SAMPLER_KINDS
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.options import SampleOptions
-from osp_opt.sampling.levels import check_corrections, check_timesteps
+from osp_opt.pipelines.requirements import STEERABLE
+from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, check_timesteps
 
 __all__ = ["RECIPE_FORMAT", "Recipe", "recipe_of"]
 
@@ -28,6 +29,8 @@ RECIPE_FORMAT: Final = "osp-opt/recipe/1"
 class Recipe(BaseModel):
     """How videos are sampled. Steps are in sampling order, noisiest first.
 
+    sampler: one of ours, or the class of another pipeline's scheduler.
+    levels: "flow" where timesteps are 1000 s of flow matching, up to 1000.
     timesteps: [n], descending within [0, 999].
     corrections: [n], of each step (see `TimestepSchedule`); empty: plain steps.
     cache: what is reused, as a cache policy; None: nothing.
@@ -37,6 +40,7 @@ class Recipe(BaseModel):
 
     format: Literal["osp-opt/recipe/1"] = RECIPE_FORMAT
     sampler: str
+    levels: Literal["flow"] | None = None
     timesteps: list[float] = Field(min_length=1, max_length=MAX_STEPS)
     corrections: list[float] = Field(default=[], max_length=MAX_STEPS)
     cache: dict[str, Any] | None = None
@@ -44,7 +48,7 @@ class Recipe(BaseModel):
     @field_validator("sampler")
     @classmethod
     def _takes_recipes(cls, value: str) -> str:
-        if value not in FOLLOW_TIMESTEPS:
+        if value not in (*FOLLOW_TIMESTEPS, *STEERABLE):
             known = ", ".join(FOLLOW_TIMESTEPS)
             raise ValueError(f"is {value!r:.60}, which takes no recipe; these do: {known}")
         return value
@@ -53,13 +57,14 @@ class Recipe(BaseModel):
     def _fits(self) -> Recipe:
         """What the parts say of themselves and of each other."""
         try:
-            check_timesteps(self.timesteps)
+            check_timesteps(self.timesteps, MAX_TIMESTEP if self.levels is None else 1000.0)
             if any(self.corrections):
                 check_corrections(self.corrections, len(self.timesteps))
             policy = self.policy
         except InputError as error:
             raise ValueError(str(error)) from None
-        first_order = SAMPLER_KINDS[self.sampler].takes_corrections
+        kind = SAMPLER_KINDS.get(self.sampler)  # of others the scheduler decides
+        first_order = kind is None or kind.takes_corrections
         if any(self.corrections) and not first_order:
             raise ValueError(f"sampler {self.sampler} takes no corrected steps")
         planned = len(policy.plan) if policy is not None else 0

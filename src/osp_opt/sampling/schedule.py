@@ -142,18 +142,22 @@ class TimestepSchedule:
         return whole or all(abs(t - even_t) <= SAME_TIMESTEP for t, even_t in pairs)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> TimestepSchedule:
+    def from_file(cls, path: str | Path, scale: NoiseScale | None = None) -> TimestepSchedule:
         """Read the reference tool's file: a JSON list, ascending, of timestep / 1000 in [0, 1).
 
-        Raises FileError when the file is missing, too large or not JSON; ScheduleError when its
-        content is not such a list.
+        Of a flow-matching model's `scale` these are its levels s, which may be 1. Raises FileError
+        when the file is missing, too large or not JSON; ScheduleError when its content is not such
+        a list.
         """
         content = read_json(Path(path), "schedule", max_bytes=MAX_SCHEDULE_BYTES, max_depth=2)
         if not isinstance(content, list) or not content:
             raise ScheduleError(f"{path}: not a schedule; expected a JSON list of ascending floats")
-        fractions = [_fraction(path, index, value) for index, value in enumerate(content)]
+        scale = scale or own_scale()
+        most = scale.most / NUM_TRAIN_TIMESTEPS
+        fractions = [_fraction(path, index, value, most) for index, value in enumerate(content)]
+        timesteps = tuple(f * NUM_TRAIN_TIMESTEPS for f in reversed(fractions))
         try:
-            return cls(tuple(f * NUM_TRAIN_TIMESTEPS for f in reversed(fractions)))
+            return cls(timesteps, scale=scale)
         except ScheduleError:
             _explain_order(path, fractions)
             raise
@@ -191,12 +195,13 @@ def _shortest(timestep: float) -> float:
     return next(same, exact)
 
 
-def _fraction(path: str | Path, index: int, value: object) -> float:
+def _fraction(path: str | Path, index: int, value: object, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ScheduleError(f"{path}: entry {index} is {value!r:.40}; expected a number in [0, 1)")
-    if not 0.0 <= value <= MAX_TIMESTEP / NUM_TRAIN_TIMESTEPS:  # also refuses NaN
+    if not 0.0 <= value <= most:  # also refuses NaN
         raise ScheduleError(
-            f"{path}: entry {index} is {value!r:.40}; entries are timestep / 1000 within [0, 0.999]"
+            f"{path}: entry {index} is {value!r:.40}; entries are timestep / 1000 within "
+            f"[0, {most:g}]"
         )
     return float(value)
 

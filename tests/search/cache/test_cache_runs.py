@@ -90,7 +90,7 @@ def test_probes_recover_the_weights_they_were_made_with(
 ) -> None:
     table = rng.uniform(0.1, 1.0, (3, steps, 1, BLOCKS + 1, BLOCKS + 1))
     errors = ReuseErrors(table)
-    probes = importance_probes(steps, BLOCKS)
+    probes = importance_probes(errors)
     assert all(probe.policy.reused_blocks(steps) == BLOCKS * len(probe.steps) for probe in probes)
     weights = {probe: rng.uniform(0.1, 10.0) for probe in probes}
     recorded = np.exp(np.log(table[:, :, 0, 0, -1]).mean(axis=0))

@@ -108,7 +108,7 @@ def measure_times(
         first = replace(schedule, timesteps=schedule.timesteps[:steps], corrections=())
         if schedule.is_default:  # samplers with a spacing of their own take no other
             first = maker.schedule(steps)
-        maker.denoise(request, first, timer)
+        maker.denoise(request, first, recorder=timer)
     return replace(timer.result(), alone=alone)
 
 
@@ -130,7 +130,7 @@ def _measure_alone(maker: Maker, request: Request) -> float:
 
 
 class BlockTimer:
-    """Supplies block loops that run every block and time it; pass it where a cache goes.
+    """Sees every block run and times it; pass it where a recorder goes.
 
     On every second step the blocks are timed one by one, waiting for the device after each; on
     the others only the whole loop is, because waiting keeps a fast device from running ahead. The
@@ -160,27 +160,44 @@ class BlockTimer:
     ) -> Callable[[Sequence[Callable[[Any], Any]], Any], Any]:
         """The block loop of `step`."""
 
-        def one_by_one(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
-            before, seconds = x, []
-            start = self._begin(step)
-            for layer in layers:
+        def loop(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
+            self.begin(step, branch, x, len(layers))
+            for boundary, layer in enumerate(layers, start=1):
                 x = layer(x)
-                end = self._now()
-                seconds.append(end - start)
-                start = end
-            x - before  # what storing a change costs, and adding one
-            self._adds.append(self._now() - start)
-            self._single[step] = self._single.get(step, np.zeros(len(layers))) + seconds
+                self.cross(boundary, x)
+            self.end()
             return x
 
-        def together(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
-            start = self._begin(step)
-            for layer in layers:
-                x = layer(x)
-            self._whole[step] = self._whole.get(step, 0.0) + self._now() - start
-            return x
+        return loop
 
-        return together if step % 2 else one_by_one
+    def begin(self, step: int, branch: str, states: Any, num_blocks: int) -> None:
+        """A call of the transformer is about to run its blocks; then follow `cross`, and `end`."""
+        self._step, self._last = step, self._now()
+        self._began.setdefault(step, self._last)
+        self._seconds: list[float] = []
+
+    def cross(self, boundary: int, states: Any) -> None:
+        """Block `boundary` - 1 has run, and left `states`."""
+        self._states = states
+        if self._step % 2 == 0:
+            now = self._now()
+            self._seconds.append(now - self._last)
+            self._last = now
+
+    def end(self) -> None:
+        """All blocks of the call have run."""
+        step, states = self._step, self._states
+        if step % 2 == 0:
+            states - states  # what storing a change costs, and adding one
+            self._adds.append(self._now() - self._last)
+            before = self._single.get(step, np.zeros(len(self._seconds)))
+            self._single[step] = before + self._seconds
+        else:
+            self._whole[step] = self._whole.get(step, 0.0) + self._now() - self._last
+        self._states = None
+
+    def record_denoised(self, step: int, denoised: Any) -> None:
+        """Not looked at: only times are."""
 
     def result(self) -> BlockTimes:
         """Block times over the steps that ran since the last reset; medians.
@@ -206,11 +223,6 @@ class BlockTimer:
             max(median(rest), 0.0) * loop,
             median(self._adds) * calls,
         )
-
-    def _begin(self, step: int) -> float:
-        now = self._now()
-        self._began.setdefault(step, now)
-        return now
 
     def _loop_seconds(self, step: int) -> float:
         if step in self._whole:

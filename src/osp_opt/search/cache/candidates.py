@@ -78,6 +78,12 @@ def four_field_candidates(
             )
             best.setdefault((int(b - a), interval), []).append(candidate)
     kept = [c for group in best.values() for c in sorted(group, key=_by_score)[:PER_COST]]
+    kept = [c for c in kept if np.isfinite(c.score)]  # not across two transformers
+    if not kept:
+        raise PolicyError(
+            f"--ratio {ratio:g}: no cache policy is that fast here, as nothing is reused across "
+            "the boundary of the two transformers; ask for less"
+        )
     return sorted(kept, key=_by_score)[:limit]
 
 

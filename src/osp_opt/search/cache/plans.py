@@ -95,7 +95,7 @@ def best_plan(
     steps = len(cost_SLBB)
     before = times.cumulative
     saved_BB = before[None, :] - before[:, None] - times.add
-    average = float(cost_SLBB.mean() / max(times.step, 1e-12)) + LEAST_ERROR
+    average = float(cost_SLBB[np.isfinite(cost_SLBB)].mean() / max(times.step, 1e-12)) + LEAST_ERROR
 
     def plan_at(price: float) -> CachePolicy:
         return _plan_at(price, cost_SLBB, saved_BB, single_range)

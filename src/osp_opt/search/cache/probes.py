@@ -44,12 +44,17 @@ class Probe:
         return float(np.mean(self.steps))
 
 
-def importance_probes(num_steps: int, num_blocks: int) -> list[Probe]:
-    """Probes from the first steps to the last, ascending; few where a video has few steps."""
+def importance_probes(errors: ReuseErrors) -> list[Probe]:
+    """Probes from the first steps to the last, ascending; few where a video has few steps. None at
+    a step that can reuse nothing of the one before.
+    """
+    num_steps, num_blocks = errors.num_steps, errors.num_blocks
+    usable = np.isfinite(errors.table[0, :, 0, 0, -1])
     singles = sorted({num_steps - back for back in _FROM_END if num_steps - back >= 1})
     edges = [round(share * num_steps) for share in _SHARES]
     windows = [tuple(range(max(1, a), b, 2)) for a, b in pairwise(edges)]
     chosen = [w for w in windows if w and w[-1] < singles[0]] + [(step,) for step in singles]
+    chosen = [kept for w in chosen if (kept := tuple(step for step in w if usable[step]))]
     return [
         Probe(
             steps,

@@ -72,7 +72,8 @@ def best_runs(
     reach = (errors.max_lag + 1) // 2 if order else errors.max_lag + 1
     gaps = min(MAX_GAP, reach, steps - 1)
     cost = _run_costs(errors, importance_S, blocks, order, gaps)
-    average = float(np.median(cost[cost > 0])) / saved if np.any(cost > 0) else 1.0
+    known = cost[(cost > 0) & np.isfinite(cost)]
+    average = float(np.median(known)) / saved if len(known) else 1.0
 
     def plan_at(price: float) -> CachePolicy:
         return _plan(_refreshes(cost, price * saved), steps, blocks, order)

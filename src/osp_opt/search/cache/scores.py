@@ -36,7 +36,6 @@ from osp_opt.base.errors import CalibrationError
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
 from osp_opt.quality.metrics import log_error
-from osp_opt.sampling.schedule import sigma_of
 
 __all__ = [
     "ReuseErrors",
@@ -61,7 +60,8 @@ def range_errors(gram: np.ndarray) -> np.ndarray:
 class ReuseErrors:
     """Mean squared errors of reuse for one schedule: table [P, S, L, B, B], lag l at index l - 1.
 
-    Entries of lags that reach before the first step are 0 and of no use.
+    Entries of lags that reach before the first step are 0 and of no use. Those of lags that reach
+    across the boundary of two transformers are infinite: nothing may be reused there.
     """
 
     table: np.ndarray
@@ -104,12 +104,18 @@ class ReuseErrors:
         places = np.interp(
             np.asarray(timesteps, np.float64), calibration.timesteps[::-1], levels[::-1]
         )
-        recorded = _recorded_errors(grams, calibration.lags)
+        recorded = _recorded_errors(grams, calibration)
+        first = _first_below(calibration.boundary, calibration.timesteps)
+        first_step = _first_below(calibration.boundary, timesteps)
         p, _, _, b, _ = grams.shape
         table = np.zeros((p, len(places), max_lag, b, b), dtype=np.float32)
         for step in range(len(places)):
             level = round(float(places[step]))
+            level = min(level, first - 1) if step < first_step else max(level, first)
             for lag in range(1, min(max_lag, step) + 1):
+                if step - lag < first_step <= step:
+                    table[:, step, lag - 1] = np.inf
+                    continue
                 distance = places[step] - places[step - lag]
                 table[:, step, lag - 1] = _at_distance(
                     recorded[:, level], calibration.lags, float(distance)
@@ -135,14 +141,27 @@ class ReuseErrors:
         slope = lag / spacing
         before = self.table[:, step - lag, spacing - 1, a, b]
         both = self.table[:, step, lag + spacing - 1, a, b]
+        if not np.all(np.isfinite(both)):
+            return np.full_like(plain, np.inf)
         forecast = plain + slope**2 * before - slope * (both - plain - before)
         return np.maximum(forecast, 0.01 * plain)
 
 
-def _recorded_errors(grams: np.ndarray, lags: tuple[int, ...]) -> np.ndarray:
-    """Range errors [P, K, G, B, B]; a level too early for a lag borrows from the first that is."""
+def _first_below(boundary: float | None, timesteps: Sequence[float] | FloatArray) -> int:
+    """Index of the first timestep that a second transformer makes; 0 where there is one only."""
+    return 0 if boundary is None else int(np.sum(np.asarray(timesteps) >= boundary))
+
+
+def _recorded_errors(grams: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Range errors [P, K, G, B, B]; a level too early for a lag borrows from the first that is, as
+    does one whose change reaches back to another transformer.
+    """
+    lags = calibration.lags
     errors = range_errors(grams.astype(np.float64))
+    first = _first_below(calibration.boundary, calibration.timesteps)
     for g in range(len(lags)):
+        if first:
+            errors[:, first : first + lags[g], g] = np.nan
         known = np.flatnonzero(np.isfinite(errors[:, :, g]).all(axis=(0, 2, 3)))
         if not len(known):
             raise CalibrationError(
@@ -201,7 +220,7 @@ def gaussian_importance(
     calibration: Calibration, timesteps: Sequence[float], *, ancestral: bool = True
 ) -> FloatArray:
     """`step_importance` of a schedule for data of the calibrated videos' size, [S]."""
-    sigmas = np.append(sigma_of(np.asarray(timesteps, np.float64)), 0.0)
+    sigmas = np.append(calibration.scale.sigmas(np.asarray(timesteps, np.float64)), 0.0)
     return step_importance(sigmas, data_scale(calibration), ancestral=ancestral)
 
 

@@ -76,7 +76,7 @@ class CacheSearch:
 
     @cached_property
     def _probes(self) -> list[Probe]:
-        return importance_probes(self.num_steps, self.maker.num_blocks)
+        return importance_probes(self.errors)
 
     @cached_property
     def importance(self) -> np.ndarray:
@@ -130,7 +130,7 @@ def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
     schedule = (
         maker.schedule(options.steps)
         if options.schedule is None
-        else maker.read_schedule(options.schedule)
+        else TimestepSchedule.from_file(options.schedule, maker.scale)
     )
     timesteps = maker.call_timesteps(schedule)
     lags = min(MAX_INTERVAL, len(timesteps)) - 1

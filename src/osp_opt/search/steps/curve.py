@@ -83,7 +83,7 @@ def curve_points(
 
 def _objective(search: Search) -> Any:
     """The cost that predicts what is measured here: the distance to the full-length video."""
-    return objectives_for(search.options.sampler, "video")[0]
+    return objectives_for(search.source.kind, "video")[0]
 
 
 def _measured(length: int, decision: Decision, method: str) -> Iterator[CurvePoint]:

@@ -82,7 +82,7 @@ class Search:
     @property
     def objectives(self) -> tuple[StepObjective, ...]:
         """The costs worth trying, the most trusted first."""
-        return objectives_for(self.options.sampler, self.options.objective)
+        return objectives_for(self.source.kind, self.options.objective)
 
 
 def as_factor(log_ratio: Interval) -> str:
@@ -160,7 +160,7 @@ def _with_fitted(
     schedules = [candidate.schedule for candidate in candidates]
     variants = [Variant(schedule) for schedule in schedules]
     errors = trials.errors(variants, [search.race_requests[0]] * len(variants))
-    name = objectives_for(search.options.sampler, "video")[0].name
+    name = objectives_for(search.source.kind, "video")[0].name
     objective = fit_sensitivity(search.table, schedules, errors, name)
     fitted = search.table.best(objective, len(schedules[0]))
     if not search.table.has_twin(fitted, candidates):

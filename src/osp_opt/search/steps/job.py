@@ -59,7 +59,7 @@ def run(options: SearchStepsOptions, context: WorkerContext) -> int:
 def open_search(source: Source[SearchStepsOptions]) -> Search:
     """The table of the calibration, and the videos and the model where videos are sampled."""
     options, context = source.options, source.context
-    table = StepTable(source.calibration, options.sampler)
+    table = StepTable(source.calibration, source.kind, own=source.even)
     if options.verify is False or options.all_steps:
         return Search(options, context, source, table, None, [], [])
     maker = source.maker()

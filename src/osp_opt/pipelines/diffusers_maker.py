@@ -1,0 +1,280 @@
+"""Other people's pipelines as a `Maker`."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from osp_opt.base.errors import OptionError
+from osp_opt.base.samplers import SamplerKind
+from osp_opt.cache.paired_steps import PairedSteps
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.model.checkpoint import model_fingerprint
+from osp_opt.options import CacheMemoryOptions, SamplingOptions
+from osp_opt.pipelines.conditions import conditions, versions
+from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, open_pipeline, pipeline_folder
+from osp_opt.pipelines.driving import StepSeen
+from osp_opt.pipelines.files import call_arguments, needs_no_noise
+from osp_opt.pipelines.maker import Denoised, Request
+from osp_opt.pipelines.requirements import MIN_STEPS
+from osp_opt.pipelines.setting import Setting
+from osp_opt.sampling.noise_scale import NoiseScale
+from osp_opt.sampling.schedule import SAME_TIMESTEP, TimestepSchedule
+from osp_opt.system.device import DTYPES
+from osp_opt.system.ranks import Workload
+from osp_opt.system.timing import Timer
+
+if TYPE_CHECKING:
+    from osp_opt.system.context import WorkerContext
+
+__all__ = ["PipelineMaker"]
+
+FPS = 24.0  # of videos whose pipeline does not say
+_ALONE = Workload(heads=1, tokens=1, guided=False)  # each video on one process
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """A policy, and where the hooks keep what it reuses."""
+
+    policy: CachePolicy
+    dtype: torch.dtype | None = None
+    offload: bool = False
+
+
+class PipelineMaker:
+    """A diffusers pipeline as `--pipeline` and its arguments say; see `Maker`.
+
+    Raises what `open_pipeline` raises.
+    """
+
+    def __init__(
+        self,
+        options: SamplingOptions,
+        context: WorkerContext,
+        loaded: DiffusersPipeline | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        self.device = context.device
+        self.stages = Timer(
+            self.device.synchronize,
+            lambda: self.device.memory().peak,
+            self.device.reset_peak_memory,
+        )
+        if loaded is None:
+            assert options.pipeline is not None
+            folder = pipeline_folder(options.pipeline, options.cache_dir)
+            fingerprint = model_fingerprint(folder)
+            loaded = open_pipeline(
+                folder,
+                dtype=self.device.dtype,
+                device=self.device.torch_device,
+                arguments=call_arguments(options),
+                synchronize=self.device.synchronize,
+            )
+            for transformer in loaded.transformers.values():
+                if self.device.attention != "native":
+                    transformer.set_attention_backend(self.device.attention)  # type: ignore[operator]
+        self.pipeline = loaded
+        self._fingerprint = fingerprint
+        self._decide(options)
+
+    def _decide(self, options: SamplingOptions) -> None:
+        self.options = options
+        self.guidance_scale = self.pipeline.guidance_scale
+        told = self.pipeline.argument("frame_rate") or self.pipeline.argument("fps")
+        self.fps: float = options.fps or (float(told) if isinstance(told, (int, float)) else FPS)
+
+    def for_options(self, options: SamplingOptions) -> PipelineMaker:
+        """The same loaded pipeline, called as other options say."""
+        other = copy.copy(self)
+        arguments = call_arguments(options)
+        if arguments != self.pipeline.arguments:
+            other.pipeline = DiffusersPipeline(
+                self.pipeline.pipe, arguments, self.device.synchronize
+            )
+        other._decide(options)
+        return other
+
+    def with_layout(
+        self, context: WorkerContext, videos: int, policy: CachePolicy | None = None
+    ) -> WorkerContext:
+        """`context` with one process for each video (collective)."""
+        workload = replace(_ALONE, items=videos)
+        return replace(context, parallel=context.parallel.for_workload(workload))
+
+    @property
+    def kind(self) -> SamplerKind:
+        """What its scheduler is to a search of steps."""
+        return self.pipeline.kind
+
+    @property
+    def scale(self) -> NoiseScale:
+        """Which noise level a timestep is."""
+        return self.pipeline.steering.scale
+
+    @cached_property
+    def guided(self) -> bool:
+        """Whether a step has two branches; the first to ask makes one step."""
+        return self.pipeline.branches() == 2
+
+    @property
+    def reuses_guidance(self) -> bool:
+        """Not of pipelines that call their transformer themselves."""
+        return False
+
+    @property
+    def boundary(self) -> float | None:
+        """The timestep from which on, downwards, a second transformer makes the steps."""
+        return self.pipeline.boundary
+
+    @property
+    def num_blocks(self) -> int:
+        """Registered blocks, of each transformer."""
+        return self.pipeline.num_blocks
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether a video is one frame."""
+        return bool(self.pipeline.argument("num_frames") == 1)
+
+    @property
+    def timed_on(self) -> dict[str, Any]:
+        """The conditions under which its videos are timed."""
+        return conditions(self.device, layout="cfg=1,sp=1", compiled=False, branches=None)
+
+    def schedule(self, steps: int) -> TimestepSchedule:
+        """Its scheduler's own steps, so many of them."""
+        return self.pipeline.schedule(steps)
+
+    def even(self, steps: int) -> TimestepSchedule:
+        """These are what every searched schedule has to beat."""
+        return self.pipeline.schedule(steps)
+
+    def recorded_schedule(self, steps: int) -> TimestepSchedule:
+        """Its own steps. Raises OptionError for fewer than 9, ScheduleError for a scheduler that
+        draws fresh noise.
+        """
+        if steps < MIN_STEPS:
+            raise OptionError(
+                f"--steps {steps}: too few to choose from; record {MIN_STEPS} or more"
+            )
+        steering = self.pipeline.steering
+        needs_no_noise(steering.names, steering.scheduler.config)
+        return self.pipeline.schedule(steps)
+
+    def call_timesteps(self, schedule: TimestepSchedule) -> tuple[float, ...]:
+        """Those of the schedule: the network runs once at each."""
+        return schedule.timesteps
+
+    def setting(self, schedule: TimestepSchedule) -> Setting:
+        """What a searched artifact has to fit."""
+        own = self.pipeline.own_levels(len(schedule))
+        pairs = zip(own, schedule.timesteps, strict=True)
+        return Setting(
+            model=self._fingerprint,
+            steps=len(schedule),
+            timesteps=schedule.timesteps,
+            sampler=self.pipeline.steering.name,
+            dtype=str(self.device.dtype).removeprefix("torch."),
+            corrections=schedule.corrections,
+            arguments=self.pipeline.arguments,
+            own_steps=all(abs(a - b) <= SAME_TIMESTEP for a, b in pairs),
+        )
+
+    def how(self, schedule: TimestepSchedule) -> dict[str, Any]:
+        """What decides a video besides its prompt and seed and a cache."""
+        return {
+            "setting": self.setting(schedule).as_json(),
+            "pipeline": self.pipeline.name,
+            "fps": self.fps,
+        }
+
+    def recorded_with(self, schedule: TimestepSchedule) -> dict[str, Any]:
+        """The metadata of a calibration, with what its timesteps are."""
+        return {
+            **self.how(schedule),
+            "num_blocks": self.num_blocks,
+            "levels": self.scale.as_json(),
+            "kind": asdict(self.kind),
+            "boundary": self.boundary,
+        }
+
+    def digest(self, schedule: TimestepSchedule) -> str:
+        """Names everything that decides what is measured here, for ledgers."""
+        about = {
+            **self.how(schedule),
+            "device": self.device.model,
+            "versions": versions(),
+            "attention": self.device.attention,
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+    def prefetch_prompts(self, prompts: Iterable[str], *, last: bool = True) -> None:
+        """Nothing: a pipeline encodes its prompts itself."""
+
+    def block_cache(self, policy: CachePolicy, memory: CacheMemoryOptions) -> _Cache:
+        """What `denoise` applies by hooks."""
+        dtype = None if memory.cache_dtype == "auto" else DTYPES[memory.cache_dtype]
+        return _Cache(policy, dtype, memory.cache_offload)
+
+    def denoise(
+        self,
+        request: Request,
+        schedule: TimestepSchedule,
+        cache: _Cache | None = None,
+        callback: Callable[[int, int], object] | None = None,
+        recorder: Any = None,
+        paired: Any = None,
+    ) -> Denoised:
+        """Latents of one video; with `paired` (see `PairedSteps.run`) each call of the transformer
+        runs without and with the cache.
+        """
+
+        def seen(step: StepSeen) -> None:
+            if recorder is not None:
+                recorder.record_denoised(step.index, step.denoised)
+            if callback is not None:
+                callback(step.index + 1, len(schedule))
+
+        with self.stages.stage("denoise"):
+            made = self.pipeline.denoise(
+                request.prompt,
+                request.seed,
+                levels=schedule.timesteps,
+                corrections=schedule.corrections,
+                cache=None if cache is None else cache.policy,
+                cache_dtype=None if cache is None else cache.dtype,
+                offload=cache is not None and cache.offload,
+                paired=paired,
+                watch=recorder,
+                on_step=seen,
+            )
+        return Denoised(made.latents, made.seconds, self.timed_on)
+
+    def decode(self, latents: Tensor, seed: int = 0) -> np.ndarray:
+        """Frames uint8 [t h w c]."""
+        with self.stages.stage("decode"):
+            return self.pipeline.decode(latents, seed)
+
+    def cached_speedup(
+        self,
+        request: Request,
+        schedule: TimestepSchedule,
+        policy: CachePolicy,
+        memory: CacheMemoryOptions,
+    ) -> float:
+        """How many times faster `policy` makes the denoising; see `cache.paired_steps`."""
+        cache = self.block_cache(policy, memory)
+        timer = PairedSteps(policy, self.device.synchronize)
+        self.denoise(request, schedule, cache, paired=timer.run)
+        return timer.speedup(len(schedule))

@@ -1,0 +1,29 @@
+"""Two transformers, one after the other (Wan 2.2): what the first stored is not for the second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from osp_opt.base.errors import PolicyError
+from osp_opt.cache.policy import CachePolicy
+
+__all__ = ["check_experts"]
+
+
+def check_experts(policy: CachePolicy, timesteps: Sequence[float], boundary: float | None) -> None:
+    """Raise PolicyError where a step below `boundary` (None: there is none) would reuse what a step
+    above it stored.
+    """
+    if boundary is None:
+        return
+    first = sum(t >= boundary for t in timesteps)
+    stored: dict[tuple[int, int], int] = {}
+    for step in range(len(timesteps)):
+        for blocks in policy.reuse_ranges(step):
+            source = stored.get(blocks, 0)
+            if source < first <= step:
+                raise PolicyError(
+                    f"step {step} is made by the second transformer and reuses step {source} of "
+                    f"the first: a policy here has to store at step {first}"
+                )
+        stored |= dict.fromkeys(policy.store_ranges(step), step)

@@ -1,0 +1,194 @@
+"""What a pipeline's folder says before it is loaded, so that what is wrong is said at once.
+
+No torch, and diffusers is not imported: what the call of a pipeline takes is read off the source
+of its class.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from osp_opt.base.artifacts import read_json
+from osp_opt.base.errors import CheckpointError, FileError, OptionError, ScheduleError
+from osp_opt.base.mappings import read_mapping
+from osp_opt.options import ModelOptions, SampleOptions
+from osp_opt.pipelines.requirements import (
+    Described,
+    check_arguments,
+    check_kind,
+    check_scheduler,
+    draws_noise,
+)
+
+__all__ = ["call_arguments", "check_pipeline", "described", "needs_no_noise"]
+
+INDEX = "model_index.json"
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "owner/name"
+_AS_OPTIONS = (
+    *("num_frames", "height", "width", "guidance_scale", "negative_prompt"),
+    "max_sequence_length",
+)
+"""Call arguments that options of ours stand for."""
+
+
+def call_arguments(options: ModelOptions) -> dict[str, Any]:
+    """What goes into every call of the pipeline: the file of --pipeline-args, and what options
+    say. Raises FileError for a bad file, OptionError for what both say.
+    """
+    path = options.pipeline_args
+    found: dict[str, Any] = {} if path is None else read_mapping(path, "call arguments")
+    for name, value in found.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise FileError(
+                f"call arguments {path}: {name} is {value!r:.40}, which no JSON file could hold"
+            ) from error
+    for name in _AS_OPTIONS:
+        given = getattr(options, name, None)
+        if given is None:
+            continue
+        if name in found:
+            flag = "--" + name.replace("_", "-")
+            raise OptionError(f"{flag}: {path} says it too; give it in one place")
+        found[name] = given
+    return found
+
+
+def check_pipeline(options: ModelOptions) -> None:
+    """Look at everything that files say of the pipeline that `options` name.
+
+    Raises CheckpointError, ScheduleError or OptionError with what is wrong; what only the loaded
+    pipeline knows is left to whoever loads it.
+    """
+    assert options.pipeline is not None
+    arguments = call_arguments(options)
+    folder = Path(options.pipeline).expanduser()
+    if not folder.is_dir():
+        if _HUB_ID.fullmatch(options.pipeline) and not options.pipeline.startswith("."):
+            return
+        raise CheckpointError(
+            f"--pipeline {options.pipeline}: no such folder, and not a hub id (owner/name)"
+        )
+    found = described(folder)
+    if found is not None:
+        check_kind(found)
+        check_arguments(found, arguments)
+    name, config = _scheduler(folder)
+    if name is None:
+        return
+    check_scheduler([name], config)
+    if not isinstance(options, SampleOptions):
+        needs_no_noise([name], config)
+
+
+def needs_no_noise(names: list[str], config: Mapping[str, Any]) -> None:
+    """Raise ScheduleError for a scheduler whose steps cannot be compared with others'."""
+    if draws_noise(names, config):
+        raise ScheduleError(
+            f"{names[0]} draws fresh noise at every step, so that runs of different lengths are "
+            "different videos; use a deterministic scheduler"
+        )
+
+
+def described(folder: Path) -> Described | None:
+    """The pipeline in a folder; None where the source of its class is not at hand.
+
+    Raises CheckpointError for a folder that holds none.
+    """
+    if not (folder / INDEX).is_file():
+        raise CheckpointError(f"{folder}: holds no {INDEX}; give a diffusers pipeline")
+    try:
+        index = read_json(folder / INDEX, "pipeline's index")
+    except FileError as error:
+        raise CheckpointError(str(error)) from error
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(name, str) or not name.isidentifier():
+        raise CheckpointError(f"{folder / INDEX}: names no pipeline class (_class_name)")
+    source = _source_of(name)
+    parameters = None if source is None else _call_of(source)
+    if source is None or parameters is None:
+        return None
+    listed = {key: value for key, value in index.items() if _is_part(value)}
+    config = {key: value for key, value in index.items() if key not in listed}
+    parts = {key: value[0] is not None and (folder / key).is_dir() for key, value in listed.items()}
+    return Described(name, parameters, parts, _optional(source), config)
+
+
+def _is_part(value: Any) -> bool:
+    """Whether an entry of the index is a component: [library, class], or [null, null]."""
+    texts = isinstance(value, list) and len(value) == 2
+    return texts and all(part is None or isinstance(part, str) for part in value)
+
+
+def _scheduler(folder: Path) -> tuple[str | None, Mapping[str, Any]]:
+    """Its scheduler's class and configuration, where they are there."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        return None, {}
+    try:
+        config = read_json(file, "scheduler's config")
+    except FileError as error:
+        raise ScheduleError(str(error)) from error
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if not isinstance(name, str):
+        raise ScheduleError(f"{file}: names no scheduler (_class_name)")
+    return name, config
+
+
+def _source_of(name: str) -> ast.ClassDef | None:
+    """The class `name` as diffusers' source has it; None where it has none of that name."""
+    spec = importlib.util.find_spec("diffusers")
+    if spec is None or spec.origin is None:
+        return None
+    start = re.compile(rf"^class {name}\(", re.MULTILINE)
+    for file in sorted((Path(spec.origin).parent / "pipelines").rglob("pipeline_*.py")):
+        text = file.read_text(encoding="utf-8")
+        if start.search(text):
+            nodes = ast.parse(text).body
+            return next(n for n in nodes if isinstance(n, ast.ClassDef) and n.name == name)
+    return None
+
+
+def _call_of(source: ast.ClassDef) -> dict[str, inspect.Parameter] | None:
+    """What `__call__` takes; None where the class has none of its own."""
+    for node in source.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__call__":
+            return {p.name: p for p in _parameters(node.args) if p.name != "self"}
+    return None
+
+
+def _parameters(arguments: ast.arguments) -> Iterator[inspect.Parameter]:
+    kind = inspect.Parameter
+    plain = [*arguments.posonlyargs, *arguments.args]
+    without = [None] * (len(plain) - len(arguments.defaults))
+    for argument, default in zip(plain, [*without, *arguments.defaults], strict=True):
+        yield kind(argument.arg, kind.POSITIONAL_OR_KEYWORD, default=_value(default))
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        yield kind(argument.arg, kind.KEYWORD_ONLY, default=_value(default))
+
+
+def _value(node: ast.expr | None) -> Any:
+    """A default as far as it is a plain value."""
+    if node is None:
+        return inspect.Parameter.empty
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ...  # there is one
+
+
+def _optional(source: ast.ClassDef) -> set[str]:
+    for node in source.body:
+        named = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        if named and node.targets[0].id == "_optional_components":  # type: ignore[attr-defined]
+            value = _value(node.value)  # type: ignore[attr-defined]
+            return set(value) if isinstance(value, list) else set()
+    return set()
