@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["FOLLOW_TIMESTEPS", "SAMPLER_KINDS", "SamplerKind"]
+__all__ = ["FOLLOW_TIMESTEPS", "SAMPLER_KINDS", "STEERABLE", "SamplerKind"]
 
 MAX_STEPS = 1000
 """The noise levels on which the released models were trained."""
@@ -56,3 +56,13 @@ SAMPLER_KINDS: Mapping[str, SamplerKind] = MappingProxyType(
 
 FOLLOW_TIMESTEPS = tuple(name for name, kind in SAMPLER_KINDS.items() if kind.timesteps is not None)
 """Those that take timesteps of one's own, hence schedules and recipes."""
+
+STEERABLE = (
+    "FlowMatchEulerDiscreteScheduler",
+    "UniPCMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DDIMScheduler",
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
+)
+"""Schedulers of other people's pipelines that can follow levels, by class."""

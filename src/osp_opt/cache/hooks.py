@@ -234,7 +234,7 @@ class _CallHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         run, forward = self._run, self.fn_ref.original_forward
-        if run.guided is None:
+        if run.guided is None or run.bypassed:
             return forward(*args, **kwargs)
         step, branch = run.position()
         return run.guided.call(step, branch if run.tells_branch else None, forward, args, kwargs)

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from osp_opt.pipelines.files import call_arguments, needs_no_noise
 from osp_opt.pipelines.maker import Denoised, Request
 from osp_opt.pipelines.requirements import MIN_STEPS
 from osp_opt.pipelines.setting import Setting
-from osp_opt.sampling.noise_scale import NoiseScale
+from osp_opt.sampling.noise_scale import FLOW, NoiseScale
 from osp_opt.sampling.schedule import SAME_TIMESTEP, TimestepSchedule
 from osp_opt.system.device import DTYPES
 from osp_opt.system.ranks import Workload
@@ -122,15 +121,15 @@ class PipelineMaker:
         """Which noise level a timestep is."""
         return self.pipeline.steering.scale
 
-    @cached_property
+    @property
     def guided(self) -> bool:
         """Whether a step has two branches; the first to ask makes one step."""
         return self.pipeline.branches() == 2
 
     @property
     def reuses_guidance(self) -> bool:
-        """Not of pipelines that call their transformer themselves."""
-        return False
+        """Whether there are two branches: one batch, or calls of their own, the positive first."""
+        return self.guided and self.pipeline.calls[0] != "negative"
 
     @property
     def boundary(self) -> float | None:
@@ -188,6 +187,7 @@ class PipelineMaker:
             dtype=str(self.device.dtype).removeprefix("torch."),
             corrections=schedule.corrections,
             arguments=self.pipeline.arguments,
+            levels="flow" if self.scale == FLOW else None,
             own_steps=all(abs(a - b) <= SAME_TIMESTEP for a, b in pairs),
         )
 

@@ -191,9 +191,12 @@ class DiffusersPipeline:
             self._own[steps] = found[0]
         return self._own[steps]
 
-    def branches(self) -> int:
-        """Guidance branches of a step; found by making one."""
-        seen: set[str] = set()
+    @functools.cached_property
+    def calls(self) -> tuple[str, ...]:
+        """The guidance branches of a step's calls of the transformer, in order: "positive" and
+        "negative", or "both" at once; found by making one.
+        """
+        seen: list[str] = []
         position = Position()
 
         def stop(*_: Any) -> None:
@@ -201,7 +204,11 @@ class DiffusersPipeline:
 
         with self._watched(_Branches(seen), position):
             self._call(Drive(on_step=stop), "", 0, _DECODING_STEPS, "latent")
-        return 2 if "both" in seen or len(seen) == 2 else 1
+        return tuple(seen)
+
+    def branches(self) -> int:
+        """Guidance branches of a step; the first to ask makes one."""
+        return 2 if "both" in self.calls or len(self.calls) == 2 else 1
 
     def denoise(
         self,
@@ -337,11 +344,11 @@ class DiffusersPipeline:
 class _Branches:
     """Sees which guidance branches a step has."""
 
-    def __init__(self, seen: set[str]) -> None:
+    def __init__(self, seen: list[str]) -> None:
         self._seen = seen
 
     def begin(self, step: int, branch: str, states: Tensor, num_blocks: int) -> None:
-        self._seen.add(branch)
+        self._seen.append(branch)
 
     def cross(self, boundary: int, states: Tensor) -> None: ...
 

@@ -27,3 +27,8 @@ def check_experts(policy: CachePolicy, timesteps: Sequence[float], boundary: flo
                     f"the first: a policy here has to store at step {first}"
                 )
         stored |= dict.fromkeys(policy.store_ranges(step), step)
+    if 0 < first < len(timesteps) and policy.reuses_guidance(first):
+        raise PolicyError(
+            f"step {first} is the first of the second transformer and reuses the guidance of the "
+            "first one: a policy here has to run both branches at that step"
+        )

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from osp_opt.base.errors import CheckpointError, OptionError, ScheduleError
+from osp_opt.base.samplers import STEERABLE
 
 __all__ = [
     "MIN_STEPS",
     "OURS",
-    "STEERABLE",
     "Described",
     "check_arguments",
     "check_kind",
@@ -34,16 +34,6 @@ OURS = (
 """Call arguments that osp-opt gives itself, or that name a prompt in another way."""
 
 MIN_STEPS = 9  # of a model that is not distilled to a few steps
-STEERABLE = (
-    "FlowMatchEulerDiscreteScheduler",
-    "UniPCMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DDIMScheduler",
-    "CogVideoXDDIMScheduler",
-    "CogVideoXDPMScheduler",
-)
-"""The schedulers that can follow levels."""
-
 _AUTOREGRESSIVE = (
     *("ar_step", "overlap_history", "causal_block_size", "latent_window_size"),
     *("history_sizes", "num_latent_frames_per_chunk", "frames_per_block"),

@@ -35,7 +35,7 @@ class Setting:
 
     model: its fingerprint. num_frames, height, width, guidance_scale are Open-Sora-Plan's; of other
     pipelines `arguments` are those of the call, and `own_steps` says whether the timesteps are
-    those that its scheduler takes for so many steps.
+    those that its scheduler takes for so many steps, and `levels` is "flow" where they are 1000 s.
     """
 
     model: str
@@ -50,6 +50,7 @@ class Setting:
     guidance_scale: float | None = None
     arguments: Mapping[str, Any] | None = None
     own_steps: bool | None = None
+    levels: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON values: of the fields that mean something, lists for tuples."""

@@ -13,7 +13,7 @@ from osp_opt.quality.intervals import Interval
 from osp_opt.report.comparison import Comparison
 from osp_opt.report.drawing import BASE, CACHE, STEPS, draw, legend
 from osp_opt.report.runs import Material, PolicyFile, ScheduleFile
-from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.sampling.schedule import TimestepSchedule, own_scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Plot", "all_figures", "block_changes"]
 
+_NOISIEST = 1e3  # sigma: pure noise, which flow matching starts from, has none that fits on an axis
 MOST_SCHEDULES = 5
 
 
@@ -59,7 +60,9 @@ def block_changes(calibration: Calibration, lag: int = 0) -> np.ndarray:
 
 
 def _schedules(schedules: Sequence[ScheduleFile]) -> Plot | None:
-    """Searched schedules above the uniform ones of their length, by noise level."""
+    """Searched schedules above the uniform ones of their length, by noise level. (Of other models
+    the files do not say how their schedulers space steps.)
+    """
     if not schedules:
         return None
     distinct = list({item.schedule: item for item in schedules}.values())[:MOST_SCHEDULES]
@@ -68,14 +71,14 @@ def _schedules(schedules: Sequence[ScheduleFile]) -> Plot | None:
         axes = figure.add_subplot()
         rows: list[str] = []
         for item in distinct:
-            uniform = TimestepSchedule.uniform(len(item.schedule))
-            found = "found to be best" if item.schedule == uniform else "searched"
-            for schedule, word, color in (
-                (item.schedule, found, STEPS),
-                (uniform, "uniform", BASE),
-            ):
+            shown = [(item.schedule, "searched", STEPS)]
+            if item.schedule.scale == own_scale():
+                uniform = TimestepSchedule.uniform(len(item.schedule))
+                found = "found to be best" if item.schedule == uniform else "searched"
+                shown = [(item.schedule, found, STEPS), (uniform, "uniform", BASE)]
+            for schedule, word, color in shown:
                 height = -len(rows)
-                sigmas = schedule.sigmas[:-1]
+                sigmas = schedule.sigmas[:-1].clip(max=_NOISIEST)
                 axes.plot(sigmas, np.full(len(sigmas), height), "|", color=color, markersize=14)
                 rows.append(f"{word} {len(schedule)}")
         axes.set_xscale("log")

@@ -15,10 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from osp_opt.base.artifacts import read_json, write_json
 from osp_opt.base.errors import InputError, OptionError, RecipeError
-from osp_opt.base.samplers import FOLLOW_TIMESTEPS, MAX_STEPS, SAMPLER_KINDS
+from osp_opt.base.samplers import FOLLOW_TIMESTEPS, MAX_STEPS, SAMPLER_KINDS, STEERABLE
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.options import SampleOptions
-from osp_opt.pipelines.requirements import STEERABLE
 from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, check_timesteps
 
 __all__ = ["RECIPE_FORMAT", "Recipe", "recipe_of"]
@@ -94,7 +93,8 @@ class Recipe(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write the file that `from_file` reads, atomically."""
-        write_json(path, self.model_dump(mode="json"))
+        unsaid = {"levels"} if self.levels is None else set()
+        write_json(path, self.model_dump(mode="json", exclude=unsaid))
 
 
 def recipe_of(options: SampleOptions) -> Recipe | None:

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from osp_opt.base.artifacts import atomic_write_text, read_json
+from osp_opt.base.artifacts import atomic_write_text, read_json, read_meta
 from osp_opt.base.errors import ScheduleError
 from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, check_timesteps
-from osp_opt.sampling.noise_scale import NoiseScale
+from osp_opt.sampling.noise_scale import FLOW, NoiseScale
 from osp_opt.sampling.recipe import Recipe
 
 FloatArray = npt.NDArray[np.float64]
@@ -145,14 +145,15 @@ class TimestepSchedule:
     def from_file(cls, path: str | Path, scale: NoiseScale | None = None) -> TimestepSchedule:
         """Read the reference tool's file: a JSON list, ascending, of timestep / 1000 in [0, 1).
 
-        Of a flow-matching model's `scale` these are its levels s, which may be 1. Raises FileError
+        Of a flow-matching model's `scale` these are its levels s, which may be 1; by default it is
+        the one that the file's sidecar names, else Open-Sora-Plan's. Raises FileError
         when the file is missing, too large or not JSON; ScheduleError when its content is not such
         a list.
         """
         content = read_json(Path(path), "schedule", max_bytes=MAX_SCHEDULE_BYTES, max_depth=2)
         if not isinstance(content, list) or not content:
             raise ScheduleError(f"{path}: not a schedule; expected a JSON list of ascending floats")
-        scale = scale or own_scale()
+        scale = scale or _told_scale(path)
         most = scale.most / NUM_TRAIN_TIMESTEPS
         fractions = [_fraction(path, index, value, most) for index, value in enumerate(content)]
         timesteps = tuple(f * NUM_TRAIN_TIMESTEPS for f in reversed(fractions))
@@ -165,7 +166,8 @@ class TimestepSchedule:
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> TimestepSchedule:
         """The steps of a recipe, corrected as it says."""
-        return cls(tuple(recipe.timesteps), corrections=tuple(recipe.corrections))
+        scale = own_scale() if recipe.levels is None else FLOW
+        return cls(tuple(recipe.timesteps), corrections=tuple(recipe.corrections), scale=scale)
 
     def save(self, path: str | Path) -> None:
         """Write the reference tool's format: ascending timestep / 1000, JSON with indent 4.
@@ -193,6 +195,13 @@ def _shortest(timestep: float) -> float:
     candidates = (float(f"{exact:.{digits}g}") for digits in range(1, _DIGITS))
     same = (f for f in candidates if float(np.float32(f * NUM_TRAIN_TIMESTEPS)) == timestep)
     return next(same, exact)
+
+
+def _told_scale(path: str | Path) -> NoiseScale:
+    """What the sidecar of a schedule file says of its timesteps."""
+    setting = (read_meta(path) or {}).get("setting")
+    is_flow = isinstance(setting, dict) and setting.get("levels") == FLOW.as_json()
+    return FLOW if is_flow else own_scale()
 
 
 def _fraction(path: str | Path, index: int, value: object, most: float) -> float:

@@ -93,7 +93,7 @@ class BlockTimes:
 
 def reuses_guidance(maker: Maker, parallel: Parallel) -> bool:
     """Whether there is guidance, and a rank runs both its branches: else nothing is saved."""
-    return maker.guided and parallel.layout.cfg == 1
+    return maker.reuses_guidance and parallel.layout.cfg == 1
 
 
 def measure_times(
