@@ -14,7 +14,6 @@ from typing import Any, Generic, TypeVar
 
 from osp_opt.base.errors import CalibrationError
 from osp_opt.base.samplers import SAMPLER_KINDS, SamplerKind
-from osp_opt.calibration.family import check_family
 from osp_opt.calibration.job import record_calibration
 from osp_opt.calibration.statistics import Calibration
 from osp_opt.calibration.videos import record_videos
@@ -27,6 +26,7 @@ from osp_opt.options import (
     SearchStepsOptions,
     calibration_file,
 )
+from osp_opt.pipelines.calibrated import check_family
 from osp_opt.pipelines.maker import Maker, open_maker
 from osp_opt.pipelines.open_sora_plan import can_be_recorded
 from osp_opt.quality.yardstick import Yardstick
@@ -61,7 +61,7 @@ class Source(Generic[OptionsT]):
         self.calibration = calibration
         self.folder = folder
         self._recorded = _recorded_setting(calibration, folder)
-        check_family(calibration, folder, options)
+        check_family(calibration.metadata, folder, options)
         self.context = context
         self._loaded = maker
         self.options: OptionsT = options.model_copy(update=self._taken_over(options))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from osp_opt.base.artifacts import check_place, fingerprint_folder, read_json
+from osp_opt.base.artifacts import check_place, read_json
 from osp_opt.base.errors import (
     CalibrationError,
     CheckpointError,
@@ -32,6 +32,7 @@ from osp_opt.options import (
     calibration_file,
     calibration_of,
 )
+from osp_opt.pipelines.calibrated import check_files
 from osp_opt.pipelines.files import check_pipeline
 from osp_opt.sampling.recipe import recipe_of
 from osp_opt.system.host import impossible_device
@@ -128,22 +129,6 @@ def calibration_to_make(options: JobOptions | SearchOptions) -> CalibrateOptions
     if calibration_file(options.calibration_dir).is_file():
         return None
     return options.calibrate_options(CALIBRATED_PROMPTS)
-
-
-def _check_same_pipeline(calibration: Any, folder: Path, options: SearchOptions) -> None:
-    """Raise CalibrationError for the statistics of another pipeline, as far as files tell."""
-    from osp_opt.calibration.family import check_family
-
-    check_family(calibration, folder, options)
-    setting = calibration.metadata.get("setting")
-    place = Path(options.pipeline or "").expanduser()
-    if options.pipeline is None or not place.is_dir() or not isinstance(setting, dict):
-        return
-    if setting.get("model") != fingerprint_folder(place):
-        raise CalibrationError(
-            f"{folder}: calibrated with another pipeline than {options.pipeline}; run osp-opt "
-            "calibrate for this one, in another --workdir"
-        )
 
 
 def schedule_length(path: Path) -> int:
@@ -247,10 +232,11 @@ def _check_calibration(options: SearchOptions) -> list[str]:
     missing = calibration_to_make(options)
     if missing is None:
         found = calibration_file(options.calibration_dir)
+        check_files(found, options)
         if found.stat().st_size <= _READ_AT_ONCE:
             from osp_opt.calibration import Calibration  # imports numpy
 
-            _check_same_pipeline(Calibration.load(found), found.parent, options)
+            Calibration.load(found)
         return []
     prompts = given_prompts(missing)
     count = min(missing.num_prompts or 1, len(prompts) if prompts else CALIBRATED_PROMPTS)

@@ -1,0 +1,196 @@
+"""What is wrong with --pipeline is said in one line, before anything is sampled or written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from running import Job
+from tiny_pipelines import ltx
+
+from osp_opt.base.errors import (
+    CalibrationError,
+    CheckpointError,
+    FileError,
+    InputError,
+    OptionError,
+    ScheduleError,
+)
+from osp_opt.options import (
+    CalibrateOptions,
+    OptimizeOptions,
+    SampleOptions,
+    SearchCacheOptions,
+    SearchStepsOptions,
+)
+from osp_opt.pipelines.files import described
+from osp_opt.pipelines.requirements import Described
+from osp_opt.run.checks import check_before_launch
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ltx")
+    pipe, arguments = ltx()
+    pipe.save_pretrained(folder / "pipeline")
+    (folder / "call.yaml").write_text(yaml.safe_dump(arguments))
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    shutil.copytree(original, tmp_path / "copy")
+    return tmp_path / "copy" / "pipeline"
+
+
+def changed(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def refused(folder: Path, kind: type[InputError], reason: str, **options: Any) -> None:
+    workdir = folder.parent / "work"
+    for model in (CalibrateOptions, SampleOptions):
+        made = model(pipeline=str(folder), workdir=workdir, text_prompt="a", **options)
+        with pytest.raises(kind, match=reason) as error:
+            check_before_launch(made)
+        assert "\n" not in str(error.value)
+    assert not workdir.exists()
+
+
+def test_the_source_says_of_a_call_what_python_does(original: Path) -> None:
+    """The reading of files and that of a loaded pipeline agree."""
+    pipe, _ = ltx()
+    loaded, read = Described.of(pipe), described(original / "pipeline")
+    assert read is not None
+    assert read.name == loaded.name
+    assert list(read.parameters) == list(loaded.parameters)
+    for name, parameter in loaded.parameters.items():
+        has_default = parameter.default is not parameter.empty
+        assert (read.parameters[name].default is not parameter.empty) == has_default
+    assert read.parameters["num_inference_steps"].default == 50
+    assert read.parts == loaded.parts
+    assert set(read.optional) == set(loaded.optional)
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        ({"_class_name": "LTXImageToVideoPipeline"}, "it starts from an image"),
+        ({"_class_name": "LTX2Pipeline"}, "it makes sound"),
+        ({"_class_name": "FluxPipeline"}, "it takes no num_frames, so it makes no videos"),
+        ({"_class_name": "SkyReelsV2DiffusionForcingPipeline"}, "it is autoregressive"),
+        ({"is_distilled": True}, r"it is distilled \(by default 50 steps\)"),
+        ({"vae": [None, None]}, "vae is missing"),
+        ({"_class_name": None}, "names no pipeline class"),
+    ],
+)
+def test_other_kinds(folder: Path, index: dict[str, Any], reason: str) -> None:
+    changed(folder / "model_index.json", **index)
+    refused(folder, CheckpointError, reason)
+
+
+def test_missing_parts(folder: Path) -> None:
+    shutil.rmtree(folder / "vae")
+    refused(folder, CheckpointError, "LTXPipeline: vae is missing")
+    (folder / "model_index.json").unlink()
+    refused(folder, CheckpointError, r"holds no model_index\.json")
+    shutil.rmtree(folder)
+    refused(folder, CheckpointError, "no such folder, and not a hub id")
+
+
+def test_schedulers(folder: Path) -> None:
+    file = folder / "scheduler" / "scheduler_config.json"
+    changed(file, stochastic_sampling=True)
+    calibrate = CalibrateOptions(pipeline=str(folder), text_prompt="a")
+    with pytest.raises(ScheduleError, match="draws fresh noise at every step"):
+        check_before_launch(calibrate)
+    check_before_launch(SampleOptions(pipeline=str(folder), text_prompt="a"))
+    changed(file, _class_name="FlowMatchHeunDiscreteScheduler")
+    refused(folder, ScheduleError, "FlowMatchHeunDiscreteScheduler cannot follow a schedule")
+
+
+def test_arguments(folder: Path) -> None:
+    call = folder.parent / "call.yaml"
+    call.write_text("hight: 32\n")
+    refused(folder, OptionError, r"no argument 'hight'; it takes .*height", pipeline_args=call)
+    call.write_text("latents: 1\n")
+    refused(folder, OptionError, "latents: osp-opt gives this argument", pipeline_args=call)
+    call.write_text("height: 2026-01-01\n")
+    refused(folder, FileError, "height is datetime", pipeline_args=call)
+    call.write_text("height: 32\n")
+    twice = {"pipeline_args": call, "height": 32}
+    refused(folder, OptionError, r"--height: .*call\.yaml says it too", **twice)
+    call.write_text("- 32\n")
+    refused(folder, FileError, "must be a mapping", pipeline_args=call)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"model_path": "a/b"},
+        {"sampler": "DDIM"},
+        {"noise": "independent"},
+        {"ae_path": "a/b"},
+        {"save_memory": True},
+        {"compile": True},
+    ],
+)
+def test_options_that_mean_nothing_to_a_pipeline(flags: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="means nothing to a --pipeline"):
+        CalibrateOptions(pipeline="a/b", **flags)
+
+
+def test_options_of_searches_that_mean_nothing_to_a_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="--method ays: means nothing to a --pipeline"):
+        SearchStepsOptions(pipeline="a/b", method="ays")
+    with pytest.raises(ValidationError, match="--videos-path: means nothing to a --pipeline"):
+        SearchStepsOptions(pipeline="a/b", videos_path=tmp_path)
+    with pytest.raises(ValidationError, match="name one with --pipeline"):
+        SampleOptions(pipeline_args=tmp_path)
+
+
+def test_lengths_of_a_pipeline() -> None:
+    assert CalibrateOptions(pipeline="a/b").steps == 50
+    assert SampleOptions(pipeline="a/b").steps == 50
+    assert SearchCacheOptions(pipeline="a/b").steps == 50
+    assert SearchStepsOptions(pipeline="a/b").steps == (25,)
+    assert "steps" not in SampleOptions(pipeline="a/b").model_fields_set
+    assert SampleOptions().steps == 100
+
+
+def test_layouts(folder: Path) -> None:
+    refused(folder, OptionError, "use dp=2", nproc_per_node=2, parallel="sp=2")
+
+
+def test_calibrations_of_others(
+    folder: Path, original: Path, run_job: Job, tmp_path: Path, model_flags: dict[str, Any]
+) -> None:
+    work = tmp_path / "work"
+    flags = {"pipeline": str(original / "pipeline"), "pipeline_args": original / "call.yaml"}
+    run_job(
+        CalibrateOptions(
+            **flags, workdir=work, text_prompt="a", steps=9, device="cpu", dtype="float32"
+        )
+    )
+    check_before_launch(SearchStepsOptions(**flags, workdir=work))
+    changed(folder / "scheduler" / "scheduler_config.json", shift=2.0)
+    another = {**flags, "pipeline": str(folder), "workdir": work}
+    for model in (SearchStepsOptions, SearchCacheOptions, OptimizeOptions):
+        with pytest.raises(CalibrationError, match="calibrated with another pipeline than"):
+            check_before_launch(model(**another))
+    with pytest.raises(CalibrationError, match="calibrated with a LTXPipeline; name it with"):
+        check_before_launch(SearchStepsOptions(workdir=work))
+    # Another size: known once the pipeline is loaded.
+    call = tmp_path / "other.yaml"
+    arguments = yaml.safe_load((original / "call.yaml").read_text())
+    call.write_text(yaml.safe_dump({**arguments, "num_frames": 1}))
+    with pytest.raises(
+        CalibrationError, match=r"calibrated with arguments .*, now .*'num_frames': 1"
+    ):
+        run_job(SearchStepsOptions(**{**flags, "pipeline_args": call}, workdir=work, device="cpu"))
