@@ -19,7 +19,7 @@ from osp_opt.calibration.signals import CacheSignals
 from osp_opt.calibration.subsample import spread_indices
 from osp_opt.model.block import OpenSoraBlock
 
-__all__ = ["SignalRecorder"]
+__all__ = ["SignalRecorder", "modulated_input"]
 
 MAX_ELEMENTS = 1 << 12  # E, per branch: means of so many absolute values are known to about 1 %
 
@@ -45,10 +45,9 @@ class SignalRecorder:
 
     def record_input(self, step: int, rows: slice, layer: Callable[..., Tensor], x: Tensor) -> None:
         """Keep the modulated input that the first `layer` makes of `x` [R' V, S, D], if told."""
-        if not isinstance(layer, partial) or not isinstance(layer.func, OpenSoraBlock):
-            return
-        modulated = layer.func.modulated_input(x, layer.keywords["modulation"])
-        self._keep(self._inputs, step, rows, modulated)
+        modulated = modulated_input(layer, x)
+        if modulated is not None:
+            self._keep(self._inputs, step, rows, modulated)
 
     def record_states(self, step: int, rows: slice, first: Tensor, last: Tensor) -> None:
         """Keep what tells the residual between two states [R', V, S, D], and the second itself."""
@@ -82,6 +81,13 @@ class SignalRecorder:
         if step not in kept:
             kept[step] = flat.new_empty(self._branches, len(self._kept))
         kept[step][rows] = flat[:, self._kept]
+
+
+def modulated_input(layer: Callable[..., Tensor], x: Tensor) -> Tensor | None:
+    """What a block loop's `layer` makes of `x` first; None where the model does not tell."""
+    if not isinstance(layer, partial) or not isinstance(layer.func, OpenSoraBlock):
+        return None
+    return layer.func.modulated_input(x, layer.keywords["modulation"])
 
 
 def _changes(signals: list[Tensor]) -> np.ndarray:

@@ -179,7 +179,7 @@ def _comfyui(path: Path, options: ExportOptions) -> Exported:
 
 
 def _magcache(path: Path, options: ExportOptions) -> Exported:
-    from osp_opt.export.constants import GOOD_FIT, magcache_ratios
+    from osp_opt.calibration.constants import GOOD_FIT, magcache_ratios
 
     calibration = read_calibration(path)
     steps = options.steps or len(calibration.timesteps)
@@ -206,7 +206,7 @@ def _magcache(path: Path, options: ExportOptions) -> Exported:
 
 
 def _teacache(path: Path, options: ExportOptions) -> Exported:
-    from osp_opt.export.constants import GOOD_FIT, teacache_coefficients
+    from osp_opt.calibration.constants import GOOD_FIT, teacache_coefficients
 
     calibration = read_calibration(path)
     steps = options.steps or len(calibration.timesteps)

@@ -78,8 +78,8 @@ def option_extra(field: FieldInfo) -> dict[str, Any]:
     return extra if isinstance(extra, dict) else {}
 
 
-def _split_numbers(value: Any) -> Any:
-    """``"10,20"`` or a single number becomes a list."""
+def split_list(value: Any) -> Any:
+    """``"10,20"`` or a single number becomes a list; so does ``"a,b"``."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return [value] if isinstance(value, int) else value
@@ -115,7 +115,7 @@ def _look_at(place: str | Path) -> None:
         raise ValueError(f"cannot be looked at ({reason}); check the path") from error
 
 
-Numbers = Annotated[tuple[int, ...], BeforeValidator(_split_numbers)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(split_list)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split_texts)]
 Fraction = Annotated[float, BeforeValidator(_fraction)]
 

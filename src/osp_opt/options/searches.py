@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 from typing_extensions import Self
 
 from osp_opt.base.samplers import FOLLOW_TIMESTEPS, MAX_STEPS
-from osp_opt.options.base import Fraction, Numbers, option
+from osp_opt.options.base import Fraction, Numbers, option, split_list
 from osp_opt.options.calibrate import CalibrateOptions
 from osp_opt.options.groups import (
     SCHEDULE,
@@ -268,6 +268,15 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
     budget: float = option(
         24, "Work spent on choosing.", panel="Verification", unit="generations", gt=0
     )
+    also: Annotated[tuple[Literal["magcache", "teacache"], ...], BeforeValidator(split_list)] = (
+        option(
+            (),
+            "Judge these caches too, with their constants for this model, at the speed of the "
+            "policy found: magcache, teacache.",
+            panel="Verification",
+            metavar="NAMES",
+        )
+    )
     search_type: Literal["dit_cache"] = option(
         "dit_cache", "Only dit_cache here; restep is `osp-opt search-steps`.", panel="Job"
     )
@@ -299,6 +308,12 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
             raise ValueError("--cache-save-path and --out name one place; give one")
         named = {} if place is None else {"out": place, "cache_save_path": None}
         return {"policy": "four-field", **values, **named}
+
+    @model_validator(mode="after")
+    def _rivals_are_sampled(self) -> SearchCacheOptions:
+        if self.also and not (self.verifies or self.max_loss is not None):
+            raise ValueError("--also: only sampled videos compare caches; add --verify")
+        return self
 
     @model_validator(mode="after")
     def _possible_steps(self) -> SearchCacheOptions:

@@ -7,6 +7,8 @@ by.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from osp_opt.base.errors import PolicyError
 from osp_opt.calibration.source import open_source
 from osp_opt.generate.memory import report_memory
@@ -16,6 +18,7 @@ from osp_opt.quality.loss import EXIT_CODES
 from osp_opt.search.cache.candidates import Candidate, largest_ratio
 from osp_opt.search.cache.check import check_predictor
 from osp_opt.search.cache.report import Found, write_policy
+from osp_opt.search.cache.rivals import judge_rivals
 from osp_opt.search.cache.state import CacheSearch, open_search
 from osp_opt.search.evidence import evidence_of, judge
 from osp_opt.system.context import WorkerContext
@@ -41,13 +44,15 @@ def run(options: SearchCacheOptions, context: WorkerContext) -> int:
 
 
 def find(search: CacheSearch) -> Found:
-    """What the options ask for: a ratio, or the fastest within a loss."""
+    """What the options ask for: a ratio, or the fastest within a loss; and the caches beside it."""
     options = search.options
     if options.max_loss is not None:
-        return fastest_within(search, options.max_loss)
-    if search.samples:
-        return deliver(search, options.ratio)
-    return Found(search.candidates(options.ratio, 1)[0])
+        found = fastest_within(search, options.max_loss)
+    elif search.samples:
+        found = deliver(search, options.ratio)
+    else:
+        return Found(search.candidates(options.ratio, 1)[0])
+    return replace(found, rivals=judge_rivals(search, found.candidate) if search.rules else ())
 
 
 def deliver(search: CacheSearch, ratio: float) -> Found:

@@ -12,6 +12,7 @@ from osp_opt.options import following
 from osp_opt.quality.loss import CHANGED_PSNR, Verdict, visibility
 from osp_opt.search.cache.candidates import Candidate
 from osp_opt.search.cache.check import PredictorCheck
+from osp_opt.search.cache.rivals import Rival
 from osp_opt.search.cache.state import CacheSearch
 from osp_opt.search.evidence import Evidence
 
@@ -28,6 +29,7 @@ class Found:
     evidence: Evidence | None = None
     predictor: PredictorCheck | None = None
     verdict: Verdict | None = None
+    rivals: tuple[Rival, ...] = ()
 
     @property
     def policy(self) -> CachePolicy:
@@ -56,6 +58,7 @@ def write_policy(search: CacheSearch, found: Found) -> None:
         lines += evidence.lines()
         if search.yardstick is not None:
             lines.append(search.yardstick.line(evidence.psnr))
+        lines += [rival.line() for rival in found.rivals]
         lost = evidence.loss.verdict(options.max_loss or NOTABLE_LOSS) == "lost"
         if lost or evidence.psnr.estimate < CHANGED_PSNR:
             near = evidence.psnr.estimate
@@ -72,6 +75,7 @@ def write_policy(search: CacheSearch, found: Found) -> None:
         "predicted_speedup": found.candidate.speedup,
         "measured": None if evidence is None else evidence.as_json(),
         "verdict": found.verdict,
+        "rivals": [rival.as_json() for rival in found.rivals],
     }
     progress.result(lines, values, following(options, "sample"))
 
@@ -96,5 +100,7 @@ def _meta(search: CacheSearch, found: Found) -> dict[str, Any]:
     if found.evidence is not None:
         meta["measured"] = found.evidence.as_json()
         meta["predictor"] = None if found.predictor is None else found.predictor.as_json()
+        if found.rivals:
+            meta["rivals"] = [rival.as_json() for rival in found.rivals]
         meta["verified_on"] = [{"prompt": r.prompt, "seed": r.seed} for r in search.fresh_requests]
     return meta

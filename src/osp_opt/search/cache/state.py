@@ -25,6 +25,8 @@ from osp_opt.search.cache.block_times import (
 from osp_opt.search.cache.candidates import MAX_INTERVAL, Candidate, four_field_candidates
 from osp_opt.search.cache.plans import free_candidates
 from osp_opt.search.cache.probes import Probe, importance_probes, measured_importance
+from osp_opt.search.cache.rival_rules import Rule, rule_of
+from osp_opt.search.cache.rivals import rival_work
 from osp_opt.search.cache.scores import ReuseErrors, four_field_scores, gaussian_importance
 from osp_opt.search.cost import say_cost
 from osp_opt.search.evidence import TIMED_VIDEOS
@@ -54,6 +56,7 @@ class CacheSearch:
     race_requests: tuple[Request, ...]
     fresh_requests: tuple[Request, ...]
     yardstick: Yardstick | None
+    rules: tuple[Rule, ...] = ()
 
     @property
     def say(self) -> Callable[[str], None]:
@@ -143,6 +146,9 @@ def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
     ancestral = maker.kind.ancestral
     gaussian = gaussian_importance(source.calibration, timesteps, ancestral=ancestral)
 
+    blocks = maker.num_blocks
+    rules = tuple(rule_of(name, source.calibration, timesteps, blocks) for name in options.also)
+
     # The videos that choose, and those that judge; what they will cost.
     samples = options.verifies or options.max_loss is not None
     fresh = options.verify_prompts if samples else 0
@@ -153,7 +159,8 @@ def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
         context.progress.say(found.note)
     if samples:
         timed = 2.0 * min(TIMED_VIDEOS, fresh)
-        say_cost(context, source, options.budget, 2.0 * fresh + timed)
+        others = rival_work(len(rules), fresh)
+        say_cost(context, source, options.budget, 2.0 * fresh + timed + others)
     prompts = [request.prompt for request in (*found.race, *found.fresh)]
     maker.prefetch_prompts(prompts)
 
@@ -184,4 +191,5 @@ def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
         found.race,
         found.fresh,
         source.yardstick,
+        rules,
     )

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration import Calibration
+from osp_opt.calibration.constants import magcache_ratios, teacache_coefficients
 from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.calibration.signals import CacheSignals
 from osp_opt.cli.app import main
-from osp_opt.export.constants import magcache_ratios, teacache_coefficients
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.options import CALIBRATION_FILE
 from osp_opt.pipelines.load import BUNDLED

@@ -8,6 +8,7 @@ that did not take part in it. No torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,13 @@ from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration import Calibration
 from osp_opt.calibration.signals import CacheSignals
 
-__all__ = ["MagCacheRatios", "TeaCacheFit", "magcache_ratios", "teacache_coefficients"]
+__all__ = [
+    "MagCacheRatios",
+    "TeaCacheFit",
+    "input_changes",
+    "magcache_ratios",
+    "teacache_coefficients",
+]
 
 DEGREE = 4
 """Of TeaCache's polynomial."""
@@ -27,6 +34,8 @@ GOOD_FIT = 0.8
 """Share of the variation explained below which a fit is called poor."""
 
 Floats = npt.NDArray[np.float64]
+Steps = int | Sequence[float]
+"""So many even steps of the calibrated levels, or timesteps among them, descending."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +74,15 @@ class TeaCacheFit:
     lowest: float
 
 
-def magcache_ratios(calibration: Calibration, num_steps: int) -> MagCacheRatios:
-    """Mean over tokens of |r_k| / |r_(k-1)| between the steps of a run of `num_steps` even steps.
+def magcache_ratios(calibration: Calibration, steps: Steps) -> MagCacheRatios:
+    """Mean over tokens of |r_k| / |r_(k-1)| between the steps of a run.
 
     Of the run as it was calibrated this is what ``MagCacheConfig(calibrate=True)`` of diffusers
     prints, averaged over prompts. Raises CalibrationError when nothing of the kind was recorded, or
     for more steps than were.
     """
     signals = _signals(calibration)
-    pairs = _pairs(len(calibration.timesteps), num_steps)
+    pairs = _pairs(calibration, steps)
     ratio = signals.residual_ratio.astype(np.float64)
     logs = np.stack(
         [
@@ -95,29 +104,20 @@ def magcache_ratios(calibration: Calibration, num_steps: int) -> MagCacheRatios:
     )
 
 
-def teacache_coefficients(calibration: Calibration, num_steps: int) -> TeaCacheFit:
+def teacache_coefficients(calibration: Calibration, steps: Steps) -> TeaCacheFit:
     """The polynomial of degree 4 from the relative L1 change of the input to that of the output.
 
-    Input is the first block's modulated input, output the last block's, of a run of `num_steps`
-    even steps, all prompts together. Raises CalibrationError when nothing of the kind was
-    recorded, for more steps than were, or for too few to fit.
+    Input is the first block's modulated input, output the last block's, of a run, all prompts
+    together. Raises CalibrationError when nothing of the kind was recorded, for more steps than
+    were, or for too few to fit.
     """
-    signals = _signals(calibration)
-    if not np.all(np.isfinite(signals.input_change)):
+    x = input_changes(calibration, steps)
+    if x.shape[1] + 1 < FEWEST_STEPS:
         raise CalibrationError(
-            "this calibration does not hold the first block's modulated input; TeaCache has no "
-            "coefficients for such a model"
-        )
-    if num_steps < FEWEST_STEPS:
-        raise CalibrationError(
-            f"{num_steps} steps are too few for a polynomial of degree {DEGREE}; "
+            f"{x.shape[1] + 1} steps are too few for a polynomial of degree {DEGREE}; "
             f"use {FEWEST_STEPS} or more"
         )
-    pairs = _pairs(len(calibration.timesteps), num_steps)
-    x, y = (
-        np.stack([_between(square.astype(np.float64), pairs) for square in squares])
-        for squares in (signals.input_change, signals.output_change)
-    )  # [P, steps - 1]
+    y = _changes(_signals(calibration).output_change, _pairs(calibration, steps))
     coefficients = _polynomial(x, y)
     predicted = np.polyval(coefficients, x)
     if len(x) > 1:
@@ -133,6 +133,20 @@ def teacache_coefficients(calibration: Calibration, num_steps: int) -> TeaCacheF
         (low, high),
         float(np.polyval(coefficients, np.linspace(low, high, 257)).min()),
     )
+
+
+def input_changes(calibration: Calibration, steps: Steps) -> Floats:
+    """Relative L1 change of the first block's modulated input from step to step, [P, steps - 1].
+
+    Raises CalibrationError when it was not recorded, or for more steps than were.
+    """
+    signals = _signals(calibration)
+    if not np.all(np.isfinite(signals.input_change)):
+        raise CalibrationError(
+            "this calibration does not hold the first block's modulated input; TeaCache has no "
+            "coefficients for such a model"
+        )
+    return _changes(signals.input_change, _pairs(calibration, steps))
 
 
 def _polynomial(x: Floats, y: Floats) -> Floats:
@@ -152,16 +166,25 @@ def _signals(calibration: Calibration) -> CacheSignals:
     return calibration.signals
 
 
-def _pairs(num_levels: int, num_steps: int) -> Floats:
+def _pairs(calibration: Calibration, steps: Steps) -> Floats:
     """[2, steps - 1]: places, in recorded levels, of each step from the second on and of the one
     before it."""
-    if not 2 <= num_steps <= num_levels:
+    levels = len(calibration.timesteps)
+    count = steps if isinstance(steps, int) else len(steps)
+    if not 2 <= count <= levels:
         raise CalibrationError(
-            f"{num_steps} steps: the calibration recorded {num_levels} levels; "
-            f"constants can be made for 2 to {num_levels} steps"
+            f"{count} steps: the calibration recorded {levels} levels; "
+            f"constants can be made for 2 to {levels} steps"
         )
-    places = np.linspace(0.0, num_levels - 1.0, num_steps)
+    if isinstance(steps, int):
+        places = np.linspace(0.0, levels - 1.0, steps)
+    else:
+        places = np.interp(steps, calibration.timesteps[::-1], np.arange(levels)[::-1])
     return np.stack([places[1:], places[:-1]])
+
+
+def _changes(squares: np.ndarray, pairs: Floats) -> Floats:
+    return np.stack([_between(square.astype(np.float64), pairs) for square in squares])
 
 
 def _between(square: Floats, pairs: Floats) -> Floats:
