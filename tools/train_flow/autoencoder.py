@@ -44,6 +44,9 @@ LEARNING_RATE = 4e-3
 # Updates, clips per update, frames per clip, side in pixels of the cut-out: small pictures first,
 # which show the most edges per second of training.
 PHASES = ((220, 48, 1, 32), (160, 12, 5, 32), (60, 3, 29, 32), (25, 2, 29, 64))
+# Afterwards, of the decoder alone: videos long enough that every convolution has seen a whole past.
+DECODER_PHASES = ((200, 4, 13, 32), (120, 2, 29, 32), (60, 1, 29, 64))
+_ADAMW = ("conv_in", "conv_out", "norm")
 
 
 def train_autoencoder(
@@ -51,13 +54,14 @@ def train_autoencoder(
     seed: int = 0,
     phases: Sequence[tuple[int, int, int, int]] = PHASES,
     log_every: int = 25,
+    statistics: int = 96,
 ) -> AutoencoderKLWan:
     """Train from scratch and save to `out` (a diffusers folder, float16)."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     specs = all_specs()
     vae = new_autoencoder().train()
-    optimiser = MuonWithAdamW(vae, LEARNING_RATE, adamw=("conv_in", "conv_out", "norm"))
+    optimiser = MuonWithAdamW(vae, LEARNING_RATE, adamw=_ADAMW)
     average = WeightAverage(vae, decay=0.98)
     plan = [part for steps, *part in phases for _ in range(steps)]
     start, sums = time.monotonic(), np.zeros(3)
@@ -79,9 +83,48 @@ def train_autoencoder(
             sums[:] = 0
     average.copy_to(vae)
     vae.eval()
-    note_statistics(vae, specs, rng)
+    note_statistics(vae, draw_clips(specs, rng, statistics, 29))
     vae.half().save_pretrained(out)
     return vae.float()
+
+
+def refine_decoder(
+    out: Path,
+    seed: int = 0,
+    phases: Sequence[tuple[int, int, int, int]] = DECODER_PHASES,
+    log_every: int = 25,
+) -> None:
+    """Train the decoder of the autoencoder in `out` further; its latents stay what they are."""
+    torch.manual_seed(seed + 1)
+    rng = np.random.default_rng(seed + 1)
+    specs = all_specs()
+    vae: Any = AutoencoderKLWan.from_pretrained(out, torch_dtype=torch.float32)
+    trained = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    optimiser = MuonWithAdamW(trained, LEARNING_RATE, adamw=_ADAMW)
+    average = WeightAverage(trained, decay=0.98)
+    plan = [part for steps, *part in phases for _ in range(steps)]
+    start, total = time.monotonic(), 0.0
+    for step, (batch, frames, side) in enumerate(plan):
+        video = draw_clips(specs, rng, batch, frames, side)
+        with torch.no_grad():
+            latents = vae.encode(video).latent_dist.mode()
+        difference = vae.decode(latents).sample - video
+        square = difference.square().mean()
+        loss = square + L1_WEIGHT * difference.abs().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimiser.step(warm_then_linear(step, len(plan)))
+        average.update(trained)
+        total += square.item()
+        if (step + 1) % log_every == 0:
+            print(
+                f"decoder step {step + 1}/{len(plan)}, {batch} x {frames} x {side} x {side}: "
+                f"mse {total / log_every:.4f}, {(time.monotonic() - start) / 60:.1f} min",
+                flush=True,
+            )
+            total = 0.0
+    average.copy_to(trained)
+    vae.half().save_pretrained(out)
 
 
 def new_autoencoder() -> Any:
@@ -120,14 +163,12 @@ def autoencoder_loss(vae: Any, video: Tensor) -> tuple[Tensor, float, float, flo
 
 
 @torch.no_grad()
-def note_statistics(vae: Any, specs: Sequence[ClipSpec], rng: np.random.Generator) -> None:
+def note_statistics(vae: Any, video: Tensor) -> None:
     """Write mean and deviation of the latents over clips into the configuration.
 
     Wan's pipelines make latents of mean 0 and deviation 1, and undo that by these numbers.
     """
-    means = torch.cat(
-        [vae.encode(draw_clips(specs, rng, 2, 29)).latent_dist.mean for _ in range(48)]
-    )
+    means = torch.cat([vae.encode(clips).latent_dist.mean for clips in video.split(2)])
     vae.register_to_config(
         latents_mean=means.mean((0, 2, 3, 4)).tolist(), latents_std=means.std((0, 2, 3, 4)).tolist()
     )

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
@@ -28,7 +30,7 @@ from osp_opt.base.artifacts import atomic_path
 from osp_opt.tiny.captions import NUM_STYLES, caption
 from osp_opt.tiny.clips import render_clips
 from osp_opt.tiny.specs import ClipSpec, split_specs
-from tools.train_flow.text import bundled_as_fast_tokenizer, bundled_as_umt5, embed
+from tools.train_flow.text import MAX_TOKENS, bundled_as_fast_tokenizer, bundled_as_umt5, embed
 from tools.train_tiny.optim import MuonWithAdamW, WeightAverage, warm_then_linear
 
 CONFIG = {
@@ -40,14 +42,22 @@ CONFIG = {
     "text_dim": 64,
     "freq_dim": 128,
     "ffn_dim": 384,
-    "num_layers": 10,
+    "num_layers": 8,
     "cross_attn_norm": True,
     "rope_max_seq_len": 64,
+}
+# What every call of the pipeline takes: the clips that it was trained on.
+CALL = {
+    "height": 64,
+    "width": 64,
+    "num_frames": 29,
+    "guidance_scale": 2.0,
+    "max_sequence_length": MAX_TOKENS,
 }
 SHIFT = 3.0  # of the scheduler: s -> shift s / (1 + (shift - 1) s)
 CAPTION_DROPOUT = 0.1  # of the captions are empty, so that guidance has an unconditional branch
 CANONICAL_SHARE = 0.5  # of the captions use the canonical phrasing
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 3e-3
 BATCH = 16
 # s = sigmoid(spread normal + centre): what moves where is decided at high noise.
 SPREAD, CENTRE = 1.2, 0.3
@@ -55,13 +65,18 @@ _ADAMW = ("patch_embedding", "proj_out", "scale_shift_table", "norm")
 
 
 def train_transformer(
-    out: Path, seed: int = 0, steps: int = 2000, per_spec: int = 5, log_every: int = 50
+    out: Path,
+    seed: int = 0,
+    steps: int = 1500,
+    log_every: int = 50,
+    per_spec: int = 3,
+    trained_on: Sequence[ClipSpec] = split_specs()[0],
 ) -> None:
-    """Train on the clips that ``out/vae`` encodes, and write the pipeline into `out`."""
+    """Train on clips that ``out/vae`` encodes, and write the pipeline into `out`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     vae: Any = AutoencoderKLWan.from_pretrained(out / "vae", torch_dtype=torch.float32).eval()
-    specs = tuple(spec for spec in split_specs()[0] for _ in range(per_spec))
+    specs = tuple(spec for spec in trained_on for _ in range(per_spec))
     latents = encode_clips(vae, specs, rng, out / "latents.pt")
     encoder, tokenizer = bundled_as_umt5(), bundled_as_fast_tokenizer()
     row = {spec: i for i, spec in enumerate(dict.fromkeys(specs))}
@@ -110,6 +125,8 @@ def save_pipeline(out: Path, vae: Any, encoder: Any, tokenizer: Any, transformer
         transformer=transformer.half(),
     )
     pipeline.save_pretrained(out)
+    with atomic_path(out / "call.yaml") as path:
+        path.write_text(yaml.safe_dump(CALL, sort_keys=False))
     vae.float()
     transformer.float()
 

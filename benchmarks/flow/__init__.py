@@ -1,0 +1,1 @@
+"""The benchmark on the second model: flow matching, two guidance calls, diffusers' own classes."""
