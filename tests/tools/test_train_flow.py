@@ -11,7 +11,7 @@ from osp_opt.model.text.encoder import load_tokenizer
 from osp_opt.pipelines.diffusers_pipeline import open_pipeline
 from osp_opt.tiny.captions import all_captions
 from osp_opt.tiny.specs import all_specs, split_specs
-from tools.train_flow.autoencoder import train_autoencoder
+from tools.train_flow.autoencoder import refine_decoder, train_autoencoder
 from tools.train_flow.text import FOLDER, MAX_TOKENS, bundled_as_fast_tokenizer, bundled_as_umt5
 from tools.train_flow.transformer import train_transformer
 
@@ -36,9 +36,10 @@ def test_umt5_is_the_bundled_encoder() -> None:
     assert torch.equal(found, expected)
 
 
-def test_both_stages_leave_a_pipeline_that_diffusers_loads(tmp_path: Path) -> None:
+def test_the_stages_leave_a_pipeline_that_diffusers_loads(tmp_path: Path) -> None:
     """A few updates only: it goes on where it stopped, and what is left makes a video."""
     train_autoencoder(tmp_path / "vae", phases=((1, 2, 1, 32), (1, 1, 5, 32)), statistics=2)
+    refine_decoder(tmp_path / "vae", phases=((1, 1, 5, 32),))
     specs = split_specs()[0][:2]
     for steps in (1, 2):
         train_transformer(tmp_path, steps=steps, per_spec=1, trained_on=specs)

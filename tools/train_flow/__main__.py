@@ -8,7 +8,7 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["autoencoder", "transformer", "all"])
+    parser.add_argument("stage", choices=["autoencoder", "decoder", "transformer", "all"])
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1500, help="updates of the transformer")
@@ -17,6 +17,10 @@ def main() -> None:
         from tools.train_flow.autoencoder import train_autoencoder
 
         train_autoencoder(args.out / "vae", args.seed)
+    if args.stage in ("decoder", "all"):
+        from tools.train_flow.autoencoder import refine_decoder
+
+        refine_decoder(args.out / "vae", args.seed)
     if args.stage in ("transformer", "all"):
         from tools.train_flow.transformer import train_transformer
 

@@ -1,6 +1,7 @@
 """The autoencoder: diffusers' own AutoencoderKLWan, small, on the procedural clips.
 
-``python -m tools.train_flow autoencoder --out DIR``. The form is Wan 2.2's (2x2 patches, blocks
+``python -m tools.train_flow autoencoder --out DIR`` trains all of it, mostly on short clips;
+``decoder`` then trains the decoder alone on long ones. The form is Wan 2.2's (2x2 patches, blocks
 whose shortcuts average and copy), which starts as a thumbnail codec once the branches beside the
 shortcuts begin at nothing.
 """
@@ -45,7 +46,8 @@ LEARNING_RATE = 4e-3
 # which show the most edges per second of training.
 PHASES = ((220, 48, 1, 32), (160, 12, 5, 32), (60, 3, 29, 32), (25, 2, 29, 64))
 # Afterwards, of the decoder alone: videos long enough that every convolution has seen a whole past.
-DECODER_PHASES = ((200, 4, 13, 32), (120, 2, 29, 32), (60, 1, 29, 64))
+DECODER_PHASES = ((160, 2, 13, 64), (100, 1, 29, 64))
+DECODER_RATE = 1.2e-3
 _ADAMW = ("conv_in", "conv_out", "norm")
 
 
@@ -100,7 +102,7 @@ def refine_decoder(
     specs = all_specs()
     vae: Any = AutoencoderKLWan.from_pretrained(out, torch_dtype=torch.float32)
     trained = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
-    optimiser = MuonWithAdamW(trained, LEARNING_RATE, adamw=_ADAMW)
+    optimiser = MuonWithAdamW(trained, DECODER_RATE, adamw=_ADAMW)
     average = WeightAverage(trained, decay=0.98)
     plan = [part for steps, *part in phases for _ in range(steps)]
     start, total = time.monotonic(), 0.0
