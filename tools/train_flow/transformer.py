@@ -85,7 +85,7 @@ def train_transformer(
 
     model: Any = WanTransformer3DModel(**CONFIG).train()  # type: ignore[arg-type]
     optimiser = MuonWithAdamW(model, LEARNING_RATE, weight_decay=0.01, adamw=_ADAMW)
-    average = WeightAverage(model, decay=0.998)
+    average = WeightAverage(model, decay=0.99)
     state_file, first = out / "training.pt", 0
     if state_file.exists():
         first = _restore(state_file, model, optimiser, average, rng)
