@@ -202,9 +202,9 @@ def test_what_cannot_be_compared_is_refused(
 @pytest.mark.parametrize(
     ("ratios", "as_fast", "verdict"),
     [
-        ([2.0, 2.2, 1.9], True, "loses more than the policy"),
-        ([0.5, 0.45, 0.53], True, "loses less than the policy"),
-        ([0.5, 2.2, 1.0], True, "not shown to lose more or less"),
+        ([2.0, 2.2, 1.9, 2.1, 2.0, 1.8], True, "loses more than the policy"),
+        ([0.5, 0.45, 0.53, 0.5, 0.48, 0.52], True, "loses less than the policy"),
+        ([0.5, 2.2, 1.0, 0.8, 1.7, 1.1], True, "not shown to lose more or less"),
         ([2.0, 2.2], True, "too few videos to say which loses less"),
         (
             [0.5, 0.45, 0.53],
@@ -217,5 +217,5 @@ def test_the_verdict(ratios: list[float], as_fast: bool, verdict: str) -> None:
     rows = [{"psnr": 40.0 + i, "mse": 1e-4} for i in range(len(ratios))]
     rival = Rival("magcache", 0.1, evidence_of(rows, [1.3] * 3), ratio_ci(ratios), as_fast)
     assert rival.verdict.startswith(verdict)
-    assert rival.line().startswith("magcache at 1.30 [1.30, 1.30]x: ")
+    assert rival.line().startswith("magcache at 1.30")
     assert verdict in rival.line()
