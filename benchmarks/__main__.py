@@ -24,7 +24,6 @@ from benchmarks import (
     cache,
     combined,
     coupling,
-    levers,
     plots,
     predictor,
     samplers,
@@ -51,7 +50,6 @@ class Section(str, Enum):
 
     steps = "steps"
     noise = "noise"
-    levers = "levers"
     samplers = "samplers"
     cache = "cache"
     predictor = "predictor"
@@ -62,7 +60,6 @@ class Section(str, Enum):
 RUNS = {
     Section.steps: steps.run,
     Section.noise: coupling.run,
-    Section.levers: levers.run,
     Section.samplers: samplers.run,
     Section.cache: cache.run,
     Section.predictor: predictor.run,

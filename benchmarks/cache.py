@@ -163,7 +163,7 @@ def searched_policy(
     held = lab.remembered(f"search-cache {name} {budget}", measure)
     if "refused" in held:
         return NotRun(method, f"--ratio {ratio:g}", held["refused"])
-    about = {key: value for key, value in held.items() if key != "policy"} | {"asked": ratio}
+    about = {**held, "asked": ratio}
     policy = CachePolicy.from_json(held["policy"])
     return policy_entrant(
         lab, method, f"--ratio {ratio:g}", policy, about, schedule[1] if schedule else None

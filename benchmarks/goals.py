@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.cache import FOUR_FIELD, FREE
 from benchmarks.steps import TOOL
+from osp_opt.quality.intervals import paired_difference
 
 __all__ = ["Goal", "goals", "interval_text"]
 
@@ -48,8 +49,8 @@ def interval_text(values: dict[str, Any], form: str = ".1f", scale: float = 1.0)
 
 
 def goals(results: dict[str, Any]) -> list[Goal]:
-    """Every goal of the step search and of the cache."""
-    return [*_step_goals(results), *_cache_goals(results)]
+    """Every goal of the step search, of the cache and of recipes."""
+    return [*_step_goals(results), *_cache_goals(results), *_recipe_goals(results)]
 
 
 def _find(rows: Sequence[dict[str, Any]], method: str, setting: str) -> dict[str, Any] | None:
@@ -146,12 +147,12 @@ def _halves_the_error(method: str, against: dict[str, Any] | None) -> Goal:
     return Goal(text, measured, against["mse_ratio"]["estimate"] <= 0.5)
 
 
-def _psnr(text: str, row: dict[str, Any] | None) -> Goal:
+def _psnr(text: str, row: dict[str, Any] | None, least: float = 30.0) -> Goal:
     if row is None:
         return Goal(text, "", None)
     speed = interval_text(row["speedup"], ".2f")
     measured = f"{interval_text(row['psnr'])} dB at {speed}x"
-    return Goal(text, measured, row["psnr"]["estimate"] >= 30.0)
+    return Goal(text, measured, row["psnr"]["estimate"] >= least)
 
 
 def _beats(peer: str, equal: dict[str, Any] | None) -> Goal:
@@ -171,6 +172,58 @@ def _delivered(row: dict[str, Any]) -> Goal:
     text = f"{row['method']} {row['setting']}: delivered within 3 %"
     speed = row["speedup"]
     return Goal(text, f"{interval_text(speed, '.3f')}x", speed["estimate"] >= 0.97 * asked)
+
+
+def _recipe_goals(results: dict[str, Any]) -> list[Goal]:
+    section = results.get("combined")
+    rows = section["rows"] if section else []
+    size = results["size"]
+    full, (half, third, *_, least) = size["steps"], size["lengths"]
+    uniform, planned = "uniform", "recipe without reuse"
+    both = "search-steps, search-cache free"
+    listed = [
+        _nearer(rows, (planned, f"{half} steps"), (uniform, f"{full} steps"), 0.0),
+        _nearer(rows, (planned, f"{third} steps"), (uniform, f"{half} steps"), 1.0),
+    ]
+    for ratio, goal in ((2, 57.0), (3, 51.0)):
+        setting = f"{full} steps, --ratio {ratio}"
+        text = f"reuse only, {ratio}x: at least {goal:g} dB to the full length"
+        listed.append(_psnr(text, _find(rows, "search-cache free", setting), goal))
+    for speed, most, other in (
+        (4, 0.3, (both, f"{third} steps, --ratio 1.3")),
+        (8, 0.4, ("search-steps", f"{least} steps")),
+    ):
+        own = next((r for r in rows if r["setting"].startswith(f"--speedup {speed}:")), None)
+        than = _find(rows, *other)
+        text = (
+            f"optimize --speedup {speed}: squared error to the converged video at most {most:g} of "
+            f"that of {', '.join(other)}"
+        )
+        if own is None or than is None:
+            listed.append(Goal(text, "", None))
+            continue
+        gain = paired_difference(own["values"]["converged"], than["values"]["converged"])
+        share, low, high = (10 ** (-x / 10) for x in (gain.estimate, gain.high, gain.low))
+        listed.append(Goal(text, f"{share:.2f} [{low:.2f}, {high:.2f}], geometric", share <= most))
+    spent = [row["about"]["generations_spent"] for row in rows if row["method"] == "optimize"]
+    text = "optimize: at most 16 generations after the calibration"
+    told = f"at most {max(spent):.1f}" if spent else ""
+    return [*listed, Goal(text, told, max(spent) <= 16.05 if spent else None)]
+
+
+def _nearer(
+    rows: Sequence[dict[str, Any]], own: tuple[str, str], other: tuple[str, str], least: float
+) -> Goal:
+    """Reached when the interval of the difference holds `least` or more."""
+    text = (
+        f"{', '.join(own)}: not below {', '.join(other)}{f' + {least:g} dB' if least else ''}, "
+        "PSNR to the converged video"
+    )
+    found, than = _find(rows, *own), _find(rows, *other)
+    if found is None or than is None:
+        return Goal(text, "", None)
+    gain = paired_difference(found["values"]["converged"], than["values"]["converged"])
+    return Goal(text, f"{interval_text(gain.as_json())} dB", gain.high >= least)
 
 
 def _work(rows: Sequence[dict[str, Any]]) -> Goal:

@@ -21,7 +21,11 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
         made.append(_curves(results["cache"]["rows"], folder / "cache.png", "Cache, full steps"))
     if "combined" in results:
         rows = results["combined"]["rows"]
-        made.append(_curves(rows, folder / "combined.png", "Steps, cache, and both"))
+        made.append(_curves(rows, folder / "combined.png", "Steps, cache, and both", "converged"))
+    if "combined" in results and "cache" in results:
+        rows = [*results["combined"]["rows"], *results["cache"]["rows"]]
+        title = "All entrants, by the converged video"
+        made.append(_curves(rows, folder / "frontier.png", title, "converged"))
     return made
 
 
@@ -33,7 +37,7 @@ def _by_method(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
 
 
 def _style(method: str, number: int) -> dict[str, Any]:
-    own = method.startswith(("osp-opt", "dp,")) or method in ("steps", "cache", "steps + cache")
+    own = method.startswith(("osp-opt", "dp,", "search-", "optimize", "recipe"))
     marks = "osD^vP*Xhp<>"
     width = 2.2 if own and not method.startswith("dp") else 1.2
     return {
@@ -90,19 +94,22 @@ def _steps(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     return _saved(figure, axes, path)
 
 
-def _curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> Path:
+def _curves(rows: Sequence[dict[str, Any]], path: Path, title: str, measure: str = "psnr") -> Path:
+    """PSNR over speed: to the full length, or to the converged video (of rows that have it)."""
+    rows = [row for row in rows if measure in row]
     figure, axes = _figure()
     for number, (method, own) in enumerate(_by_method(rows).items()):
         own = sorted(own, key=lambda row: row["speedup"]["estimate"])
         axes.errorbar(
             [row["speedup"]["estimate"] for row in own],
-            [row["psnr"]["estimate"] for row in own],
+            [row[measure]["estimate"] for row in own],
             xerr=_errors(own, "speedup"),
-            yerr=_errors(own, "psnr"),
+            yerr=_errors(own, measure),
             elinewidth=0.7,
             **_style(method, number),
         )
     axes.set_xlabel("measured speed-up of denoising")
-    axes.set_ylabel("PSNR to the uncached full-length video, dB")
+    of = {"psnr": "uncached full-length", "converged": "converged"}[measure]
+    axes.set_ylabel(f"PSNR to the {of} video, dB")
     axes.set_title(f"{title} (95 % intervals over prompts)", fontsize=10)
     return _saved(figure, axes, path)

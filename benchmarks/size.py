@@ -13,7 +13,8 @@ class Size:
 
     steps: of the baseline. lengths: of shorter schedules, the ones that the goals name first.
     judges: fresh prompts per measurement, for the steps, cache and combined sections.
-    ays_lengths: lengths for coordinate descent, which costs most. ratios: asked of search-cache.
+    ays_lengths: lengths for coordinate descent, which costs most. ratios: asked of search-cache;
+    reuse_ratios: of it, beside recipes.
     knobs: settings per peer (evenly taken from its sweep). deciding: verification prompts of a
     cache search; reference_prompts: of the reference tool's. predictor_policies: drawn at each
     cost, to see whether the score ranks them.
@@ -31,6 +32,7 @@ class Size:
     step_verify: int
     four_field_ratios: tuple[float, ...]
     free_ratios: tuple[float, ...]
+    reuse_ratios: tuple[float, ...]
     cache_budget: float
     deciding: int
     reference_lengths: tuple[int, ...]
@@ -71,6 +73,7 @@ def quick_size() -> Size:
         step_verify=2,
         four_field_ratios=(1.3,),
         free_ratios=(1.3, 2.0),
+        reuse_ratios=(2.0,),
         cache_budget=4,
         deciding=2,
         reference_lengths=(15,),
@@ -90,8 +93,8 @@ def quick_size() -> Size:
 # Work in uncached videos, counted from what the sections do: a fixed part, and for each judging
 # prompt of the three sections. Decoding and checking a video counts as a third of one.
 _FIXED = 890.0
-_PER_JUDGE = (14.0, 44.0, 9.0)
-_SHARES = (0.27, 0.58, 0.15)
+_PER_JUDGE = (14.0, 44.0, 32.0)  # the last one with the converged video, of eight
+_SHARES = (0.2, 0.45, 0.35)
 _FEWEST, _MOST = (6, 4, 4), (60, 40, 40)
 _ROOMY, _AMPLE = 2000.0, 6000.0  # more than an hour; hours
 
@@ -119,6 +122,7 @@ def full_size(minutes: float, seconds_per_video: float) -> Size:
         step_verify=8,
         four_field_ratios=(1.3, 1.5),
         free_ratios=(1.3, 1.5, 2.0),
+        reuse_ratios=(2.0, 3.0),
         cache_budget=12,
         deciding=4,
         reference_lengths=(50, 25),

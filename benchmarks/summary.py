@@ -32,23 +32,28 @@ def recipes(results: dict[str, Any]) -> str:
     shown = []
     for wanted in RECIPES:
         fast = [row for row in rows if row["speedup"]["estimate"] >= NEARLY * wanted]
-        best = max(fast, key=lambda row: row["psnr"]["estimate"])
+        best = max(fast, key=lambda row: row["converged"]["estimate"])
         shown.append(
             [
                 f"{wanted}x",
                 _commands(best),
                 interval_text(best["speedup"], ".2f"),
-                interval_text(best["psnr"]),
+                interval_text(best["converged"]),
             ]
         )
-    return markdown_table(("wanted", "commands", "speed-up", "PSNR, dB"), shown)
+    return markdown_table(
+        ("wanted", "commands", "speed-up", "PSNR to the converged video, dB"), shown
+    )
 
 
 def _commands(row: dict[str, Any]) -> str:
     steps = f"`search-steps --steps {row['steps']}`"
     _, _, ratio = row["setting"].rpartition("--ratio ")
     cache = f"`search-cache --ratio {ratio}`"
-    return {"steps": steps, "cache": cache}.get(row["method"], f"{steps}, {cache}")
+    told = {"search-steps": steps, "search-cache free": cache}
+    told["search-steps, search-cache free"] = f"{steps}, {cache}"
+    told["optimize"] = f"`optimize {row['setting'].partition(':')[0]}`"
+    return told.get(row["method"], f"{row['method']}, {row['setting']}")
 
 
 def _steps(rows: Sequence[dict[str, Any]]) -> str:

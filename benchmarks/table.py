@@ -16,7 +16,6 @@ def render(results: dict[str, Any]) -> str:
     for name, section in (
         ("steps", _steps),
         ("noise", _noise),
-        ("levers", _levers),
         ("samplers", _samplers),
         ("cache", _cache),
         ("predictor", _predictor),
@@ -119,25 +118,6 @@ def _noise(section: dict[str, Any]) -> str:
     return f"## Noise\n\n{markdown_table(('steps', *kinds), rows)}\n\n{note}"
 
 
-def _levers(section: dict[str, Any]) -> str:
-    rows = [
-        [
-            row["setting"],
-            f"{row['evaluations']:.2f}x",
-            interval_text(row["to_converged"]),
-            interval_text(row["to_full"]),
-        ]
-        for row in section["rows"]
-    ]
-    count = section["rows"][0]["to_full"]["count"]
-    note = (
-        f"PSNR in dB, {count} fresh prompts, no search: to {section['converged']} steps "
-        "of the same noise, and to the full-length one. Speed is counted in evaluations."
-    )
-    head = ("setting", "fewer evaluations", "to converged", "to full length")
-    return f"## Corrected steps, guidance reuse\n\n{markdown_table(head, rows)}\n\n{note}"
-
-
 def _samplers(section: dict[str, Any]) -> str:
     rows = [
         [
@@ -156,14 +136,18 @@ def _samplers(section: dict[str, Any]) -> str:
 
 
 def _measured(rows: Sequence[dict[str, Any]]) -> str:
-    head = ("method", "setting", "speed-up", "PSNR, dB", "median", "attributes right, %", "loss, %")
+    head = (
+        *("method", "setting", "speed-up", "counted", "PSNR to full length, dB"),
+        *("to converged, dB", "attributes right, %", "loss, %"),
+    )
     lines = [
         [
             row["method"],
             row["setting"],
             interval_text(row["speedup"], ".2f"),
+            f"{row['about']['counted']:.2f}" if "counted" in row["about"] else "",
             interval_text(row["psnr"]),
-            f"{row['psnr_median']:.1f}",
+            interval_text(row["converged"]) if "converged" in row else "",
             _percent(row["right"]),
             _percent(row["loss"]),
         ]
@@ -231,7 +215,11 @@ def _combined(section: dict[str, Any]) -> str:
     text = (
         f"## Steps and cache together\n\n![PSNR over speed-up](combined.png)\n\n{_measured(rows)}"
     )
-    return text + _not_run(section)
+    note = (
+        f"Converged: {section['converged']} uniform steps of the same noise. Counted: evaluations "
+        "of blocks by a branch, of the full length over these."
+    )
+    return f"{text}\n\n{note}{_not_run(section)}"
 
 
 def _scaling(section: dict[str, Any]) -> str:
