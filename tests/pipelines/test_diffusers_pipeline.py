@@ -120,6 +120,37 @@ def test_flow_matching_steps_are_those_of_the_deterministic_formula(name: str, t
         assert torch.allclose(steps[i].latents.float(), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox", "mochi"])
+def test_corrected_steps_hold_the_extrapolated_prediction(name: str, tiny: Any) -> None:
+    """x_VE moves on the line to D_i + h_i / (2 h_{i-1}) (D_i - D_{i-1}), h steps in log sigma: the
+    rule of DPM-Solver++ (2M), by hand from what is seen of the steps.
+    """
+    driven = DiffusersPipeline(*tiny[name])
+    levels = (999.0, 800.0, 500.0, 200.0)
+    steps = seen_of(driven, levels=levels, corrections=(0.0, 1.0, 1.0, 0.0))
+    plain = seen_of(driven, levels=levels)
+    assert torch.equal(steps[0].latents, plain[0].latents)
+    assert not torch.equal(steps[1].latents, plain[1].latents)
+    sigmas = [float(s) for s in driven.steering.scale.sigmas(levels)] + [0.0]
+
+    def ve(x: Tensor, sigma: float) -> Tensor:
+        a = 1 / (1 + sigma) if driven.steering.is_flow else 1 / (1 + sigma**2) ** 0.5
+        return x.float() / a
+
+    for i in (1, 2):
+        h, before = (np.log(sigmas[k] / sigmas[k + 1]) for k in (i, i - 1))
+        held = steps[i].denoised + h / (2 * before) * (steps[i].denoised - steps[i - 1].denoised)
+        x = ve(steps[i - 1].latents, sigmas[i])
+        expected = held + sigmas[i + 1] / sigmas[i] * (x - held)
+        assert torch.allclose(ve(steps[i].latents, sigmas[i + 1]), expected, atol=2e-4)
+
+
+def test_solvers_of_second_order_take_no_corrections() -> None:
+    driven = DiffusersPipeline(*CASES["UniPC"]())
+    with pytest.raises(ScheduleError, match="takes no corrected steps"):
+        driven.denoise(PROMPT, 3, levels=(1000.0, 500.0, 100.0), corrections=(0.0, 1.0, 0.0))
+
+
 def test_denoised_predictions_equal_the_hand_computation(tiny: Any) -> None:
     """Wan, by calling its transformer twice: D = x - s (u + g (c - u)). CogVideoX: a x - b v."""
     pipe, arguments = tiny["wan"]

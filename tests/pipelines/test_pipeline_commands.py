@@ -24,6 +24,7 @@ from osp_opt.generate.manifest import read_takes
 from osp_opt.options import (
     CalibrateOptions,
     EvaluateOptions,
+    OptimizeOptions,
     ReportOptions,
     SampleOptions,
     SearchCacheOptions,
@@ -32,6 +33,7 @@ from osp_opt.options import (
 from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, open_pipeline
 from osp_opt.report.job import run as report
 from osp_opt.sampling.noise_scale import FLOW
+from osp_opt.sampling.recipe import Recipe
 
 pytest.importorskip("accelerate")  # without it diffusers loads no Wan
 
@@ -152,6 +154,14 @@ def test_the_walk_with_a_cache_and_evidence(
         first = sum(t >= 875.0 for t in opened(flags).own_levels(STEPS))
         assert 0 < first < STEPS
         assert not policy.reuse_ranges(first)
+
+    # optimize: a recipe that the pipeline follows
+    run_job(OptimizeOptions(**flags, **videos, speedup=2, budget=6, verify_prompts=1, force=True))
+    recipe = tmp_path / "optimize" / "recipe.json"
+    assert Recipe.from_file(recipe).sampler == "FlowMatchEulerDiscreteScheduler"
+    run_job(SampleOptions(**flags, text_prompt="a fox", recipe=recipe, out=tmp_path / "fast"))
+    (take,) = read_takes(tmp_path / "fast")
+    assert take.timesteps == Recipe.from_file(recipe).timesteps
 
     # sample both, compare, report
     few = {**flags, "text_prompt": ("a fox", "a boat"), "steps": STEPS}

@@ -50,6 +50,10 @@ class GuidancePlan:
         steps = [step for step in range(start, num_steps) if (step - start) % interval]
         return cls(tuple(steps), order)
 
+    def without(self, step: int) -> GuidancePlan:
+        """This plan with both branches at `step`, too. Raises PolicyError where none is left."""
+        return GuidancePlan(tuple(each for each in self.steps if each != step), self.order)
+
     def reuses(self, step: int) -> bool:
         """Whether `step` runs the positive branch alone."""
         return step in self._reusing

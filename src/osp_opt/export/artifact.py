@@ -30,6 +30,7 @@ __all__ = [
     "read_mindie_file",
     "read_policy",
     "read_schedule",
+    "recorded_shift",
 ]
 
 Kind = Literal["schedule", "cache policy", "recipe", "calibration"]
@@ -43,6 +44,7 @@ class PolicyFile:
     num_blocks: int | None
     num_steps: int | None
     notes: tuple[str, ...] = ()
+    calls_per_step: int = 1
 
 
 def kind_of(path: Path) -> Kind:
@@ -72,16 +74,18 @@ def read_policy(path: Path) -> PolicyFile:
         recipe = Recipe.from_file(path)
         if recipe.policy is None:
             raise PolicyError(f"{path}: this recipe caches nothing")
-        return PolicyFile(recipe.policy, None, len(recipe.timesteps))
-    policy = CachePolicy.from_file(path)
+        policy, steps = recipe.policy, len(recipe.timesteps)
+    else:
+        policy, steps = CachePolicy.from_file(path), None
     meta = read_meta(path) or {}
     setting, times = meta.get("setting"), meta.get("block_times_seconds")
-    steps = setting.get("steps") if isinstance(setting, dict) else None
+    told = setting.get("steps") if isinstance(setting, dict) else None
     blocks = times.get("blocks") if isinstance(times, dict) else None
     return PolicyFile(
         policy,
         num_blocks=len(blocks) if isinstance(blocks, list) else None,
-        num_steps=len(policy.plan) or (steps if isinstance(steps, int) else None),
+        num_steps=steps or len(policy.plan) or (told if isinstance(told, int) else None),
+        calls_per_step=2 if meta.get("calls_per_step") == 2 else 1,
     )
 
 
@@ -116,6 +120,13 @@ def read_schedule(path: Path) -> tuple[TimestepSchedule, str | None]:
     sampler = setting.get("sampler") if isinstance(setting, dict) else None
     known = isinstance(sampler, str) and sampler in SAMPLER_KINDS
     return TimestepSchedule.from_file(path), sampler if known else None
+
+
+def recorded_shift(path: Path) -> float | None:
+    """By how much the provenance says that a flow-matching scheduler shifts levels."""
+    setting = (read_meta(path) or {}).get("setting")
+    shift = setting.get("shift") if isinstance(setting, dict) else None
+    return float(shift) if isinstance(shift, (int, float)) and shift > 0 else None
 
 
 def read_calibration(path: Path) -> Calibration:

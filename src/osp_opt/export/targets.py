@@ -22,6 +22,7 @@ from osp_opt.export.artifact import (
     read_mindie_file,
     read_policy,
     read_schedule,
+    recorded_shift,
 )
 from osp_opt.options import MAX_BLOCKS, ExportOptions
 
@@ -141,7 +142,10 @@ def _mindie_policy(file: PolicyFile, blocks: int, steps: int, options: ExportOpt
 
 def _cache_dit(file: PolicyFile, blocks: int, steps: int, options: ExportOptions) -> Exported:
     config = cache_dit.cache_dit_config(
-        file.policy, blocks, steps, calls_per_step=options.calls_per_step
+        file.policy,
+        blocks,
+        steps,
+        calls_per_step=options.calls_per_step or file.calls_per_step,
     )
     text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=100)
     return Exported({".yaml": text, ".yml": text, ".json": _json(config)})
@@ -155,11 +159,21 @@ def _sglang(file: PolicyFile, blocks: int, steps: int, options: ExportOptions) -
 
 def _diffusers(path: Path, options: ExportOptions) -> Exported:
     from osp_opt.export.timesteps import diffusers_sigmas, diffusers_timesteps
+    from osp_opt.sampling.noise_scale import FLOW
 
     schedule, sampler = read_schedule(path)
-    values: dict[str, Any] = {"sigmas": diffusers_sigmas(schedule, options.shift)}
-    if options.shift is not None:
-        note = f"un-shifted, for a flow-matching scheduler with shift={options.shift:g}"
+    shift = options.shift or recorded_shift(path)
+    if shift is None and schedule.scale == FLOW:
+        raise OptionError(
+            f"{path}: its scheduler shifts levels by the size of the video; give --shift (1: none) "
+            "or sample with osp-opt"
+        )
+    values: dict[str, Any] = {"sigmas": diffusers_sigmas(schedule, shift)}
+    if shift is not None:
+        note = (
+            f"un-shifted, for a flow-matching scheduler with shift={shift:g}; a pipeline whose "
+            "call takes no sigmas (Wan) follows them in osp-opt"
+        )
     else:
         values = {"timesteps": diffusers_timesteps(schedule, sampler), **values}
         note = "a pipeline takes one of the two; a flow-matching model needs --shift"
@@ -169,11 +183,13 @@ def _diffusers(path: Path, options: ExportOptions) -> Exported:
 
 def _comfyui(path: Path, options: ExportOptions) -> Exported:
     from osp_opt.export.timesteps import comfyui_sigmas
+    from osp_opt.sampling.noise_scale import FLOW
 
     schedule, _ = read_schedule(path)
-    sigmas = comfyui_sigmas(schedule, flow=options.shift is not None)
+    flow = options.shift is not None or schedule.scale == FLOW
+    sigmas = comfyui_sigmas(schedule, flow=flow)
     notes = _lost(schedule)
-    if options.shift is None:
+    if not flow:
         notes.insert(0, "a flow-matching model needs --shift (of any size: ComfyUI applies none)")
     return Exported({".txt": ", ".join(map(repr, sigmas)) + "\n", ".json": _json(sigmas)}, notes)
 

@@ -353,7 +353,7 @@ def _summarise(
 def _following(options: SampleOptions) -> str:
     """What one does with these videos: compare them with the original's, or make faster ones."""
     baseline, usual = options.workdir / "baseline", options.workdir / "samples"
-    fast = options.schedule is not None or options.cache is not None
+    fast = any(x is not None for x in (options.schedule, options.cache, options.recipe))
     if fast and (baseline / MANIFEST).is_file() and baseline != options.out_dir:
         sides = ("--reference", str(baseline), "--candidate", str(options.out_dir))
         return following(options, "evaluate", *sides)

@@ -69,16 +69,18 @@ class ExportOptions(Options):
         ge=1,
         le=MAX_BLOCKS,
     )
-    calls_per_step: int = option(
-        1,
-        "2 where the transformer runs once for each guidance branch (for cache-dit).",
+    calls_per_step: int | None = option(
+        None,
+        "2 where the transformer runs once for each guidance branch (for cache-dit); default: as "
+        "the provenance says, else 1.",
         panel="Job",
         ge=1,
         le=2,
     )
     shift: float | None = option(
         None,
-        "The schedule is of a flow-matching model, whose scheduler shifts by this; 1: not at all.",
+        "The schedule is of a flow-matching model, whose scheduler shifts by this; 1: not at all. "
+        "Default: as the provenance says.",
         panel="Job",
         gt=0,
         le=1000,

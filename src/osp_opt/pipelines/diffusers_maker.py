@@ -132,6 +132,11 @@ class PipelineMaker:
         return self.guided and self.pipeline.calls[0] != "negative"
 
     @property
+    def calls_per_step(self) -> int:
+        """How often a step calls the transformer."""
+        return len(self.pipeline.calls)
+
+    @property
     def boundary(self) -> float | None:
         """The timestep from which on, downwards, a second transformer makes the steps."""
         return self.pipeline.boundary
@@ -188,6 +193,7 @@ class PipelineMaker:
             corrections=schedule.corrections,
             arguments=self.pipeline.arguments,
             levels="flow" if self.scale == FLOW else None,
+            shift=self.pipeline.steering.shift,
             own_steps=all(abs(a - b) <= SAME_TIMESTEP for a, b in pairs),
         )
 

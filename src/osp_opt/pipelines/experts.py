@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy import CachePolicy
 
-__all__ = ["check_experts"]
+__all__ = ["check_experts", "first_below"]
+
+
+def first_below(timesteps: Sequence[float], boundary: float | None) -> int:
+    """Index of the first step that a second transformer makes; 0 where there is one only."""
+    return 0 if boundary is None else sum(t >= boundary for t in timesteps)
 
 
 def check_experts(policy: CachePolicy, timesteps: Sequence[float], boundary: float | None) -> None:
@@ -16,7 +21,7 @@ def check_experts(policy: CachePolicy, timesteps: Sequence[float], boundary: flo
     """
     if boundary is None:
         return
-    first = sum(t >= boundary for t in timesteps)
+    first = first_below(timesteps, boundary)
     stored: dict[tuple[int, int], int] = {}
     for step in range(len(timesteps)):
         for blocks in policy.reuse_ranges(step):

@@ -86,6 +86,11 @@ class Maker(Protocol):
         ...
 
     @property
+    def calls_per_step(self) -> int:
+        """How often a step calls the transformer: once, or once for each guidance branch."""
+        ...
+
+    @property
     def boundary(self) -> float | None:
         """The timestep from which on, downwards, a second transformer makes the steps: nothing is
         reused across it. None where there is one transformer.

@@ -165,6 +165,11 @@ class VideoMaker:
         return self.guided
 
     @property
+    def calls_per_step(self) -> int:
+        """One for both guidance branches, or one for each in turn."""
+        return 2 if self.sequential_guidance and self.guided else 1
+
+    @property
     def boundary(self) -> float | None:
         """There is one transformer."""
         return None

@@ -73,6 +73,16 @@ class Steering:
         return bool(self.scheduler.config.get("invert_sigmas"))
 
     @property
+    def shift(self) -> float | None:
+        """By how much it shifts flow-matching levels that it is given; None where that depends on
+        the video, and for others.
+        """
+        config = self.scheduler.config
+        if not self.is_flow or config.get("use_dynamic_shifting") or config.get("shift_terminal"):
+            return None
+        return float(config.get("flow_shift") or config.get("shift") or 1.0)
+
+    @property
     def prediction(self) -> str:
         """What the network's output is."""
         return str(self.scheduler.config.get("prediction_type", "flow_prediction"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from osp_opt.sampling.schedule import SAME_TIMESTEP
 
@@ -35,7 +35,8 @@ class Setting:
 
     model: its fingerprint. num_frames, height, width, guidance_scale are Open-Sora-Plan's; of other
     pipelines `arguments` are those of the call, and `own_steps` says whether the timesteps are
-    those that its scheduler takes for so many steps, and `levels` is "flow" where they are 1000 s.
+    those that its scheduler takes for so many steps, `levels` is "flow" where they are 1000 s, and
+    `shift` by how much its scheduler shifts levels that it is given (None: not known).
     """
 
     model: str
@@ -50,7 +51,8 @@ class Setting:
     guidance_scale: float | None = None
     arguments: Mapping[str, Any] | None = None
     own_steps: bool | None = None
-    levels: str | None = None
+    levels: Literal["flow"] | None = None
+    shift: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON values: of the fields that mean something, lists for tuples."""

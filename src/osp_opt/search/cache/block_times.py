@@ -18,6 +18,7 @@ from osp_opt.base.errors import PolicyError
 from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.options import CacheMemoryOptions
+from osp_opt.pipelines.experts import first_below
 from osp_opt.pipelines.maker import Maker, Request
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.parallel import Parallel
@@ -114,7 +115,9 @@ def measure_times(
 
 def _measure_alone(maker: Maker, request: Request) -> float:
     """The time of a step that runs the positive branch alone over that of one that runs both."""
+    schedule = maker.schedule(ALONE_STEPS)
     plan = GuidancePlan.every(2, ALONE_STEPS, order=0)
+    plan = plan.without(first_below(schedule.timesteps, maker.boundary))
     policy = CachePolicy.explicit({}, ALONE_STEPS, guidance=plan)
     ends: list[float] = []
 
@@ -123,7 +126,7 @@ def _measure_alone(maker: Maker, request: Request) -> float:
         ends.append(time.perf_counter())
 
     cache = maker.block_cache(policy, CacheMemoryOptions())
-    maker.denoise(request, maker.schedule(ALONE_STEPS), cache, step_ended)
+    maker.denoise(request, schedule, cache, step_ended)
     seconds = {step: ends[step] - ends[step - 1] for step in range(2, len(ends))}
     alone = median(value for step, value in seconds.items() if plan.reuses(step))
     return alone / median(value for step, value in seconds.items() if not plan.reuses(step))

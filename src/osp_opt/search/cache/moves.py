@@ -61,7 +61,7 @@ def plan_reuse(
     those that weigh least are the best choice of so many, exactly.
     """
     steps = errors.num_steps
-    plain = guidance_alone(move, steps)
+    plain = guidance_alone(move, steps, errors.first_step)
     if plain is None or move.blocks == 1.0:
         return plain
     if plain.guidance is None:
@@ -88,7 +88,7 @@ def guided_plans(
     """
     steps, found = errors.num_steps, []
     for interval in INTERVALS:
-        alone = guidance_alone(Move(interval), steps)
+        alone = guidance_alone(Move(interval), steps, errors.first_step)
         if alone is not None:
             missing = ratio / times.speedup(alone, steps)
             plan = plan_reuse(Move(interval, max(1.0, missing)), errors, importance_S, times)
@@ -97,13 +97,18 @@ def guided_plans(
     return found
 
 
-def guidance_alone(move: Move, steps: int) -> CachePolicy | None:
-    """The policy of `move` without its blocks; None where there are too few steps for it."""
+def guidance_alone(move: Move, steps: int, first_step: int = 0) -> CachePolicy | None:
+    """The policy of `move` without its blocks; None where there are too few steps for it. At
+    `first_step`, of a second transformer, both branches run.
+    """
     if move.guidance == 1:
         return CachePolicy.explicit({}, steps)
     if steps <= FIRST_BOTH + move.guidance:
         return None
     guidance = GuidancePlan.every(move.guidance, steps, FIRST_BOTH)
+    if guidance.steps == (first_step,):
+        return None
+    guidance = guidance.without(first_step)
     return CachePolicy.explicit({}, steps, guidance=guidance)
 
 
@@ -125,7 +130,7 @@ def _with_blocks(
         if step < steps - SPARED and step - source <= errors.max_lag:
             error = errors.of_reuse(step, step - source, blocks)
             costs.append((float(importance_S[step] * np.exp(log_error(error).mean())), step))
-    costs.sort()
+    costs = sorted(cost for cost in costs if np.isfinite(cost[0]))
     for count in range(1, len(costs) + 1):
         reuse: dict[int, Sequence[BlockRange]] = {step: [blocks] for _, step in costs[:count]}
         policy = CachePolicy.explicit(reuse, steps, 0, guidance)

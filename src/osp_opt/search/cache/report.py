@@ -90,6 +90,7 @@ def _meta(search: CacheSearch, found: Found) -> dict[str, Any]:
         "setting": search.maker.setting(search.schedule).as_json(),
         "schedule_file": None if options.schedule is None else str(options.schedule),
         "policy": str(found.candidate.policy),
+        "calls_per_step": search.maker.calls_per_step,
         "device": search.context.device.name,
         "timed_on": search.maker.timed_on,
         "block_times_seconds": search.times.as_json(),

@@ -35,6 +35,7 @@ import numpy.typing as npt
 from osp_opt.base.errors import CalibrationError
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
+from osp_opt.pipelines.experts import first_below
 from osp_opt.quality.metrics import log_error
 
 __all__ = [
@@ -61,10 +62,12 @@ class ReuseErrors:
     """Mean squared errors of reuse for one schedule: table [P, S, L, B, B], lag l at index l - 1.
 
     Entries of lags that reach before the first step are 0 and of no use. Those of lags that reach
-    across the boundary of two transformers are infinite: nothing may be reused there.
+    across the boundary of two transformers are infinite: nothing may be reused there. first_step
+    is the first of the second one; 0 where there is one only.
     """
 
     table: np.ndarray
+    first_step: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -105,8 +108,8 @@ class ReuseErrors:
             np.asarray(timesteps, np.float64), calibration.timesteps[::-1], levels[::-1]
         )
         recorded = _recorded_errors(grams, calibration)
-        first = _first_below(calibration.boundary, calibration.timesteps)
-        first_step = _first_below(calibration.boundary, timesteps)
+        first = first_below(calibration.timesteps.tolist(), calibration.boundary)
+        first_step = first_below(timesteps, calibration.boundary)
         p, _, _, b, _ = grams.shape
         table = np.zeros((p, len(places), max_lag, b, b), dtype=np.float32)
         for step in range(len(places)):
@@ -120,7 +123,7 @@ class ReuseErrors:
                 table[:, step, lag - 1] = _at_distance(
                     recorded[:, level], calibration.lags, float(distance)
                 )
-        return cls(table)
+        return cls(table, first_step)
 
     def of_reuse(
         self, step: int, lag: int, blocks: tuple[int, int], spacing: int | None = None
@@ -147,18 +150,13 @@ class ReuseErrors:
         return np.maximum(forecast, 0.01 * plain)
 
 
-def _first_below(boundary: float | None, timesteps: Sequence[float] | FloatArray) -> int:
-    """Index of the first timestep that a second transformer makes; 0 where there is one only."""
-    return 0 if boundary is None else int(np.sum(np.asarray(timesteps) >= boundary))
-
-
 def _recorded_errors(grams: np.ndarray, calibration: Calibration) -> np.ndarray:
     """Range errors [P, K, G, B, B]; a level too early for a lag borrows from the first that is, as
     does one whose change reaches back to another transformer.
     """
     lags = calibration.lags
     errors = range_errors(grams.astype(np.float64))
-    first = _first_below(calibration.boundary, calibration.timesteps)
+    first = first_below(calibration.timesteps.tolist(), calibration.boundary)
     for g in range(len(lags)):
         if first:
             errors[:, first : first + lags[g], g] = np.nan

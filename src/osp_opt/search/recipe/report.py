@@ -21,8 +21,10 @@ def write_recipe(search: RecipeSearch, found: Found) -> None:
     if options.out != path:  # a file that was named is that file
         path = beside_others(path, meta["asked"], meta["asked"]["goal"])
     variant = found.candidate.variant
+    setting = search.maker.setting(variant.schedule)
     Recipe(
-        sampler=options.sampler,
+        sampler=setting.sampler,
+        levels=setting.levels,
         timesteps=list(variant.schedule.timesteps),
         corrections=list(variant.schedule.corrections),
         cache=None if variant.policy is None else variant.policy.to_json(),
@@ -52,6 +54,7 @@ def _meta(search: RecipeSearch, found: Found) -> dict[str, Any]:
         "asked": {"goal": goal},
         "setting": search.maker.setting(candidate.variant.schedule).as_json(),
         "recipe": str(candidate),
+        "calls_per_step": search.maker.calls_per_step,
         "device": search.context.device.name,
         "layout": str(search.context.parallel.layout),
         "block_times_seconds": search.times.as_json(),

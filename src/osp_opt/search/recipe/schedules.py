@@ -5,11 +5,13 @@ Suffixes: P videos, K recorded levels, M levels of the refined grid.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from osp_opt.base.samplers import SAMPLER_KINDS
+from osp_opt.base.samplers import SamplerKind
 from osp_opt.calibration import Calibration, step_changes
-from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
+from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.recipe.coherent import coherent_error, error_coefficients
 from osp_opt.search.recipe.pairs import corrected_cost, plan_pairs
 from osp_opt.search.steps.candidates import (
@@ -18,6 +20,7 @@ from osp_opt.search.steps.candidates import (
     StepTable,
     blend,
     objectives_for,
+    with_clean_level,
 )
 from osp_opt.search.steps.objectives import refine_changes
 
@@ -27,11 +30,10 @@ _DIVISORS = ((0.5, 1.0), (5.0, 1.5), (2.0, 1.0))  # (c, power): how fast errors 
 _MOST_LEVELS = 128  # of the programme's grid: its time and memory grow with their cube
 
 
-def natural_correction(sampler: str) -> float:
+def natural_correction(kind: SamplerKind) -> float:
     """The weight of the two-step rule that serves a sampler best: half with fresh noise, which a
     full correction would amplify, all of it without; none where steps are of second order.
     """
-    kind = SAMPLER_KINDS[sampler]
     if not kind.takes_corrections:
         return 0.0
     return 0.5 if kind.ancestral else 1.0
@@ -42,13 +44,18 @@ class CorrectedSchedules:
 
     What is searched is made smooth: every timestep is moved towards its neighbours (where a sampler
     takes whole ones only, half-way to uniform). The sharp optimum of a table fits its levels.
+    Uniform are, of other models, the steps of their scheduler's `own`.
     """
 
-    def __init__(self, calibration: Calibration, sampler: str) -> None:
-        self.weight = natural_correction(sampler)
-        self._sampler = sampler
-        self._ancestral = SAMPLER_KINDS[sampler].ancestral
-        self._table = StepTable(calibration, sampler)
+    def __init__(
+        self,
+        calibration: Calibration,
+        kind: SamplerKind,
+        own: Callable[[int], TimestepSchedule] = TimestepSchedule.uniform,
+    ) -> None:
+        self.weight = natural_correction(kind)
+        self._kind = kind
+        self._table = StepTable(calibration, kind, own=own)
         self._changes_KK = step_changes(calibration.step_gram).mean(axis=0)
         self._sigmas_K = calibration.sigmas
         recorded = calibration.timesteps
@@ -82,7 +89,7 @@ class CorrectedSchedules:
         """
         if not 2 < num_steps < len(self._table.recorded_K) or not self.weight:
             return None
-        objective = objectives_for(self._sampler, "video")[0]
+        objective = objectives_for(self._kind, "video")[0]
         candidate = StepCandidate(
             self._table.best(objective, num_steps).schedule, "searched, not corrected"
         )
@@ -94,10 +101,11 @@ class CorrectedSchedules:
         levels = np.unique(np.concatenate([self._grid_M, own]))[::-1]
         place = {float(t): i for i, t in enumerate(levels)}
         path = [place[float(t)] for t in own]
-        sigmas = sigma_of(levels)
-        changes = refine_changes(self._changes_KK, self._sigmas_K, sigmas)
+        changes, sigmas = self._changes(levels)
+        if self._table.ends_noisy:
+            path.append(len(levels))
         coefficients = error_coefficients(
-            sigmas, path, candidate.schedule.corrections, ancestral=self._ancestral
+            sigmas, path, candidate.schedule.corrections, ancestral=self._kind.ancestral
         )
         return float(coherent_error(changes, coefficients))
 
@@ -108,26 +116,47 @@ class CorrectedSchedules:
         if not 2 < num_steps < len(grid):
             return []
         if not self._costs:
-            changes = refine_changes(self._changes_KK, self._sigmas_K, sigma_of(grid))
+            changes, sigmas = self._changes(grid)
             self._costs = [
                 corrected_cost(
-                    changes, sigma_of(grid), self.weight, ancestral=self._ancestral, c=c, power=p
+                    changes,
+                    sigmas,
+                    self.weight,
+                    ancestral=self._kind.ancestral,
+                    c=c,
+                    power=p,
+                    ends_clean=self._table.ends_noisy,
                 )
                 for c, p in _DIVISORS
             ]
-        paths = [grid[list(plan_pairs(cost, grid, num_steps))] for cost in self._costs]
+        ends = self._table.ends_noisy
+        places = np.append(grid, grid[-1] - 2.0 * self._table.min_gap) if ends else grid
+        paths = [
+            grid[list(plan_pairs(cost, places, num_steps + ends)[:num_steps])]
+            for cost in self._costs
+        ]
         if self._table.takes_whole_timesteps:
             uniform = self._table.uniform(num_steps)
-            sharp = [StepCandidate(_schedule(timesteps), "searched") for timesteps in paths]
+            sharp = [StepCandidate(self._schedule(timesteps), "searched") for timesteps in paths]
             return [blend(candidate, uniform, 0.5, True) for candidate in sharp]
-        return [StepCandidate(_schedule(_smoothed(timesteps)), "searched") for timesteps in paths]
+        return [
+            StepCandidate(self._schedule(_smoothed(timesteps)), "searched") for timesteps in paths
+        ]
+
+    def _changes(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The change table and levels at `timesteps`, with a level without noise behind them where
+        the calibration ended at a noisy one.
+        """
+        scale = self._table.scale
+        sigmas = scale.sigmas(timesteps)
+        found = refine_changes(self._changes_KK, self._sigmas_K, sigmas, scale.position)
+        return with_clean_level(found, sigmas) if self._table.ends_noisy else (found, sigmas)
+
+    def _schedule(self, timesteps: np.ndarray) -> TimestepSchedule:
+        return TimestepSchedule(tuple(float(t) for t in timesteps), scale=self._table.scale)
 
     def _corrected(self, candidate: StepCandidate) -> StepCandidate:
         return StepCandidate(candidate.schedule.corrected(self.weight), candidate.origin)
-
-
-def _schedule(timesteps: np.ndarray) -> TimestepSchedule:
-    return TimestepSchedule(tuple(float(t) for t in timesteps))
 
 
 def _smoothed(timesteps: np.ndarray, times: int = 2) -> np.ndarray:

@@ -289,7 +289,7 @@ def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
             guidance=reuses_guidance(maker, context.parallel),
         ).as_json(),
     )
-    schedules = CorrectedSchedules(source.calibration, options.sampler)
+    schedules = CorrectedSchedules(source.calibration, source.kind, source.even)
     return RecipeSearch(
         options,
         context,

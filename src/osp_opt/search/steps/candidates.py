@@ -19,7 +19,15 @@ from osp_opt.sampling.schedule import TimestepSchedule, own_scale
 from osp_opt.search.steps.objectives import StepObjective, refine_changes
 from osp_opt.search.steps.programme import MIN_GAP, StepPlan, path_cost, plan_steps
 
-__all__ = ["GRID_LEVELS", "Objective", "StepCandidate", "StepTable", "blend", "objectives_for"]
+__all__ = [
+    "GRID_LEVELS",
+    "Objective",
+    "StepCandidate",
+    "StepTable",
+    "blend",
+    "objectives_for",
+    "with_clean_level",
+]
 
 GRID_LEVELS = 400  # of the refined grid; finer changes nothing, coarser costs up to a tenth
 
@@ -101,7 +109,7 @@ class StepTable:
         self.min_gap = min_gap
         self.scale = calibration.scale
         self._own = own
-        self._ends_noisy = self.scale != own_scale() and calibration.timesteps[-1] > 0
+        self.ends_noisy = self.scale != own_scale() and calibration.timesteps[-1] > 0
         self._sigmas_K = calibration.sigmas
         self._changes_PKK = step_changes(calibration.step_gram)
         recorded = calibration.timesteps
@@ -131,16 +139,16 @@ class StepTable:
             grid = self.grid(objective)
             changes, sigmas = self._changes(grid)
             cost = objective(changes.mean(0), sigmas)
-            if self._ends_noisy:
+            if self.ends_noisy:
                 grid = np.append(grid, grid[-1] - 2.0 * self.min_gap)
             self._plans[objective] = plan_steps(
-                cost, grid, self._max_steps + self._ends_noisy, self.min_gap
+                cost, grid, self._max_steps + self.ends_noisy, self.min_gap
             )
         return self._plans[objective]
 
     def best(self, objective: Objective, num_steps: int) -> StepCandidate:
         """The schedule of `num_steps` steps with the least cost. Raises ScheduleError."""
-        path = self.plan(objective).path(num_steps + self._ends_noisy)[:num_steps]
+        path = self.plan(objective).path(num_steps + self.ends_noisy)[:num_steps]
         timesteps = tuple(float(t) for t in self.grid(objective)[list(path)])
         return StepCandidate(TimestepSchedule(timesteps, scale=self.scale), objective.label)
 
@@ -192,7 +200,7 @@ class StepTable:
         missing = [t for timesteps in own for t in timesteps if float(t) not in place]
         if missing:
             raise ScheduleError(f"timesteps {missing[:3]} lie outside the calibrated range")
-        end = (len(levels),) if self._ends_noisy else ()
+        end = (len(levels),) if self.ends_noisy else ()
         return levels, [(*(place[float(t)] for t in timesteps), *end) for timesteps in own]
 
     def advantage(
@@ -236,10 +244,17 @@ class StepTable:
         """
         sigmas = self.scale.sigmas(timesteps)
         found = refine_changes(self._changes_PKK, self._sigmas_K, sigmas, self.scale.position)
-        if not self._ends_noisy:
+        if not self.ends_noisy:
             return found, sigmas
-        held = np.pad(found, ((0, 0), (0, 1), (0, 1)), mode="edge")
-        return held, np.append(sigmas, sigmas[-1] * _NO_NOISE)
+        return with_clean_level(found, sigmas)
+
+
+def with_clean_level(changes: np.ndarray, sigmas_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Change tables [..., M, M] and levels [M] with a level without noise behind them, at which the
+    prediction is the last one.
+    """
+    sides = [(0, 0)] * (changes.ndim - 2) + [(0, 1), (0, 1)]
+    return np.pad(changes, sides, mode="edge"), np.append(sigmas_M, sigmas_M[-1] * _NO_NOISE)
 
 
 def blend(
