@@ -1,6 +1,4 @@
-"""What was found for another pipeline, exported: the pipeline's own call and runtime make of it what
-was measured.
-"""
+"""What was found for another pipeline, exported: its own call makes the video of it."""
 
 from __future__ import annotations
 
