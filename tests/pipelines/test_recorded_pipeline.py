@@ -80,7 +80,7 @@ def test_doctor_says_what_works(tiny: Any, tmp_path: Path, capsys: Any) -> None:
     told = " ".join(capsys.readouterr().out.split())
     assert "FlowMatchEulerDiscreteScheduler: 1000 s of flow matching" in told
     assert "2 registered blocks in each of transformer" in told
-    assert "calibrate" not in told
+    assert "osp-opt calibrate --pipeline" in told
     FlowMatchHeunDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
     index = tmp_path / "model_index.json"
     index.write_text(index.read_text().replace("FlowMatchEuler", "FlowMatchHeun"))

@@ -28,6 +28,8 @@ from osp_opt.model.checkpoint import model_fingerprint, open_checkpoint
 from osp_opt.model.text.encoder import load_tokenizer
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.autoencoder import CausalVAEModel
+from osp_opt.options import ModelOptions
+from osp_opt.pipelines.files import call_arguments, check_pipeline
 from osp_opt.system.device import Device, discover
 
 PACKAGES = ("torch", "torch_npu", "diffusers", "transformers", "imageio-ffmpeg")
@@ -102,15 +104,18 @@ def models(path: str, asked: VideoShape | None, allow_untrained: bool) -> list[S
     return [_model(folder, None, allow_untrained) for folder in inside]
 
 
-def pipeline(path: str, cache_dir: Path | None) -> Section:
+def pipeline(options: ModelOptions) -> Section:
     """A pipeline of another model: whether it can be driven from outside, and by what."""
     from osp_opt.pipelines.diffusers_pipeline import (
         open_pipeline,  # seconds of imports, for this alone
     )
 
+    path = str(options.pipeline)
     title = f"Pipeline {path}"
     try:
-        found = open_pipeline(path, cache_dir=cache_dir)
+        check_pipeline(options)
+        arguments = call_arguments(options)
+        found = open_pipeline(path, arguments=arguments, cache_dir=options.cache_dir)
     except OspOptError as error:
         return Section(title, (), (str(error),))
     kind, steering = found.kind, found.steering
@@ -125,7 +130,7 @@ def pipeline(path: str, cache_dir: Path | None) -> Section:
         ("scheduler", scheduler),
         ("steps", steps),
         ("blocks", blocks),
-        ("driven by", "the library: osp_opt.open_pipeline"),
+        ("driven by", "every command with --pipeline; osp_opt.open_pipeline in Python"),
     )
     return Section(title, rows)
 

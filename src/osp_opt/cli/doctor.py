@@ -27,7 +27,7 @@ def run(options: DoctorOptions) -> int:
         progress.result(
             [f"problem: {problem}" for problem in problems] or ["everything looked at works"],
             {"found": {s.title: dict(s.rows) for s in sections}, "problems": problems},
-            "" if problems or options.pipeline else following(options, "calibrate"),
+            "" if problems else following(options, "calibrate"),
         )
     return PROBLEMS_EXIT_CODE if problems else 0
 
@@ -55,5 +55,5 @@ def examine(options: DoctorOptions) -> list[Section]:
     for path in filter(None, paths):
         sections += diagnosis.models(path, asked, options.allow_untrained_shape)
     if options.pipeline is not None:
-        sections.append(diagnosis.pipeline(options.pipeline, options.cache_dir))
+        sections.append(diagnosis.pipeline(options))
     return sections if any((*paths, options.pipeline)) else sections + diagnosis.bundled()

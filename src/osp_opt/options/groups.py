@@ -32,7 +32,7 @@ PROMPT_FILE_KINDS = (".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 _OF_OPEN_SORA_PLAN = {
     *("model_path", "version", "ae", "ae_path", "text_encoder_name", "model_type"),
     *("sampler", "noise", "enable_tiling", "tile_overlap_factor", "allow_untrained_shape"),
-    *("compile", "save_memory", "offload", "videos_path", "resize"),
+    *("compile", "save_memory", "offload", "videos_path", "resize", "also"),
 }
 """Options that say something of Open-Sora-Plan's models only."""
 

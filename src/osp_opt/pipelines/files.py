@@ -18,7 +18,7 @@ from typing import Any
 from osp_opt.base.artifacts import read_json
 from osp_opt.base.errors import CheckpointError, FileError, OptionError, ScheduleError
 from osp_opt.base.mappings import read_mapping
-from osp_opt.options import ModelOptions, SampleOptions
+from osp_opt.options import DoctorOptions, ModelOptions, SampleOptions
 from osp_opt.pipelines.requirements import (
     Described,
     check_arguments,
@@ -85,7 +85,7 @@ def check_pipeline(options: ModelOptions) -> None:
     if name is None:
         return
     check_scheduler([name], config)
-    if not isinstance(options, SampleOptions):
+    if not isinstance(options, (SampleOptions, DoctorOptions)):
         needs_no_noise([name], config)
 
 
