@@ -17,9 +17,9 @@ from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.quality.intervals import mean_ci
 from osp_opt.search.cache.block_times import BlockTimes
+from osp_opt.search.cache.moves import Move, guided_plans, plan_reuse
 from osp_opt.search.cache.plans import free_candidates
 from osp_opt.search.cache.scores import ReuseErrors
-from osp_opt.search.recipe.reuse import Move, plan_reuse
 
 __all__ = ["run_cache", "run_guidance", "run_recipe"]
 
@@ -53,13 +53,10 @@ def planned(bench: Bench, ratio: float) -> list[Entrant]:
     found: dict[str, CachePolicy] = {}
     for candidate in free_candidates(errors, weights, times, ratio, 8):
         found.setdefault(f"blocks, order {candidate.policy.order}", candidate.policy)
-    for interval in (2, 3):
-        plan = GuidancePlan.every(interval, STEPS)
-        alone = CachePolicy.explicit({}, STEPS, guidance=plan).speedup(errors.num_blocks, STEPS)
-        if alone < ratio:
-            policy = plan_reuse(Move(interval, ratio / alone), errors, weights, times)
-            if policy is not None:
-                found[f"blocks and negative at 1 of {interval}"] = policy
+    for policy in guided_plans(errors, weights, times, ratio):
+        assert policy.guidance is not None
+        share = STEPS / (STEPS - len(policy.guidance.steps))
+        found[f"negative at 1 of {share:.0f}, and blocks"] = policy
     return [Entrant(f"{ratio:g}x osp-opt, {name}", cache=policy) for name, policy in found.items()]
 
 
