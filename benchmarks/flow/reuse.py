@@ -12,7 +12,8 @@ import numpy as np
 
 from benchmarks.flow.bench import STEPS, Bench, Entrant
 from benchmarks.flow.peers import peer_entrants
-from benchmarks.flow.steps import searched
+from benchmarks.flow.steps import corrections
+from benchmarks.flow.steps import planned as planned_steps
 from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.quality.intervals import mean_ci
@@ -26,6 +27,7 @@ __all__ = ["run_cache", "run_guidance", "run_recipe"]
 TARGETS = (1.5, 2.0, 3.0)
 INTERVALS = (2, 3, 4)
 MAX_AGE = 7
+RECIPES = ((12, 1), (16, 2), (18, 3))  # steps, and how often the negative branch runs
 
 
 def run_guidance(bench: Bench, prompts: list[str]) -> dict[str, Any]:
@@ -61,35 +63,31 @@ def planned(bench: Bench, ratio: float) -> list[Entrant]:
 
 
 def run_recipe(bench: Bench, prompts: list[str]) -> dict[str, Any]:
-    """At least four times less work: corrected steps with and without reuse."""
+    """At least four times less work: planned corrected steps, with and without reuse."""
     entrants = []
-    for steps, interval in ((12, 1), (16, 2), (18, 3), (25, 1)):
-        for kind, levels in (
-            ("own spacing", bench.own(steps)),
-            ("searched half-way", _half_searched(bench, steps)),
-        ):
-            corrections = (0.0, *(1.0 for _ in range(steps - 2)), 0.0)
-            cache = None
-            name = f"{steps} {kind}, a = 1"
-            if interval > 1:
-                plan = GuidancePlan.every(interval, steps)
-                cache = CachePolicy.explicit({}, steps, guidance=plan)
-                name += f", negative at 1 of {interval}"
-            if steps == 25:  # blocks do the rest
-                errors, weights, times = _planning(bench, steps, levels)
-                cache = plan_reuse(Move(2, 4.0 / 2.0 / 1.28), errors, weights, times)
-                name += ", negative at 1 of 2, blocks"
-                if cache is None:
-                    continue
-            entrants.append(Entrant(name, steps, levels, corrections, cache))
-        entrants.append(Entrant(f"{steps} own spacing", steps))
+    for steps, interval in RECIPES:
+        levels, weight = planned_steps(bench, steps)
+        guidance = GuidancePlan.every(interval, steps) if interval > 1 else None
+        resting = CachePolicy.explicit({}, steps, guidance=guidance) if guidance else None
+        name = f"{steps} planned steps, a = {weight:g}"
+        if interval > 1:
+            name += f", negative at 1 of {interval}"
+        entrants.append(Entrant(name, steps, levels, corrections(steps, weight), resting))
+    levels, weight = planned_steps(bench, 25)
+    for interval in (1, 2, 3):
+        alone = 1.0 if interval == 1 else _resting(interval, 25)
+        errors, weights, times = _planning(bench, 25, levels)
+        policy = plan_reuse(Move(interval, 2.0 / alone), errors, weights, times)
+        if policy is not None:
+            name = f"25 planned steps, a = {weight:g}, {policy}"
+            entrants.append(Entrant(name, 25, levels, corrections(25, weight), policy))
+    entrants += [Entrant(f"{steps} own steps", steps) for steps in (25, 12)]
     return _judged(bench, entrants, prompts)
 
 
-def _half_searched(bench: Bench, steps: int) -> tuple[float, ...]:
-    levels = np.array(searched(bench, steps, 0.0, corrected=True))
-    mixed = 0.5 * (levels + np.array(bench.own(steps)))
-    return tuple(mixed.tolist())
+def _resting(interval: int, steps: int) -> float:
+    plan = GuidancePlan.every(interval, steps)
+    return CachePolicy.explicit({}, steps, guidance=plan).speedup(1, steps)
 
 
 def _planning(
