@@ -5,7 +5,7 @@ DEMO ?= demo-output
 BIN := $(VENV)/bin
 OSP := $(BIN)/osp-opt
 
-.PHONY: demo test durability bench lint install clean
+.PHONY: demo test test-lowest durability bench lint install clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,14 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
+# The same with the lowest versions that pyproject.toml allows, in an environment of their own.
+test-lowest:
+	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
+	$(PYTHON) -m tools.lowest > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c $(VENV)-lowest/constraints.txt -e '.[dev]'
+	$(VENV)-lowest/bin/python -m pytest -n auto --dist loadfile
+
 # Every command killed at 20 random moments, run again, and compared with a run let alone; and 1,000
 # damaged files given to whole commands.
 durability: install
@@ -46,4 +54,4 @@ bench: install
 	$(BIN)/python -m benchmarks $(BENCH)
 
 clean:
-	rm -rf $(VENV) $(DEMO) benchmarks/work build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(DEMO) benchmarks/work build dist *.egg-info

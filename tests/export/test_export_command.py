@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import typing
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def test_a_schedule_is_one_line_to_paste(capsys: pytest.CaptureFixture[str], fil
     assert out.splitlines()[0] == "timesteps=[999.0, 500.0, 0.0]"
     code, out, _ = run(capsys, schedule, "--to", "comfyui", "--shift", "3")
     assert (code, out) == (0, "0.999, 0.5, 0.0\n")
+    # ComfyUI's ManualSigmas takes signs, digits and points for numbers, and no exponents.
+    TimestepSchedule((999.0, 5.0, 0.05)).save(files / "small.txt")
+    code, out, _ = run(capsys, str(files / "small.txt"), "--to", "comfyui", "--shift", "3")
+    assert re.fullmatch(r"\d+\.\d+(, \d+\.\d+)*\n", out)
+    assert [float(x) for x in out.split(",")] == pytest.approx([0.999, 0.005, 5e-05, 0.0])
 
 
 def test_a_recipe_is_exported_in_its_parts(capsys: pytest.CaptureFixture[str], files: Path) -> None:

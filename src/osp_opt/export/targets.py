@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,9 @@ def _comfyui(path: Path, options: ExportOptions) -> Exported:
     notes = _lost(schedule)
     if not flow:
         notes.insert(0, "a flow-matching model needs --shift (of any size: ComfyUI applies none)")
-    return Exported({".txt": ", ".join(map(repr, sigmas)) + "\n", ".json": _json(sigmas)}, notes)
+    # Of "5e-05" its ManualSigmas node would read 5 and -5: it knows no exponents.
+    text = ", ".join(format(Decimal(repr(sigma)), "f") for sigma in sigmas)
+    return Exported({".txt": text + "\n", ".json": _json(sigmas)}, notes)
 
 
 def _magcache(path: Path, options: ExportOptions) -> Exported:
