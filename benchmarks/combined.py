@@ -17,8 +17,8 @@ from osp_opt.base.artifacts import read_meta
 from osp_opt.base.errors import OspOptError
 from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.generate.recipe import Recipe
 from osp_opt.options import OptimizeOptions
+from osp_opt.sampling.recipe import Recipe
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.recipe.schedules import CorrectedSchedules
 from osp_opt.tiny.prompts import load_prompts

@@ -1,4 +1,4 @@
-"""Run on several ranks: both searches on what calibrate left.
+"""Run on several ranks: all searches on what calibrate left.
 
 Arguments: a working folder with a calibration, the folder of a checkpoint.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from osp_opt.base.ledger import TrialLedger
 from osp_opt.base.progress import Progress
 from osp_opt.calibration.source import open_source
-from osp_opt.options import JobOptions, SearchCacheOptions, SearchStepsOptions
+from osp_opt.options import JobOptions, OptimizeOptions, SearchCacheOptions, SearchStepsOptions
 from osp_opt.run.worker import JOBS
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import BlockTimes
@@ -27,6 +27,7 @@ def searches(workdir: Path, checkpoint: Path) -> list[JobOptions]:
     return [
         SearchStepsOptions(steps="4", verify=True, verify_prompts=2, budget=4.0, **shared),
         SearchCacheOptions(steps=STEPS, max_loss=0.9, verify_prompts=2, budget=12.0, **shared),
+        OptimizeOptions(max_loss=0.9, verify_prompts=1, budget=10.0, **shared),
     ]
 
 
@@ -37,10 +38,11 @@ def main(workdir: Path, checkpoint: Path) -> None:
             options.run_dir.mkdir(parents=True, exist_ok=True)
             progress = Progress(parallel.rank)
             context = WorkerContext(device, parallel, options.run_dir, progress)
-            if isinstance(options, SearchCacheOptions):
+            if not isinstance(options, SearchStepsOptions):
                 maker = open_source(options, context).maker()
                 about = {"of": maker.digest(TimestepSchedule.uniform(STEPS))}
-                key = {"what": "block times", **about, "timed_on": maker.timed_on}
+                what = "block times" if options.command == "search-cache" else "step times"
+                key = {"what": what, **about, "timed_on": maker.timed_on}
                 if parallel.is_main:
                     TrialLedger(options.run_dir / "trials.jsonl").add(key, TIMES.as_json())
                 parallel.barrier()

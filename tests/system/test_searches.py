@@ -1,10 +1,11 @@
-"""Both searches on one and on several processes: the same decision, files and measurements."""
+"""All searches on one and on several processes: the same decision, files and measurements."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from osp_opt.base.ledger import TrialLedger
 from osp_opt.base.progress import Progress
 from osp_opt.calibration import job as calibrate
 from osp_opt.options import CalibrateOptions
+from osp_opt.run.worker import JOBS
 from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel
@@ -28,8 +30,8 @@ def found(workdir: Path, checkpoint: Path) -> list[Any]:
     """What the searches in a folder wrote and measured, without what a clock said."""
     result: list[Any] = []
     for options in searches(workdir, checkpoint):
-        path = getattr(options, "schedule_path", None) or getattr(options, "policy_path", None)
-        assert isinstance(path, Path)
+        named = ("schedule_path", "policy_path", "recipe_path")
+        (path,) = [getattr(options, name) for name in named if hasattr(options, name)]
         result.append(json.loads(path.read_text()))
         ledger = TrialLedger(options.run_dir / "trials.jsonl")
         for key, values in ledger.records():
@@ -60,3 +62,13 @@ def test_searches_decide_the_same_on_any_number_of_processes(
     assert len(results[0]) > 20
     for result in results[1:]:
         assert result == results[0]
+
+    # What a killed optimize leaves, half of its measurements, is enough to end in the same way.
+    workdir = tmp_path / "on-1"
+    optimize = searches(workdir, tiny_checkpoint)[-1]
+    ledger = optimize.run_dir / "trials.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join(lines[: len(lines) // 2]) + lines[-1][:20])
+    (optimize.run_dir / "recipe.json").unlink()
+    JOBS["optimize"]()(optimize, replace(context, run_dir=optimize.run_dir))
+    assert found(workdir, tiny_checkpoint) == results[0]
