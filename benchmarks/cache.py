@@ -47,7 +47,8 @@ def run(lab: Lab) -> dict[str, Any]:
     size = lab.size
     reference, about = _reference(lab)
     entrants: list[Entrant] = [
-        policy_entrant(lab, REFERENCE, "asked 1.3, raised", reference, about)
+        policy_entrant(lab, REFERENCE, "asked 1.3, raised", reference, about),
+        _mindie(lab),
     ]
     missing: list[NotRun] = []
     equal = round(about["predicted_speedup"], 3)
@@ -78,6 +79,18 @@ def run(lab: Lab) -> dict[str, Any]:
             _at_equal_speed(own, measured) for own in measured if own[0].method == FREE
         ],
     }
+
+
+def _mindie(lab: Lab) -> Entrant:
+    """What MindIE hard-codes for Open-Sora-Plan v1.2: blocks 7 to 27 of 32 at every second step
+    from step 20 of 100 on; here the same shares of this model's blocks and steps.
+    """
+    blocks, steps = lab.maker.num_blocks, len(lab.reference)
+    policy = CachePolicy.four_field(
+        round(7 / 32 * blocks), round(21 / 32 * blocks), round(20 / 100 * steps), 2
+    )
+    setting = f"its shares of {blocks} blocks"
+    return policy_entrant(lab, "MindIE's own policy", setting, policy, {"peer": True})
 
 
 def block_times(lab: Lab) -> BlockTimes:

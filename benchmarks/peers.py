@@ -106,8 +106,10 @@ class Bench:
             model.disable_cache()
 
     @contextlib.contextmanager
-    def cache_dit(self, arguments: dict[str, Any], taylor_order: int = 0) -> Iterator[Runtime]:
-        """cache-dit's DBCache, for one video."""
+    def cache_dit(
+        self, arguments: dict[str, Any], calibrator: str = "", **settings: Any
+    ) -> Iterator[Runtime]:
+        """cache-dit's DBCache, for one video, with one of its calibrators where that is named."""
         cache_dit = importlib.import_module("cache_dit")
         for handler in logging.getLogger("CACHE_DIT").handlers:
             handler.setLevel(logging.ERROR)  # it says several lines for every video
@@ -121,11 +123,8 @@ class Bench:
         config = cache_dit.DBCacheConfig(
             num_inference_steps=self.steps, enable_separate_cfg=False, **arguments
         )
-        forecast = (
-            cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=taylor_order)
-            if taylor_order
-            else None
-        )
+        named = f"{calibrator}CalibratorConfig"
+        forecast = getattr(cache_dit, named)(**settings) if calibrator else None
         with self._spoiled_by_failure("cache-dit"):
             cache_dit.enable_cache(adapter, cache_config=config, calibrator_config=forecast)
             yield Runtime(transformer=model)
@@ -161,6 +160,9 @@ def peer_entrants(lab: Lab) -> tuple[list[Entrant], list[NotRun]]:
         ("diffusers PAB", _pab),
         ("cache-dit DBCache", _dbcache),
         ("cache-dit DBCache + TaylorSeer", _dbcache_taylor),
+        ("cache-dit DBCache + DMD", _dbcache_dmd),
+        ("cache-dit DBCache + FoCa", _dbcache_foca),
+        ("cache-dit step masks", _step_masks),
     ]
     entrants, missing = [], []
     for method, settings in families:
@@ -295,7 +297,7 @@ def _pab(bench: Bench) -> list[tuple[str, Any]]:
     return [(f"self {s}, cross {c}, timesteps {r[0]} to {r[1]}", at(s, c, r)) for s, c, r in knobs]
 
 
-def _db_settings(bench: Bench, order: int) -> list[tuple[str, Any]]:
+def _db_settings(bench: Bench, calibrator: str = "", **settings: Any) -> list[tuple[str, Any]]:
     importlib.import_module("cache_dit")  # missing or broken: said here, once
 
     def at(threshold: float) -> Any:
@@ -305,15 +307,42 @@ def _db_settings(bench: Bench, order: int) -> list[tuple[str, Any]]:
             "max_warmup_steps": WARM_UP,
             "residual_diff_threshold": threshold,
         }
-        return lambda: bench.cache_dit(arguments, order)
+        return lambda: bench.cache_dit(arguments, calibrator, **settings)
 
-    thresholds = bench.tuned(f"dbcache {order}", at, "cache-dit")
+    thresholds = bench.tuned(f"dbcache {calibrator}", at, "cache-dit")
     return [(f"F1B0, threshold {t:g}", at(t)) for t in thresholds]
 
 
 def _dbcache(bench: Bench) -> list[tuple[str, Any]]:
-    return _db_settings(bench, 0)
+    return _db_settings(bench)
 
 
 def _dbcache_taylor(bench: Bench) -> list[tuple[str, Any]]:
-    return _db_settings(bench, 1)
+    return _db_settings(bench, "TaylorSeer", taylorseer_order=1)
+
+
+def _dbcache_dmd(bench: Bench) -> list[tuple[str, Any]]:
+    return _db_settings(bench, "DMD")
+
+
+def _dbcache_foca(bench: Bench) -> list[tuple[str, Any]]:
+    return _db_settings(bench, "FoCa")
+
+
+def _step_masks(bench: Bench) -> list[tuple[str, Any]]:
+    """Its presets, made for 28 steps and stretched by itself."""
+    cache_dit = importlib.import_module("cache_dit")
+
+    def at(preset: str) -> Any:
+        arguments = {
+            "Fn_compute_blocks": 1,
+            "Bn_compute_blocks": 0,
+            "max_warmup_steps": 0,
+            "steps_computation_mask": cache_dit.steps_mask(
+                total_steps=bench.steps, mask_policy=preset
+            ),
+            "steps_computation_policy": "static",
+        }
+        return lambda: bench.cache_dit(arguments)
+
+    return [(preset, at(preset)) for preset in ("slow", "medium", "fast", "ultra")]
