@@ -65,6 +65,10 @@ class _SeenEnough(BaseException):
     """Ends a call of the pipeline that has shown what was asked of it."""
 
 
+def _nothing() -> None:
+    """There is no queue to wait for."""
+
+
 def pipeline_folder(place: str | Path, cache_dir: str | Path | None = None) -> Path:
     """A pipeline's local folder, downloaded where `place` is a hub id. Raises CheckpointError."""
     folder = Path(place).expanduser()
@@ -86,7 +90,7 @@ def open_pipeline(
     device: str | torch.device = "cpu",
     arguments: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
-    synchronize: Callable[[], None] = lambda: None,
+    synchronize: Callable[[], None] | None = None,
 ) -> DiffusersPipeline:
     """Open a diffusers pipeline: a local folder with model_index.json, or a hub id.
 
@@ -123,7 +127,7 @@ class DiffusersPipeline:
         self,
         pipe: Any,
         arguments: Mapping[str, Any] | None = None,
-        synchronize: Callable[[], None] = lambda: None,
+        synchronize: Callable[[], None] | None = None,
     ) -> None:
         found = Described.of(pipe)
         check_kind(found)
@@ -133,7 +137,7 @@ class DiffusersPipeline:
         check_arguments(found, self.arguments)
         self._parameters = found.parameters
         self.steering = Steering(copy.deepcopy(pipe.scheduler))
-        self._synchronize = synchronize
+        self._synchronize = synchronize or _nothing
         self._own: dict[int, tuple[float, ...]] = {}
 
     @property
