@@ -53,7 +53,7 @@ def _steps(lab: Lab) -> Iterator[Entrant]:
     plain = searched(lab)
     for length in (full, *lab.size.lengths):
         uniform = TimestepSchedule(TimestepSchedule.uniform(length).timesteps)
-        corrected = uniform.corrected(planner.weight)
+        corrected = planner.uniform(length).schedule
         about = {"counted": full / length}
         yield Entrant("uniform", f"{length} steps", uniform, about=about)
         yield Entrant("uniform, corrected", f"{length} steps", corrected, about=about)

@@ -13,6 +13,8 @@ from osp_opt.base.samplers import SamplerKind
 from osp_opt.calibration import Calibration
 from osp_opt.sampling.noise_scale import FLOW, MAX_SIGMA, NoiseScale
 from osp_opt.sampling.schedule import TimestepSchedule, own_scale, sigma_of
+from osp_opt.sampling.steps import correction_factors, two_step
+from osp_opt.search.recipe.schedules import CorrectedSchedules
 from osp_opt.search.steps.candidates import StepTable, objectives_for
 from osp_opt.search.steps.objectives import StepObjective
 
@@ -141,3 +143,40 @@ def test_scales() -> None:
         TimestepSchedule((1000.0,))
     assert even(4).is_uniform
     assert not TimestepSchedule(even(4).timesteps, scale=FLOW).is_uniform
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_table_weighs_the_correction_as_sampling_does(shift: float) -> None:
+    """The weight of the two-step rule that is chosen errs little more than the best of those tried,
+    and the best schedule that is found less than plain steps of the sampler's own.
+    """
+    variances = np.geomspace(0.01, 4.0, 40)
+
+    def walk(schedule: TimestepSchedule, seen: list[np.ndarray]) -> np.ndarray:
+        x, s = np.ones(40), [*(np.array(schedule.timesteps) / 1000), 0.0]
+        sigmas = [*schedule.scale.sigmas(schedule.timesteps), 0.0]
+        factors = correction_factors(sigmas, schedule.corrections) or [0.0] * len(schedule)
+        for (here, following), factor in zip(itertools.pairwise(s), factors, strict=True):
+            seen.append((1 - here) * variances * x / ((1 - here) ** 2 * variances + here * here))
+            held = seen[-1]
+            if factor:
+                held = two_step(held, seen[-2], factor)  # type: ignore[arg-type, assignment]
+            x = x + (following - here) * (x - held) / here
+        return x
+
+    seen: list[np.ndarray] = []
+    recorded = shifted(100, shift)
+    walk(recorded, seen)
+    schedules = CorrectedSchedules(
+        calibration(np.array(seen), recorded), EULER, own=lambda steps: shifted(steps, shift)
+    )
+    converged = walk(shifted(2000, shift), [])
+
+    def error(schedule: TimestepSchedule) -> float:
+        return float(np.mean((walk(schedule, []) - converged) ** 2))
+
+    for steps in (8, 16):
+        own = shifted(steps, shift)
+        tried = [error(own.corrected(weight)) for weight in (0.5, 0.75, 1.0)]
+        assert error(schedules.uniform(steps).schedule) < 1.5 * min(tried)
+        assert error(schedules.of_length(steps)[0][0].schedule) < 0.5 * error(own)

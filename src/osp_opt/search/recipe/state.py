@@ -142,8 +142,7 @@ class RecipeSearch:
         """
         full = len(self.reference)
         steps = min(max(full, round(FINER * full / speedup)), 2 * full)
-        even = self.maker.even(min(steps, self.maker.kind.most))
-        return Variant(even.corrected(self.schedules.weight))
+        return Variant(self.schedules.uniform(min(steps, self.maker.kind.most)).schedule)
 
     def plain(self, speedup: float) -> Variant:
         """What anybody would do: as few even steps as it takes, nothing corrected or reused."""
