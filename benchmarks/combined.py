@@ -48,7 +48,7 @@ def _steps(lab: Lab) -> Iterator[Entrant]:
     """Fewer steps: uniform, corrected, searched, and the planner's corrected ones."""
     full, planner = (
         len(lab.reference),
-        CorrectedSchedules(lab.calibration, lab.maker.options.sampler),
+        CorrectedSchedules(lab.calibration, lab.maker.kind),
     )
     plain = searched(lab)
     for length in (full, *lab.size.lengths):
