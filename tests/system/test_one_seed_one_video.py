@@ -20,6 +20,7 @@ from osp_opt.system.parallel import Parallel
 from osp_opt.system.ranks import layouts_for
 
 TOLERANCE = 1e-5  # of float32 latents, relative to their size
+RECORDED = 1e-3  # of statistics, which square differences of nearly equal states
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,17 @@ def test_latents_do_not_depend_on_the_layout(
                 for name, tensor in made.items()
                 if name.startswith(f"{layout}/")
             }
-            assert len(mine) == len(alone) * (layout.place(rank)[0] < 2) / min(layout.dp, 2)
+            statistics = [name for name in alone if name.endswith("statistics")]
+            made = (len(alone) - len(statistics)) * (layout.place(rank)[0] < 2) / min(layout.dp, 2)
+            assert len(mine) == made + len(statistics)
             for name, tensor in mine.items():
                 expected = alone[name].float()
+                if name.endswith("statistics"):
+                    assert torch.equal(tensor.isnan(), expected.isnan())
+                    difference = (tensor.float() - expected).nan_to_num().abs().max()
+                    limit = RECORDED * expected.nan_to_num().abs().max()
+                    assert difference <= limit, f"{layout}, rank {rank}, {name}: {difference}"
+                    continue
                 difference = (tensor.float() - expected).abs().max()
                 # The bundled model was not trained for images: its latents reach 13 there. And a
                 # latent's rounding may turn over the truncation of a pixel to 8 bits.

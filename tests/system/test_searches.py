@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -35,9 +36,20 @@ def found(workdir: Path, checkpoint: Path) -> list[Any]:
         result.append(json.loads(path.read_text()))
         ledger = TrialLedger(options.run_dir / "trials.jsonl")
         for key, values in ledger.records():
-            kept = [{n: v for n, v in part.items() if n not in CLOCK} for part in (key, values)]
-            result.append(json.dumps(kept, sort_keys=True))
+            parts = [{n: v for n, v in part.items() if n not in CLOCK} for part in (key, values)]
+            result.append((json.dumps(parts[0], sort_keys=True), parts[1]))
     return result
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, numbers but for what a few ranks that make one video round differently."""
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-9)
+    return bool(one == other)
 
 
 def test_searches_decide_the_same_on_any_number_of_processes(
@@ -61,7 +73,7 @@ def test_searches_decide_the_same_on_any_number_of_processes(
         results.append(found(workdir, tiny_checkpoint))
     assert len(results[0]) > 20
     for result in results[1:]:
-        assert result == results[0]
+        assert same(result, results[0])
 
     # What a killed optimize leaves, half of its measurements, is enough to end in the same way.
     workdir = tmp_path / "on-1"

@@ -14,6 +14,7 @@ from torch import Tensor
 from osp_opt.base.progress import Progress
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
+from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.model.vae.tiling import Tiling
 from osp_opt.options import SampleOptions
 from osp_opt.pipelines.maker import Request
@@ -46,7 +47,27 @@ def videos(parallel: Parallel) -> dict[str, Tensor]:
             latents = maker.denoise(request, SCHEDULE, cache).latents
             made[f"{name} {request.seed} latents"] = latents
             made[f"{name} {request.seed} pixels"] = torch.from_numpy(maker.decode(latents))
+        made |= recorded(maker, parallel, name)
     return made
+
+
+def recorded(maker: VideoMaker, parallel: Parallel, name: str) -> dict[str, Tensor]:
+    """What `calibrate` keeps of one video: a part of its tokens, an odd number of them."""
+    recorder = CalibrationRecorder(
+        len(SCHEDULE), maker.num_blocks, guidance_scale=2.0, max_tokens=13, spread=parallel
+    )
+    maker.denoise(REQUESTS[0], SCHEDULE, recorder=recorder)
+    found = recorder.result()
+    assert found.signals is not None
+    kept = {
+        "step gram": found.step_gram,
+        "block gram": found.block_gram,
+        "guided gram": found.guided_block_gram,
+        "residual ratio": found.signals.residual_ratio,
+        "input change": found.signals.input_change,
+        "output change": found.signals.output_change,
+    }
+    return {f"{name} {each} statistics": torch.from_numpy(x) for each, x in kept.items()}
 
 
 def main(out: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from osp_opt.base.artifacts import write_json
-from osp_opt.base.errors import CalibrationError, FileError, OptionError
+from osp_opt.base.errors import CalibrationError, FileError
 from osp_opt.base.video import write_image, write_video
 from osp_opt.calibration.recorder import LAGS, CalibrationRecorder
 from osp_opt.calibration.statistics import Calibration
@@ -78,13 +78,8 @@ def record_calibration(
     """Make the calibration that `options` describe with `maker`, and keep it where they say.
 
     `last` says that the maker will be asked for no other prompts.
-    Raises OptionError for a layout or a sampler that cannot be recorded.
+    Raises OptionError for a layout that cannot make them or a sampler that cannot be recorded.
     """
-    if context.parallel.layout.replica_size > 1:
-        raise OptionError(
-            f"--parallel {options.parallel}: calibrate records every video on one process; "
-            f"use --parallel dp={context.parallel.world_size}"
-        )
     schedule = maker.recorded_schedule(options.steps)
     metadata = maker.recorded_with(schedule)
     suffix = ".png" if maker.makes_images else ".mp4"
@@ -100,9 +95,7 @@ def record_calibration(
         context.progress.say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
     yardstick = yardstick_work(len(schedule), len(videos)) if options.measures_yardstick else 0.0
     context.progress.plan(len(todo) + yardstick)
-    mine = context.parallel.share(todo)
-    maker.prefetch_prompts((video.request.prompt for video in mine), last=last)
-    _record(mine, maker, schedule, metadata, context, len(todo))
+    _record(todo, maker, schedule, metadata, context, last)
     context.parallel.barrier()
     if context.parallel.is_main:
         _join(videos, metadata, options, context)
@@ -174,28 +167,34 @@ def _write(video: _Video, frames: np.ndarray, fps: float) -> None:
 
 
 def _record(
-    videos: list[_Video],
+    todo: list[_Video],
     maker: Maker,
     schedule: TimestepSchedule,
     metadata: dict[str, Any],
     context: WorkerContext,
-    work: float,
+    last: bool,
 ) -> None:
+    """Make and record `todo`, shared out over the ranks, or each made by several."""
+    maker, context = maker.with_layout(context, len(todo))
+    parallel = context.parallel
+    unwritten = parallel.broadcast_object(
+        [v for v in todo if v.latents.is_file() and _is_recorded(v, metadata)]
+    )
+    videos = parallel.share(todo)
+    maker.prefetch_prompts((video.request.prompt for video in videos), last=last)
     recorder = CalibrationRecorder(
         len(schedule),
         maker.num_blocks,
         guidance_scale=maker.guidance_scale if maker.guided else None,
         lags=LAGS,
+        spread=parallel,
     )
-    with context.progress.task("calibrating", len(videos) * len(schedule), work) as task:
+    with context.progress.task("calibrating", len(videos) * len(schedule), len(todo)) as task:
         for video in videos:
-            if video.latents.is_file() and _is_recorded(video, metadata):
-                # Only the video is missing: it could not be written.
-                _write(
-                    video,
-                    maker.decode(load_latents(video.latents)[None], video.request.seed),
-                    maker.fps,
-                )
+            if video in unwritten:
+                frames = maker.decode(load_latents(video.latents)[None], video.request.seed)
+                if parallel.is_leader:
+                    _write(video, frames, maker.fps)
                 task.advance(len(schedule))
                 continue
             recorder.reset()
@@ -208,6 +207,9 @@ def _record(
                     f"the video of {video.request.prompt!r} came out as NaN or infinity; "
                     "try --dtype float32"
                 )
+            frames = maker.decode(made.latents, video.request.seed)
+            if not parallel.is_leader:
+                continue
             save_latents(video.latents, latents)
             statistics = Calibration.of_video(
                 recorder.result(),
@@ -217,10 +219,10 @@ def _record(
                 prompt=video.request.prompt,
                 seed=video.request.seed,
                 metadata=metadata,
-                seconds=made.seconds,
+                seconds=made.seconds * parallel.layout.replica_size,
             )
             statistics.save(video.statistics)
-            _write(video, maker.decode(made.latents, video.request.seed), maker.fps)
+            _write(video, frames, maker.fps)
             context.progress.detail(f"{video.video}: denoised in {made.seconds:.2f} s")
 
 

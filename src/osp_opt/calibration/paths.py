@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,7 +32,10 @@ _MAX_LATENT_BYTES = 2**30
 
 
 class NoisePath:
-    """One video on its noise path. Latents [1 c t h w] are scaled, as the sampler leaves them."""
+    """One video on its noise path. Latents [1 c t h w] are scaled, as the sampler leaves them.
+
+    `transformer` may stand in for the loaded one, such as one that is spread over ranks.
+    """
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class NoisePath:
         *,
         guided: bool = True,
         recorder: Recorder | None = None,
+        transformer: Any = None,
     ) -> None:
         self._latents = latents.float()
         self._request = request
@@ -50,7 +55,7 @@ class NoisePath:
         )
         text = maker.embed(request.prompt)
         negative = text.negative if guided and maker.guided else None
-        transformer = maker.pipeline.transformer
+        transformer = maker.pipeline.transformer if transformer is None else transformer
         with torch.no_grad():
             conditions = Conditions.encode(
                 transformer, text.embeds, text.mask, negative, maker.sequential_guidance

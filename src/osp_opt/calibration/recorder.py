@@ -18,6 +18,7 @@ from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration.signal_recorder import SignalRecorder
 from osp_opt.calibration.statistics import VideoStatistics
 from osp_opt.calibration.subsample import spread_indices
+from osp_opt.system.parallel import Parallel, RankGroup
 
 __all__ = ["LAGS", "CalibrationRecorder"]
 
@@ -60,6 +61,8 @@ class CalibrationRecorder:
         max_state_bytes: bound on the memory of the hidden states; fewer tokens are kept to fit.
         max_latent_bytes: bound on the memory of the denoised predictions; beyond it, elements are
             kept evenly spread, the same at every step.
+        spread: the ranks that make the video together, each of which is shown its part of tokens
+            and branches: all of them keep the whole.
 
     Memory: (max(lags) + 1) x boundaries x branches x tokens x features on the model's device, in
     the model's dtype, at most `max_state_bytes`; and at most `max_latent_bytes` there, too, so that
@@ -78,6 +81,7 @@ class CalibrationRecorder:
         max_tokens: int = MAX_TOKENS,
         max_state_bytes: int = MAX_STATE_BYTES,
         max_latent_bytes: int = MAX_LATENT_BYTES,
+        spread: Parallel | None = None,
     ) -> None:
         if num_steps < 2 or num_blocks < 1 or max_tokens < 1:
             raise CalibrationError(
@@ -92,6 +96,7 @@ class CalibrationRecorder:
         self._guidance_scale = guidance_scale
         self._max_tokens = max_tokens
         self._max_state_bytes = max_state_bytes
+        self._spread = spread or Parallel()
         self._elements = max(1, max_latent_bytes // (4 * num_steps))
         self._signals = SignalRecorder(num_steps, self._num_branches)
         self.reset()
@@ -103,9 +108,8 @@ class CalibrationRecorder:
         self._filled: dict[int, set[str]] = {}
         self._spare: list[Tensor] = []
         self._grams: dict[tuple[int, int], Tensor] = {}
-        self._tokens: Tensor | None = None
+        self._tokens: _KeptTokens | None = None
         self._kept_elements: Tensor | None = None
-        self._keeps_all = False
         self._signals.reset()
 
     def at(self, step: int, branch: str = "both") -> Callable[[Sequence[Layer], Tensor], Tensor]:
@@ -192,22 +196,22 @@ class CalibrationRecorder:
     def _rows(self, step: int, branch: str, x: Tensor) -> tuple[slice, Tensor]:
         """The branches that this call fills, and their rows [B, R', V, S, D] of the buffer."""
         r = self._num_branches
+        batch, tokens = x.shape[0] * self._spread.cfg.size, x.shape[1] * self._spread.sequence.size
         if branch == "both":
-            rows, videos = slice(0, r), x.shape[0] // r
+            rows, videos = slice(0, r), batch // r
         elif branch in BRANCHES and r == 2:
-            rows, videos = slice(BRANCHES.index(branch), BRANCHES.index(branch) + 1), x.shape[0]
+            rows, videos = slice(BRANCHES.index(branch), BRANCHES.index(branch) + 1), batch
         else:
             raise CalibrationError(f"recorder: no guidance branch {branch!r} among {r}")
-        if branch == "both" and videos * r != x.shape[0]:
-            raise CalibrationError(f"recorder: a batch of {x.shape[0]} does not hold {r} branches")
+        if branch == "both" and videos * r != batch:
+            raise CalibrationError(f"recorder: a batch of {batch} does not hold {r} branches")
         if self._tokens is None:
             states = (self.lags[-1] + 1) * (self.num_blocks + 1) * r * videos
             fitting = self._max_state_bytes // (states * x.shape[2] * x.element_size())
-            kept = spread_indices(x.shape[1], max(1, min(self._max_tokens, fitting)))
-            self._tokens = torch.from_numpy(kept).to(x.device)
-            self._keeps_all = len(kept) == x.shape[1]
+            kept = spread_indices(tokens, max(1, min(self._max_tokens, fitting)))
+            self._tokens = _KeptTokens(kept, tokens, self._spread.sequence, x.device)
         if step not in self._states:
-            shape = (self.num_blocks + 1, r, videos, len(self._tokens), x.shape[2])
+            shape = (self.num_blocks + 1, r, videos, self._tokens.count, x.shape[2])
             fits = [old for old in self._spare if old.shape == shape and old.dtype == x.dtype]
             self._states[step] = fits[0] if fits else x.new_empty(shape)
             self._spare = fits[1:]
@@ -221,7 +225,7 @@ class CalibrationRecorder:
                 f"recorder: hidden states of {state.shape[-1]} features become {x.shape[-1]} at "
                 f"block {boundary - 1}; such blocks cannot be compared from step to step"
             )
-        kept = x.detach() if self._keeps_all else x.detach()[:, self._tokens]
+        kept = self._spread.cfg.all_gather(self._tokens(x.detach()), dim=0)
         state[boundary].copy_(kept.reshape(state.shape[1:]))  # (r v) s d -> r v s d
 
     def _finish(self, step: int, branch: str) -> None:
@@ -235,6 +239,41 @@ class CalibrationRecorder:
                 self._grams[step, lag] = _change_products(self._states[step], earlier)
         for old in [k for k in self._states if k <= step - self.lags[-1] or k > step]:
             self._spare.append(self._states.pop(old))
+
+
+class _KeptTokens:
+    """The tokens that are kept, of a hidden state whose tokens lie in runs over `group`.
+
+    Args:
+        kept: which, ascending.
+        total: how many there are, on all ranks together.
+        group: the ranks, each of which has as many tokens.
+        device: of the hidden states.
+    """
+
+    def __init__(
+        self, kept: np.ndarray, total: int, group: RankGroup, device: torch.device
+    ) -> None:
+        self.count = len(kept)
+        self._group = group
+        own = total // group.size
+        by_rank = [kept[kept // own == rank] - rank * own for rank in range(group.size)]
+        longest = max(map(len, by_rank))  # what is gathered has one length on all ranks
+        padded = np.zeros((group.size, longest), dtype=np.int64)
+        for rank, indices in enumerate(by_rank):
+            padded[rank, : len(indices)] = indices
+        order = [rank * longest + i for rank, part in enumerate(by_rank) for i in range(len(part))]
+        self._all = self.count == total
+        self._mine = torch.from_numpy(padded[group.rank]).to(device)
+        self._order = torch.tensor(order, device=device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The kept ones [b, S, D] of all ranks, of this rank's `x` [b, s', D] (collective)."""
+        own = x if self._all else x[:, self._mine]
+        if self._group.size == 1:
+            return own
+        found = self._group.all_gather(own, dim=1)
+        return found if self._all else found[:, self._order]
 
 
 def _change_products(now: Tensor, earlier: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ class Calibration:
         g = (1 - w) g_uncond + w g_cond: the part of the change that guidance amplifies.
     lags: the G lags in steps. prompts, seeds: of the P videos.
     metadata: model fingerprint, video shape, sampler, guidance ... (JSON values).
-    seconds: that denoising one video took while it was recorded; None where several are joined.
+    seconds: that denoising one video took while it was recorded, of all processes that made it
+        together; None where several are joined.
     signals: what other people's caches decide by; None in files that were recorded without.
     """
 

@@ -58,10 +58,15 @@ def record_videos(options: SearchStepsOptions, context: WorkerContext, folder: P
     context.progress.say(
         f"calibrating on {len(work)} videos of {folder}: as much work as sampling each once"
     )
-    maker.prefetch_prompts(request.prompt for _, request in context.parallel.share(work))
-    with context.progress.task("evaluating videos", len(context.parallel.share(work))) as task:
-        for path, request in context.parallel.share(work):
-            _record(videos[path], path, request, maker, schedule, metadata, context.run_dir)
+    todo = context.parallel.broadcast_object(
+        [(p, r) for p, r in work if not _is_recorded(_statistics(context.run_dir, p), r, metadata)]
+    )
+    maker, context = maker.with_layout(context, len(todo))
+    mine = context.parallel.share(todo)
+    maker.prefetch_prompts(request.prompt for _, request in mine)
+    with context.progress.task("evaluating videos", len(mine)) as task:
+        for path, request in mine:
+            _record(videos[path], path, request, maker, schedule, metadata, context)
             task.advance()
     context.parallel.barrier()
     parts = [Calibration.load(_statistics(context.run_dir, path)) for path, _ in work]
@@ -109,7 +114,14 @@ def _frames(file: VideoFile, maker: VideoMaker, resize: bool) -> np.ndarray:
     return resized
 
 
-def _same(found: Calibration, request: Request, metadata: dict[str, Any]) -> bool:
+def _is_recorded(statistics: Path, request: Request, metadata: dict[str, Any]) -> bool:
+    """Whether an earlier run left the statistics of this very video."""
+    if not statistics.is_file():
+        return False
+    try:
+        found = Calibration.load(statistics)
+    except CalibrationError:
+        return False  # damaged: recorded again
     about = (found.prompts, found.seeds, found.metadata)
     return about == ((request.prompt,), (request.seed,), metadata)
 
@@ -121,30 +133,27 @@ def _record(
     maker: VideoMaker,
     schedule: TimestepSchedule,
     metadata: dict[str, Any],
-    run_dir: Path,
+    context: WorkerContext,
 ) -> None:
-    """Latents and statistics of one video, unless an earlier run left them."""
-    target = _statistics(run_dir, path)
-    if target.is_file():
-        try:
-            found = Calibration.load(target)
-        except CalibrationError:
-            found = None  # damaged: recorded again
-        if found is not None and _same(found, request, metadata):
-            return
+    """Latents and statistics of one video."""
     latents = maker.encode(frames)
-    atomic_write_bytes(
-        run_dir / "latents" / f"{path.stem}.safetensors",
-        save({"latents": latents[0].float().cpu().contiguous()}),
-    )
     recorder = CalibrationRecorder(
         len(schedule),
         maker.num_blocks,
         guidance_scale=maker.guidance_scale if maker.guided else None,
+        spread=context.parallel,
     )
-    video = NoisePath(maker, latents.cpu(), request, recorder=recorder)
+    video = NoisePath(
+        maker, latents.cpu(), request, recorder=recorder, transformer=maker.transformer
+    )
     for step, sigma in enumerate(schedule.sigmas[:-1]):
         video(float(sigma), step)
+    if not context.parallel.is_leader:
+        return
+    atomic_write_bytes(
+        context.run_dir / "latents" / f"{path.stem}.safetensors",
+        save({"latents": latents[0].float().cpu().contiguous()}),
+    )
     statistics = Calibration.of_video(
         recorder.result(),
         timesteps=np.array(schedule.timesteps),
@@ -154,4 +163,4 @@ def _record(
         seed=request.seed,
         metadata=metadata,
     )
-    statistics.save(target)
+    statistics.save(_statistics(context.run_dir, path))

@@ -47,17 +47,21 @@ def measure_yardstick(
         return None
     finer = maker.even(steps)
     store = LatentStore(context.run_dir / "converged", maker.digest(finer))
-    parallel, found = context.parallel, []
-    mine = parallel.share(list(videos[:VIDEOS]))
+    few, found = list(videos[:VIDEOS]), []
+    maker, context = maker.with_layout(context, len(few))
+    parallel = context.parallel
+    known = parallel.broadcast_object([r for r, _ in few if store.load(r) is not None])
+    mine = parallel.share(few)
     work = yardstick_work(len(schedule), len(videos))
     what = f"sampling {steps} steps, as a yardstick"
     with context.progress.task(what, len(mine) * steps, work) as task:
         for request, path in mine:
-            converged = store.load(request)
+            converged = store.load(request) if request in known else None
             if converged is None:
                 made = maker.denoise(request, finer, callback=lambda *_: task.advance())
                 converged = made.latents.float().cpu()
-                store.save(request, converged)
+                if parallel.is_leader:
+                    store.save(request, converged)
             else:
                 task.advance(steps)
             original = maker.decode(load_latents(path)[None], request.seed)

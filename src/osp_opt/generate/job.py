@@ -93,7 +93,7 @@ def run(options: SampleOptions, context: WorkerContext) -> None:
     kept = context.parallel.broadcast_object([v for v in todo if _finished(v, key, v.latents_path)])
     if len(todo) < len(videos):
         say(f"{len(videos) - len(todo)} of {len(videos)} videos are there already")
-    context = maker.with_layout(context, len(todo), policy)
+    maker, context = maker.with_layout(context, len(todo), policy)
     for what, path in (("schedule", options.schedule), ("cache policy", options.cache)):
         if todo and path is not None and (note := timing_note(path, what, maker.timed_on)):
             say(note)

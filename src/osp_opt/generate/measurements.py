@@ -10,6 +10,7 @@ from osp_opt.base.ledger import Key, TrialLedger, key_text
 
 if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext
+    from osp_opt.system.parallel import Parallel
 
 __all__ = ["Measurements"]
 
@@ -36,12 +37,14 @@ class Measurements:
         what: str,
         prepare: Callable[[list[int]], None] | None = None,
         costs: Sequence[float] = (),
+        layout: Callable[[list[int]], Parallel] | None = None,
     ) -> list[Values]:
         """The values of every key: from the ledger, or now by `measure(index of the key)`.
 
         A key that is asked for twice is measured once. `what` names the work for the progress
         bar ("" shows none); `prepare` is told, on every rank, what is about to be measured;
-        `costs` are the keys' parts of the work that was planned for the command.
+        `costs` are the keys' parts of the work that was planned for the command; `layout` gives the
+        ranks the layout in which it is measured.
         """
         texts = [key_text(key) for key in keys]
         held = {
@@ -56,10 +59,11 @@ class Measurements:
             prepare(todo)
         if todo and what:
             work = sum(costs[i] for i in todo) if costs else 0.0
+            parallel = self._parallel if layout is None else layout(todo)
             with self._progress.task(what, len(todo), work) as task:
-                self._run(keys, todo, measure, known, task.advance)
+                self._run(keys, todo, measure, known, task.advance, parallel)
         else:
-            self._run(keys, todo, measure, known, lambda _: None)
+            self._run(keys, todo, measure, known, lambda _: None, self._parallel)
         return [known[text] for text in texts]
 
     def recall(self, key: Key) -> Values | None:
@@ -78,12 +82,13 @@ class Measurements:
         measure: Callable[[int], Values],
         known: dict[str, Values],
         advance: Callable[[int], None],
+        parallel: Parallel,
     ) -> None:
-        """One measurement per rank at a time, so that a killed run loses no finished one."""
-        size = self._parallel.layout.dp
+        """One measurement per replica at a time, so that a killed run loses no finished one."""
+        size = parallel.layout.dp
         for wave in (todo[k : k + size] for k in range(0, len(todo), size)):
-            results = [measure(i) for i in self._parallel.share(wave)]
-            for i, values in zip(wave, self._parallel.gather_shared(results), strict=True):
+            results = [measure(i) for i in parallel.share(wave)]
+            for i, values in zip(wave, parallel.gather_shared(results), strict=True):
                 known[key_text(keys[i])] = values
                 self.record(keys[i], values)
             advance(len(wave))

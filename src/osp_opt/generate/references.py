@@ -19,6 +19,7 @@ from osp_opt.pipelines.maker import Request
 
 if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext
+    from osp_opt.system.parallel import Parallel
 
 __all__ = ["LatentStore", "References", "load_latents", "save_latents"]
 
@@ -71,6 +72,7 @@ class References:
         sample: makes the latents of one.
         context: whose ranks share the work.
         what: names the work for the progress bar.
+        layout: gives the ranks the layout in which so many are sampled.
         cost: work of each, in generations.
     """
 
@@ -80,6 +82,7 @@ class References:
         sample: Callable[[Request], Tensor],
         context: WorkerContext,
         what: str,
+        layout: Callable[[int], Parallel],
         cost: float = 1.0,
     ) -> None:
         self._store = store
@@ -87,6 +90,7 @@ class References:
         self._parallel = context.parallel
         self._progress = context.progress
         self._what = what
+        self._layout = layout
         self._cost = cost
         self._latents: dict[Request, Tensor] = {}
 
@@ -99,15 +103,17 @@ class References:
         wanted = [r for r in dict.fromkeys(requests) if r not in self._latents]
         if not wanted:
             return
-        mine = self._parallel.share(wanted)
-        made = []
+        found = {r: self._store.load(r) for r in wanted} if self._parallel.is_main else {}
+        found = self._parallel.broadcast_object(found)
+        self._latents |= {r: latents for r, latents in found.items() if latents is not None}
+        missing = [r for r in wanted if r not in self._latents]
+        parallel = self._layout(len(missing)) if missing else self._parallel
+        mine, made = parallel.share(missing), []
         work = self._cost * len(wanted)  # of what was planned for the command
         with self._progress.task(self._what, len(mine), work) as task:
             for request in mine:
-                found = self._store.load(request)
-                if found is None:
-                    found = self._sample(request).float().cpu()
-                    self._store.save(request, found)
-                made.append(found)
+                made.append(self._sample(request).float().cpu())
+                if parallel.is_leader:
+                    self._store.save(request, made[-1])
                 task.advance()
-        self._latents |= dict(zip(wanted, self._parallel.gather_shared(made), strict=True))
+        self._latents |= dict(zip(missing, parallel.gather_shared(made), strict=True))

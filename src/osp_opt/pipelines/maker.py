@@ -155,8 +155,9 @@ class Maker(Protocol):
 
     def with_layout(
         self, context: WorkerContext, videos: int, policy: CachePolicy | None = None
-    ) -> WorkerContext:
-        """`context` with the layout for making that many videos, by `policy` (collective).
+    ) -> tuple[Self, WorkerContext]:
+        """This maker and `context` in the layout for making that many videos, by `policy`
+        (collective): as few ranks as possible stay idle.
 
         Raises OptionError when the layout asked for cannot make them, naming those that can.
         """

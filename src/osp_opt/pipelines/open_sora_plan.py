@@ -104,16 +104,18 @@ class VideoMaker:
 
     def with_layout(
         self, context: WorkerContext, videos: int, policy: CachePolicy | None = None
-    ) -> WorkerContext:
-        """`context` with the layout for making that many videos, by `policy` (collective).
+    ) -> tuple[VideoMaker, WorkerContext]:
+        """This maker and `context` in the layout for making that many videos, by `policy`
+        (collective).
 
         Raises OptionError when the layout asked for cannot make them, naming those that can.
         """
         rests = policy is not None and policy.guidance is not None
         workload = replace(self.workload(videos), one_branch_rests=rests)
-        context = replace(context, parallel=context.parallel.for_workload(workload))
-        self._spread_over(context.parallel)
-        return context
+        parallel = context.parallel.for_workload(workload)
+        other = copy.copy(self)
+        other._spread_over(parallel)
+        return other, replace(context, parallel=parallel)
 
     def workload(self, videos: int | None = None) -> Workload:
         """What a layout has to divide; `videos` is how many are to be made, if that is known."""
@@ -143,6 +145,11 @@ class VideoMaker:
         self._map_tiles = spread_tiles(parallel.replica)
         # One branch after the other needs half the memory; ranks that hold one each do already.
         self.sequential_guidance = self.options.save_memory and parallel.layout.cfg == 1
+
+    @property
+    def transformer(self) -> Any:
+        """The transformer, spread over the ranks that make one video."""
+        return self._transformer
 
     @property
     def guided(self) -> bool:

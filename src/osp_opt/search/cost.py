@@ -19,7 +19,7 @@ def say_cost(context: WorkerContext, source: Source[Any], choosing: float, judgi
     told = f"at most {work:.0f} generations: {choosing:.0f} to choose, {judging:.0f} to judge"
     seconds = source.seconds_per_video
     if seconds is not None:
-        minutes = work * seconds / 60.0 / context.parallel.layout.dp
+        minutes = work * seconds / 60.0 / context.parallel.world_size
         told += f"; about {minutes:.0f} minutes here" if minutes >= 1.5 else "; about a minute here"
     context.progress.say(told)
     context.progress.plan(work)

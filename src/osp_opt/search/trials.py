@@ -29,6 +29,7 @@ from osp_opt.tiny.specs import ATTRIBUTES
 
 if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext
+    from osp_opt.system.parallel import Parallel
 
 __all__ = ["Trials", "Variant", "policy_key", "schedule_key"]
 
@@ -67,6 +68,10 @@ def policy_key(policy: CachePolicy) -> str:
 class Trials:
     """Measures variants of `original` with one model, over all ranks. All methods are collective.
 
+    Few videos are each made by several ranks rather than leave some idle. What is timed is made in
+    the layout of the command alone (`--parallel`, else one rank per video, as `sample` makes many):
+    times of an interval have to be of one layout, and of the same when a killed search goes on.
+
     Args:
         maker: the model.
         original: what they are compared with and timed against.
@@ -81,7 +86,8 @@ class Trials:
         memory: CacheMemoryOptions | None = None,
     ) -> None:
         self.original = original
-        self._maker = maker
+        self._own = maker
+        self._maker = maker  # in the layout of what is being made
         self._memory = memory or CacheMemoryOptions()
         self._measured = Measurements(context.run_dir / "trials.jsonl", context)
         self._of = maker.digest(original.schedule)
@@ -122,7 +128,7 @@ class Trials:
         def measure(i: int) -> dict[str, Any]:
             made = self._make(variants[i], requests[i])
             error = mse(made.latents.cpu(), self._references[reference][requests[i]])
-            return {"mse": error, "seconds": made.seconds}
+            return {"mse": error}
 
         what = "sampling candidates"
         found = self._of_all("error", variants, requests, measure, what, [reference])
@@ -137,8 +143,8 @@ class Trials:
         """Frames of each variant on each request, against the original's.
 
         The result's [v][r] holds psnr (dB), ssim (where the frames are large enough for it), mse
-        of latents, seconds of denoising, and, for prompts that the bundled model's checker can
-        read, how many attributes are as asked: `right`, and `right_before` of the original. With
+        of latents, and, for prompts that the bundled model's checker can read, how many attributes
+        are as asked: `right`, and `right_before` of the original. With
         `finer`, which stands for the converged video, also converged_psnr and converged_mse, and
         converged_psnr_before of the original.
         """
@@ -216,7 +222,21 @@ class Trials:
             for each in against:
                 self.references(each, [requests[i] for i in todo])
 
-        return self._measured.of(keys, measure, label, prepare, costs)
+        def layout(todo: list[int]) -> Parallel:
+            if timed:
+                self._maker = self._own
+                return self._parallel
+            return self._laid_out([variants[i] for i in todo])
+
+        return self._measured.of(keys, measure, label, prepare, costs, layout)
+
+    def _laid_out(self, videos: Sequence[Variant]) -> Parallel:
+        """The ranks, and the maker with them, laid out for a video of each of these variants."""
+        policies = [v.policy for v in videos if v.policy is not None and v.policy.guidance]
+        self._maker, context = self._own.with_layout(
+            self._context, len(videos), policies[0] if policies else None
+        )
+        return context.parallel
 
     def _count_references(self, of: Variant, requests: Sequence[Request]) -> None:
         name, cost = schedule_key(of.schedule), self.cost(of)
@@ -229,6 +249,7 @@ class Trials:
             lambda request: self._make(variant, request).latents,
             self._context,
             what,
+            lambda videos: self._laid_out([variant] * videos),
             self.cost(variant),
         )
 
@@ -257,7 +278,6 @@ class Trials:
         values: dict[str, Any] = {
             "psnr": psnr(after, before),
             "mse": mse(made.latents.cpu(), self._references[self.original][request]),
-            "seconds": made.seconds,
         }
         if min(after.shape[1:3]) >= SSIM_WINDOW:
             values["ssim"] = ssim(after, before)

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
@@ -101,6 +101,7 @@ class RankGroup:
         return _named_failure(what, self.heartbeat, self.ranks)
 
 
+Groups = tuple[RankGroup, RankGroup, RankGroup]  # sequence, cfg, replica
 ALONE = RankGroup()
 ONE_RANK = Layout()
 
@@ -125,6 +126,7 @@ class Parallel:
     control: dist.ProcessGroup | None = None
     heartbeat: Heartbeat | None = None
     meetings: Meetings | None = None
+    formed: dict[Layout, Groups] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -181,14 +183,15 @@ class Parallel:
         """The same ranks in another layout (collective over all ranks)."""
         if self.world_size == 1:
             return self
-        self._meet("forming of groups")
-        return replace(
-            self,
-            layout=layout,
-            sequence=self._group(layout.sequence_groups()),
-            cfg=self._group(layout.cfg_groups()),
-            replica=self._group(layout.replica_groups()),
-        )
+        if layout not in self.formed:  # once: a search goes back and forth between a few layouts
+            self._meet("forming of groups")
+            self.formed[layout] = (
+                self._group(layout.sequence_groups()),
+                self._group(layout.cfg_groups()),
+                self._group(layout.replica_groups()),
+            )
+        sequence, cfg, replica = self.formed[layout]
+        return replace(self, layout=layout, sequence=sequence, cfg=cfg, replica=replica)
 
     def for_workload(self, workload: Workload) -> Parallel:
         """The layout for ``workload``: the one asked for, else the best (collective).
