@@ -16,7 +16,13 @@ TIMEOUT_S = 300
 PRELOADED = ["osp_opt.search.steps.job", "osp_opt.search.cache.job"]
 
 
-def run_ranks(main: Callable[..., Any], processes: int, *arguments: object, logs: Path) -> None:
+def run_ranks(
+    main: Callable[..., Any],
+    processes: int,
+    *arguments: object,
+    logs: Path,
+    limit_s: float = TIMEOUT_S,
+) -> None:
     """Call ``main(*arguments)`` on so many ranks; fails with what they said when one of them does.
 
     The ranks are forked from a process that has loaded torch and the package, which takes longer
@@ -34,7 +40,7 @@ def run_ranks(main: Callable[..., Any], processes: int, *arguments: object, logs
     ]
     for rank in ranks:
         rank.start()
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + limit_s
     for rank in ranks:
         rank.join(max(0.0, deadline - time.monotonic()))
         rank.kill()

@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uneven_on_ranks
 from launching import run_ranks
-from uneven_on_ranks import STEPS, TIMEOUT_S, commands
+from uneven_on_ranks import STEPS, TIMEOUT_S, commands, main
 
 from osp_opt.calibration.statistics import Calibration
 
@@ -33,12 +32,12 @@ GRACE_S = 30  # beyond --timeout, as the help of --timeout says
 def worked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which all three commands have run on so many ranks, in one layout, unevenly."""
     workdir = tmp_path_factory.mktemp(f"on-{request.param}")
-    run_ranks(Path(uneven_on_ranks.__file__), request.param, workdir)
+    run_ranks(main, request.param, workdir, logs=workdir, limit_s=1800)
     return workdir
 
 
 def test_work_that_takes_several_timeouts_is_waited_for(worked: Path) -> None:
-    ranks = len(list(worked.glob("ready-*")))
+    ranks = len(list(worked.glob("rank*.log")))
     _, steps, cache = commands(worked, ranks)
     parts = [Calibration.load(file) for file in (worked / "calibration/statistics").iterdir()]
     assert len(parts) == ranks + 1
@@ -49,7 +48,7 @@ def test_work_that_takes_several_timeouts_is_waited_for(worked: Path) -> None:
 
 @pytest.mark.parametrize("command", ["calibrate", "search-steps", "search-cache"])
 def test_a_stopped_rank_ends_the_command_within_the_timeout(worked: Path, command: str) -> None:
-    ranks = len(list(worked.glob("ready-*")))
+    ranks = len(list(worked.glob("rank*.log")))
     flags = {
         "calibrate": ["--num-prompts", str(4 * ranks), "--steps", str(STEPS), "--no-yardstick"],
         "search-steps": ["--steps", "53", "--verify-prompts", "2"],
