@@ -106,10 +106,10 @@ class PipelineMaker:
 
     def with_layout(
         self, context: WorkerContext, videos: int, policy: CachePolicy | None = None
-    ) -> WorkerContext:
-        """`context` with one process for each video (collective)."""
+    ) -> tuple[PipelineMaker, WorkerContext]:
+        """This maker and `context`, with one process for each video (collective)."""
         workload = replace(_ALONE, items=videos)
-        return replace(context, parallel=context.parallel.for_workload(workload))
+        return self, replace(context, parallel=context.parallel.for_workload(workload))
 
     @property
     def kind(self) -> SamplerKind:
