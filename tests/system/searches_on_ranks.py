@@ -41,9 +41,10 @@ def main(workdir: Path, checkpoint: Path) -> None:
             if not isinstance(options, SearchStepsOptions):
                 maker = open_source(options, context).maker()
                 about = {"of": maker.digest(TimestepSchedule.uniform(STEPS))}
-                what = "block times" if options.command == "search-cache" else "step times"
-                key = {"what": what, **about, "timed_on": maker.timed_on}
                 if parallel.is_main:
-                    TrialLedger(options.run_dir / "trials.jsonl").add(key, TIMES.as_json())
+                    ledger = TrialLedger(options.run_dir / "trials.jsonl")
+                    for what in ("block times", "block times with guidance", "step times"):
+                        key = {"what": what, **about, "timed_on": maker.timed_on}
+                        ledger.add(key, TIMES.as_json())
                 parallel.barrier()
             JOBS[options.command]()(options, context)

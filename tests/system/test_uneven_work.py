@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 PATIENCE_S = 10
-GRACE_S = 30  # beyond --timeout, as the help of --timeout says
+GRACE_S = 30  # beyond --timeout, to tell and to end the others
 
 
 @pytest.fixture(scope="module", params=[2, 4])
