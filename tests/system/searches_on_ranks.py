@@ -21,6 +21,11 @@ from osp_opt.system.parallel import Parallel
 STEPS = 6
 TIMES = BlockTimes((1.0, 1.0, 1.0, 1.0), 0.01, 0.01)  # given, so that no clock decides
 
+TIMED = {  # what it is called in the ledger
+    "search-cache": ("block times", "block times with guidance"),
+    "optimize": ("step times",),
+}
+
 
 def searches(workdir: Path, checkpoint: Path) -> list[JobOptions]:
     shared = {"model_path": str(checkpoint), "workdir": workdir, "device": "cpu"}
@@ -43,7 +48,7 @@ def main(workdir: Path, checkpoint: Path) -> None:
                 about = {"of": maker.digest(TimestepSchedule.uniform(STEPS))}
                 if parallel.is_main:
                     ledger = TrialLedger(options.run_dir / "trials.jsonl")
-                    for what in ("block times", "block times with guidance", "step times"):
+                    for what in TIMED[options.command]:
                         key = {"what": what, **about, "timed_on": maker.timed_on}
                         ledger.add(key, TIMES.as_json())
                 parallel.barrier()
