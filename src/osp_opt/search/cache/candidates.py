@@ -34,10 +34,16 @@ class Candidate:
     speedup: float
 
 
-def largest_ratio(times: BlockTimes, num_steps: int) -> tuple[float, CachePolicy]:
-    """The largest predicted speed-up of any four-field policy, and a policy that has it."""
+def largest_ratio(
+    times: BlockTimes, num_steps: int, scores_ISBB: np.ndarray | None = None
+) -> tuple[float, CachePolicy]:
+    """The largest predicted speed-up of any four-field policy, and a policy that has it; with
+    `scores_ISBB` of those whose score is finite, which reuse nothing across two transformers.
+    """
     intervals = _intervals(num_steps)
     speedups = _speedups(times, num_steps, intervals)
+    if scores_ISBB is not None:
+        speedups = np.where(np.isfinite(scores_ISBB), speedups, np.nan)
     i, s, a, b = np.unravel_index(int(np.nanargmax(speedups)), speedups.shape)
     policy = CachePolicy.four_field(int(a), int(b - a), int(s), intervals[int(i)])
     return float(speedups[i, s, a, b]), policy
@@ -57,6 +63,7 @@ def four_field_candidates(
     """
     intervals = _intervals(num_steps)
     speedups = _speedups(times, num_steps, intervals)
+    speedups = np.where(np.isfinite(scores_ISBB), speedups, np.nan)
     possible = float(np.nanmax(speedups))
     if possible < ratio:
         raise PolicyError(
@@ -78,12 +85,6 @@ def four_field_candidates(
             )
             best.setdefault((int(b - a), interval), []).append(candidate)
     kept = [c for group in best.values() for c in sorted(group, key=_by_score)[:PER_COST]]
-    kept = [c for c in kept if np.isfinite(c.score)]  # not across two transformers
-    if not kept:
-        raise PolicyError(
-            f"--ratio {ratio:g}: no cache policy is that fast here, as nothing is reused across "
-            "the boundary of the two transformers; ask for less"
-        )
     return sorted(kept, key=_by_score)[:limit]
 
 

@@ -79,7 +79,7 @@ def deliver(search: CacheSearch, ratio: float) -> Found:
             f"measured {measured:.3f}x where {chosen.speedup:.3f}x was predicted; "
             "taking a larger one"
         )
-        largest = largest_ratio(search.times, search.num_steps)[0]
+        largest = largest_ratio(search.times, search.num_steps, search.scores)[0]
         wanted = min(wanted * ratio / measured * 1.005, largest)
     raise PolicyError(
         f"--ratio {ratio:g}: measured {measured:.3f}x after {ATTEMPTS} attempts; the machine "
@@ -93,7 +93,7 @@ def fastest_within(search: CacheSearch, max_loss: float) -> Found:
     Ratios are halved on the race's videos, which choose. Two are judged on fresh ones at most, the
     chosen and the most careful one, each wrongly "kept" one time in forty.
     """
-    low, high = 1.05, largest_ratio(search.times, search.num_steps)[0]
+    low, high = 1.05, largest_ratio(search.times, search.num_steps, search.scores)[0]
     tried: list[tuple[Candidate, bool]] = []  # the most careful first; is its loss surely within?
     for _ in range(HALVINGS):
         ratio = min((low * high) ** 0.5, 0.999 * high)
