@@ -19,7 +19,7 @@ from osp_opt.search.evidence import evidence_of
 from osp_opt.search.race import RaceResult
 from osp_opt.search.recipe.proof import Found, prove
 from osp_opt.search.recipe.report import write_recipe
-from osp_opt.search.recipe.state import TIMED_VIDEOS, RecipeCandidate, RecipeSearch, open_search
+from osp_opt.search.recipe.state import TIMED_RACED, RecipeCandidate, RecipeSearch, open_search
 from osp_opt.system.context import WorkerContext
 
 __all__ = ["run"]
@@ -60,7 +60,7 @@ def fast_enough(search: RecipeSearch, chosen: RecipeCandidate, speedup: float) -
 
     Raises OptionError where it stays too slow.
     """
-    timed = search.race_requests[:TIMED_VIDEOS]
+    timed = search.race_requests[:TIMED_RACED]
     tried, wanted, measured = chosen, speedup, 0.0
     for _ in range(ATTEMPTS):
         measured = ratio_ci(search.trials.speedups(tried.variant, timed)).estimate

@@ -91,7 +91,7 @@ def prove(
 ) -> Found:
     """Make and time the recipe on videos that chose nothing."""
     fresh = search.fresh_requests
-    plain, finer = search.plain(chosen.speedup), search.finer(chosen.speedup)
+    plain, finer = search.plain(chosen.speedup), search.finer()
     own, even = search.trials.compared([chosen.variant, plain], fresh, finer)
     speedups = search.trials.speedups(chosen.variant, fresh[:TIMED_VIDEOS])
     near, plain_near = ([row["converged_psnr"] for row in rows] for rows in (own, even))

@@ -34,10 +34,12 @@ from osp_opt.system.context import WorkerContext
 __all__ = ["TIMED_VIDEOS", "RecipeCandidate", "RecipeSearch", "open_search"]
 
 FEWEST_STEPS = 4
-TIMED_VIDEOS = 2  # of the race, and again of the fresh videos
+TIMED_VIDEOS = 2  # of the fresh videos
+TIMED_RACED = 1  # of the race: enough to see whether a recipe falls short
 RACE_VIDEOS = 16  # more than any budget lets a race use
-LEAST_RACE = 4.0  # generations that a race needs to say anything
-FINER = 4.0  # times the recipe's steps stand for convergence, but no fewer than the original's
+LEAST_RACE = 3.5  # generations that a race needs to say anything
+FINER = 4.0  # times the recipe's steps rank recipes, but no fewer than the original's
+PROVING = 2.0  # times the original's steps stand for convergence in the proof
 _LATER = 2.5  # places, of a move's next schedule
 _SAME = 1e-9  # of two speeds: sums of seconds differ in their last digits
 # What a move adds to the log error, roughly: only the order in which candidates enter the race.
@@ -136,12 +138,14 @@ class RecipeSearch:
         alike = [each for each in same if each.steps == candidate.steps]
         return next(iter([*alike, *same]), None)
 
-    def finer(self, speedup: float) -> Variant:
-        """What stands for the converged video of recipes that are so fast: FINER times their steps,
-        corrected. To tell them apart it has to err less than they do, not to be exact.
+    def finer(self, speedup: float | None = None) -> Variant:
+        """What stands for the converged video: PROVING times the original's steps, corrected.
+
+        For a race between recipes of that speed fewer may do: to rank them it has to err less than
+        they do. What is told of the winner needs more, since corrected steps err alike.
         """
         full = len(self.reference)
-        steps = min(max(full, round(FINER * full / speedup)), 2 * full)
+        steps = round(full * finer_share(speedup, corrected=self.schedules.weight > 0.0))
         return Variant(self.schedules.uniform(min(steps, self.maker.kind.most)).schedule)
 
     def plain(self, speedup: float) -> Variant:
@@ -235,21 +239,27 @@ class RecipeSearch:
         return full / self.times.seconds(policy, len(self.maker.call_timesteps(schedule)))
 
 
+def finer_share(speedup: float | None, *, corrected: bool = True) -> float:
+    """Steps that stand for convergence, over the original's."""
+    if speedup is None or not corrected:
+        return PROVING
+    return min(max(1.0, FINER / speedup), PROVING)
+
+
 def proof_cost(options: OptimizeOptions, steps: int) -> float:
     """Generations that the proof on fresh prompts takes, about, where the original has so many
     steps: the original, finer steps, the recipe and plain steps of each, and timing.
     """
     speedup = options.speedup if options.max_loss is None else 2.0
-    finer = min(max(1.0, FINER / speedup), 2.0)
     timed = min(TIMED_VIDEOS, options.verify_prompts) * (1.0 / speedup + 2 * TIMED_STEPS / steps)
-    return options.verify_prompts * (1.0 + finer + 2.0 / speedup) + timed
+    return options.verify_prompts * (1.0 + finer_share(None) + 2.0 / speedup) + timed
 
 
 def race_budget(options: OptimizeOptions, steps: int) -> float:
     """What is left to choose with: the proof is paid, and the times of steps and of the winner."""
     speedup = options.speedup if options.max_loss is None else 2.0
-    timing = (BLOCK_STEPS + ALONE_STEPS + 2 * TIMED_VIDEOS * TIMED_STEPS) / steps
-    spent = proof_cost(options, steps) + timing + TIMED_VIDEOS / speedup
+    timing = (BLOCK_STEPS + ALONE_STEPS + 2 * TIMED_RACED * TIMED_STEPS) / steps
+    spent = proof_cost(options, steps) + timing + TIMED_RACED / speedup
     return max(LEAST_RACE, options.budget - spent)
 
 
