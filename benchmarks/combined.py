@@ -46,10 +46,8 @@ def run(lab: Lab) -> dict[str, Any]:
 
 def _steps(lab: Lab) -> Iterator[Entrant]:
     """Fewer steps: uniform, corrected, searched, and the planner's corrected ones."""
-    full, planner = (
-        len(lab.reference),
-        CorrectedSchedules(lab.calibration, lab.maker.kind),
-    )
+    full = len(lab.reference)
+    planner = CorrectedSchedules(lab.calibration, lab.maker.kind)
     plain = searched(lab)
     for length in (full, *lab.size.lengths):
         uniform = TimestepSchedule(TimestepSchedule.uniform(length).timesteps)
