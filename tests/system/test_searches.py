@@ -80,7 +80,9 @@ def test_searches_decide_the_same_on_any_number_of_processes(
     optimize = searches(workdir, tiny_checkpoint)[-1]
     ledger = optimize.run_dir / "trials.jsonl"
     lines = ledger.read_text().splitlines(keepends=True)
-    ledger.write_text("".join(lines[: len(lines) // 2]) + lines[-1][:20])
+    half = lines[: len(lines) // 2]
+    half += [line for line in lines[len(half) :] if '"speed"' in line]  # so that no clock decides
+    ledger.write_text("".join(half) + lines[-1][:20])
     (optimize.run_dir / "recipe.json").unlink()
     JOBS["optimize"]()(optimize, replace(context, run_dir=optimize.run_dir))
-    assert found(workdir, tiny_checkpoint) == results[0]
+    assert sorted(map(repr, found(workdir, tiny_checkpoint))) == sorted(map(repr, results[0]))
