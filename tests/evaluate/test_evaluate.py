@@ -127,17 +127,21 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_verdict_and_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    six, prompts = [*clips(), *clips()], (*PROMPTS, "a boat", "a tree", "rain")
     sampled(tmp_path / "a", clips())
     sampled(tmp_path / "b", clips())
+    assert evaluated(tmp_path, "--max-loss", "1%", code=4)["verdict"] == "undecided", "of three"
+    sampled(tmp_path / "a", six, prompts)
+    sampled(tmp_path / "b", six, prompts)
     found = evaluated(tmp_path, "--max-loss", "1%")
     assert (found["verdict"], found["metrics"]["psnr"]["candidate"]["estimate"]) == ("kept", 120.0)
-    slightly = [noisy(clip, level) for clip, level in zip(clips(), (2, 4, 40), strict=True)]
-    sampled(tmp_path / "b", slightly)
+    slightly = [noisy(clip, level) for clip, level in zip(six, (2, 4, 40) * 2, strict=True)]
+    sampled(tmp_path / "b", slightly, prompts)
     lost = evaluated(tmp_path)["loss"]["share"]
     between = f"{100 * lost['estimate']}%"
     assert evaluated(tmp_path, "--max-loss", between, code=4)["verdict"] == "undecided"
-    assert "6 prompts may tell" in unwrapped(capsys)
-    sampled(tmp_path / "b", [255 - clip for clip in clips()])
+    assert "12 prompts may tell" in unwrapped(capsys)
+    sampled(tmp_path / "b", [255 - clip for clip in six], prompts)
     assert evaluated(tmp_path, "--max-loss", "1%", code=3)["verdict"] == "lost"
 
 
@@ -161,7 +165,7 @@ def test_prompts_count_and_not_their_seeds() -> None:
 def test_a_loss_is_of_what_was_measured() -> None:
     """VBench's scores where there are, else SSIM, else PSNR; two videos decide nothing."""
 
-    def measured(between: dict[str, float], alone: dict[str, float], n: int = 5) -> list[Measured]:
+    def measured(between: dict[str, float], alone: dict[str, float], n: int = 6) -> list[Measured]:
         files = [VideoFile(Path(f"{i}.mp4"), f"prompt {i}", 0) for i in range(n)]
         return [Measured(Pair(f, f), between, alone, alone, (), ()) for f in files]
 

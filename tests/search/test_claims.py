@@ -19,6 +19,7 @@ from gaussian_model import exact_gram, sigma_at
 
 from osp_opt.base.errors import OptionError, PolicyError
 from osp_opt.base.progress import Progress
+from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
 from osp_opt.options import SearchCacheOptions, SearchStepsOptions
@@ -102,6 +103,7 @@ def step_search(table: StepTable, trials: DrawnTrials, **values: Any) -> Search:
         calibration=SimpleNamespace(prompts=("calibrated",)),
         reference=TimestepSchedule.uniform(LEVELS),
         yardstick=None,
+        kind=SAMPLER_KINDS["EulerAncestralDiscrete"],
     )
     options = SearchStepsOptions(**{"verify": True, "objective": "video", **values})
     context: Any = SimpleNamespace(progress=Progress(interactive=False))
@@ -168,6 +170,7 @@ class DrawnCacheSearch:
     times = BlockTimes((1.0,) * 12, 1.0)
     num_steps = LEVELS
     budget = 12.0
+    scores = None
 
     def __init__(self, trials: DrawnTrials, workdir: Path, **values: Any) -> None:
         self.trials = trials

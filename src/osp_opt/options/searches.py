@@ -386,6 +386,14 @@ class OptimizeOptions(SearchOptions, CacheMemoryOptions):
         identity=False,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _enough_for_a_verdict(cls, values: Any) -> Any:
+        """A limit of loss takes twice the videos that a speed does, and the work for them."""
+        if not isinstance(values, dict) or values.get("max_loss") is None:
+            return values
+        return {"verify_prompts": 6, "budget": 30.0, **values}
+
     @property
     def recipe_path(self) -> Path:
         """Where the recipe is written."""

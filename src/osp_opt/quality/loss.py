@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from osp_opt.quality.intervals import Interval, mean_ci, positive_mean_ci
+from osp_opt.quality.intervals import FEWEST_SKEWED, Interval, mean_ci, positive_mean_ci
 
 __all__ = [
     "CHANGED_PSNR",
@@ -23,7 +23,8 @@ __all__ = [
 Verdict = Literal["kept", "lost", "undecided"]
 EXIT_CODES: Mapping[Verdict, int] = MappingProxyType({"kept": 0, "lost": 3, "undecided": 4})
 """What a command that was given a limit ends with."""
-FEWEST_JUDGED = 3  # videos that a verdict needs
+FEWEST_JUDGED = FEWEST_SKEWED
+"""Videos that a verdict needs: one in six tips over, and fewer may well hold none that does."""
 VISIBLE_PSNR = 40.0  # dB, at which differences can hardly be seen
 CHANGED_PSNR = 30.0  # dB, below which a video is visibly another one
 
@@ -52,7 +53,7 @@ class Loss:
 
     def verdict(self, limit: float) -> Verdict:
         """Whether at most `limit` is lost; "kept" or "lost" only where the whole interval says so,
-        and there is one.
+        and there are videos enough for one.
         """
         if self.share.count < FEWEST_JUDGED:
             return "undecided"

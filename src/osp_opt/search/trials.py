@@ -170,10 +170,9 @@ class Trials:
         def measure(i: int) -> dict[str, Any]:
             if self._steps_can_be_paired(variant):
                 return {"speedup": self._paired_steps(variant, requests[i])}
-            before = self._step_seconds(requests[i])
+            before = self._original_seconds(requests[i])
             seconds = self._make(variant, requests[i]).seconds
-            step = (before + self._step_seconds(requests[i])) / 2.0
-            return {"speedup": len(self.original.schedule) * step / seconds}
+            return {"speedup": (before + self._original_seconds(requests[i])) / 2.0 / seconds}
 
         many = [variant] * len(requests)
         found = self._of_all("speed", many, requests, measure, "timing")
@@ -299,20 +298,24 @@ class Trials:
             self._frames[reference] = held
         return held[1]
 
-    def _step_seconds(self, request: Request) -> float:
-        """Seconds of one of the original's steps, which all cost the same; the first warms up."""
-        some = self._maker.schedule(min(TIMED_STEPS, len(self.original.schedule)))
+    def _original_seconds(self, request: Request) -> float:
+        """Seconds of the original's video, from a few of its steps, which all cost the same but
+        the first, in which a video's own preparation falls.
+        """
+        steps = len(self.original.schedule)
+        some = min(TIMED_STEPS, steps)
         ends: list[float] = []
 
         def step_ended(done: int, total: int) -> None:
             self._maker.device.synchronize()
             ends.append(time.perf_counter())
 
-        started = time.perf_counter()
-        self._maker.denoise(request, some, self._cache(self.original), step_ended)
-        if len(ends) < 2:
-            return ends[-1] - started
-        return (ends[-1] - ends[0]) / (len(ends) - 1)
+        made = self._maker.denoise(
+            request, self._maker.schedule(some), self._cache(self.original), step_ended
+        )
+        if some == steps:
+            return made.seconds
+        return made.seconds + (steps - some) * (ends[-1] - ends[0]) / (len(ends) - 1)
 
     def _steps_can_be_paired(self, variant: Variant) -> bool:
         """Whether only reused blocks tell it from the original."""

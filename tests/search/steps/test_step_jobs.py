@@ -260,7 +260,7 @@ def test_samplers_without_schedules_are_refused(workdir: Path, tiny_checkpoint: 
 def test_loss_limit_finds_the_fewest_steps(workdir: Path, tiny_checkpoint: Path) -> None:
     """So much may be lost that the shortest length of the ladder serves."""
     options = search(
-        tiny_checkpoint, workdir, max_loss="99%", verify=True, verify_prompts=3, budget=2.0
+        tiny_checkpoint, workdir, max_loss="99%", verify=True, verify_prompts=6, budget=2.0
     )
     found = TimestepSchedule.from_file(options.schedule_path)
     assert len(found) == search_steps.LADDER[0]

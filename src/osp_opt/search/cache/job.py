@@ -14,7 +14,7 @@ from osp_opt.calibration.source import open_source
 from osp_opt.generate.memory import report_memory
 from osp_opt.options import SearchCacheOptions
 from osp_opt.quality.intervals import ratio_ci
-from osp_opt.quality.loss import EXIT_CODES
+from osp_opt.quality.loss import EXIT_CODES, FEWEST_JUDGED
 from osp_opt.search.cache.candidates import Candidate, largest_ratio
 from osp_opt.search.cache.check import check_predictor
 from osp_opt.search.cache.report import Found, write_policy
@@ -28,7 +28,7 @@ __all__ = ["find", "run"]
 TOLERANCE = 0.03  # a measured ratio may fall short of the wanted one by so much
 ATTEMPTS = 3  # policies that are timed before the ratio counts as not delivered
 TIMED = 2  # videos of the race, on which speed is measured before a policy is taken
-LOSS_VIDEOS = 4  # of the race, on which the loss of a policy is looked at before it is taken
+LOSS_VIDEOS = FEWEST_JUDGED  # of the race, on which a policy's loss is looked at first
 HALVINGS = 5  # of the range of ratios, in search of the fastest within a loss
 
 
