@@ -75,8 +75,10 @@ class Jobs:
             context = WorkerContext(Device.open("cpu"), Parallel(), options.run_dir, Progress(1))
             maker = open_source(options, context).maker()
             about = {"of": maker.digest(TimestepSchedule.uniform(options.steps))}
-            key = {"what": "block times", **about, "timed_on": maker.timed_on}
-            TrialLedger(options.run_dir / LEDGER).add(key, TIMES.as_json())
+            ledger = TrialLedger(options.run_dir / LEDGER)
+            for what in ("block times", "block times with guidance"):
+                key = {"what": what, **about, "timed_on": maker.timed_on}
+                ledger.add(key, TIMES.as_json())
 
     def complete(self, command: str) -> Ended:
         ended = self.server.run(self.options(command))

@@ -33,7 +33,17 @@ from osp_opt.pipelines.setting import Setting
 from osp_opt.run.folder import load_run, open_run
 from osp_opt.sampling.schedule import TimestepSchedule
 
-SETTING = Setting("f" * 64, 3, (999.0, 500.0, 0.0), 5, 16, 16, "EulerDiscrete", 2.0, "float32")
+SETTING = Setting(
+    model="f" * 64,
+    steps=3,
+    timesteps=(999.0, 500.0, 0.0),
+    sampler="EulerDiscrete",
+    dtype="float32",
+    num_frames=5,
+    height=16,
+    width=16,
+    guidance_scale=2.0,
+)
 PLAN = CachePolicy.explicit({1: [(0, 2)], 2: [(0, 2), (3, 4)], 4: [(0, 2)]}, 6, order=1)
 ENTRIES = [{"file": "a.mp4", "prompt": "a ball", "seed": 1, "denoising_seconds": 0.5}]
 CONFIG = """
