@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from official import random_transformer
 from running import Job
 
 from osp_opt.options import JobOptions
@@ -72,6 +71,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text_encoder/ (the golden mT5 and tokenizer), defaults.json.
     """
     import torch
+    from official import random_transformer
 
     from osp_opt.model.vae.autoencoder import CausalVAEModel
 

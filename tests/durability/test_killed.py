@@ -194,7 +194,7 @@ def test_killed_while_blocks_are_timed(jobs: Jobs, tmp_path: Path) -> None:
     assert not (options.run_dir / LEDGER).exists()
     assert jobs.server.run(options).code == 0
     made = contents(options.run_dir)
-    assert made[LEDGER][0]["key"]["what"] == "block times"
+    assert made[LEDGER][0]["key"]["what"] == "block times with guidance"
     assert jobs.server.run(options).code == 0
     assert contents(options.run_dir) == made
 
