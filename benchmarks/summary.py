@@ -27,8 +27,8 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def recipes(results: dict[str, Any]) -> str:
-    """For each speed that people ask for, what was nearest to the original at that speed."""
-    rows = results["combined"]["rows"]
+    """For each speed that people ask for, the command that came nearest to the converged video."""
+    rows = [row for row in results["combined"]["rows"] if _commands(row) is not None]
     shown = []
     for wanted in RECIPES:
         fast = [row for row in rows if row["speedup"]["estimate"] >= NEARLY * wanted]
@@ -36,7 +36,7 @@ def recipes(results: dict[str, Any]) -> str:
         shown.append(
             [
                 f"{wanted}x",
-                _commands(best),
+                str(_commands(best)),
                 interval_text(best["speedup"], ".2f"),
                 interval_text(best["converged"]),
             ]
@@ -46,14 +46,19 @@ def recipes(results: dict[str, Any]) -> str:
     )
 
 
-def _commands(row: dict[str, Any]) -> str:
+def _commands(row: dict[str, Any]) -> str | None:
+    """The command lines that make an entrant; None where there is no command for it."""
     steps = f"`search-steps --steps {row['steps']}`"
     _, _, ratio = row["setting"].rpartition("--ratio ")
     cache = f"`search-cache --ratio {ratio}`"
-    told = {"search-steps": steps, "search-cache free": cache}
-    told["search-steps, search-cache free"] = f"{steps}, {cache}"
-    told["optimize"] = f"`optimize {row['setting'].partition(':')[0]}`"
-    return told.get(row["method"], f"{row['method']}, {row['setting']}")
+    told = {
+        "uniform": f"`sample --plain --steps {row['steps']}`",
+        "search-steps": steps,
+        "search-cache free": cache,
+        "search-steps, search-cache free": f"{steps}, {cache}",
+        "optimize": f"`optimize {row['setting'].partition(':')[0]}`",
+    }
+    return told.get(row["method"])
 
 
 def _steps(rows: Sequence[dict[str, Any]]) -> str:
