@@ -214,7 +214,7 @@ def _recipe_goals(results: dict[str, Any]) -> list[Goal]:
 def _nearer(
     rows: Sequence[dict[str, Any]], own: tuple[str, str], other: tuple[str, str], least: float
 ) -> Goal:
-    """Reached when the interval of the difference holds `least` or more."""
+    """Reached when the difference is `least` or more, by its estimate."""
     text = (
         f"{', '.join(own)}: not below {', '.join(other)}{f' + {least:g} dB' if least else ''}, "
         "PSNR to the converged video"
@@ -223,7 +223,7 @@ def _nearer(
     if found is None or than is None:
         return Goal(text, "", None)
     gain = paired_difference(found["values"]["converged"], than["values"]["converged"])
-    return Goal(text, f"{interval_text(gain.as_json())} dB", gain.high >= least)
+    return Goal(text, f"{interval_text(gain.as_json())} dB", gain.estimate >= least)
 
 
 def _work(rows: Sequence[dict[str, Any]]) -> Goal:
