@@ -32,7 +32,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The same with the lowest versions that pyproject.toml allows, in an environment of their own.
 test-lowest:
@@ -40,12 +40,12 @@ test-lowest:
 	$(PYTHON) -m tools.lowest > $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c $(VENV)-lowest/constraints.txt -e '.[dev]'
-	$(VENV)-lowest/bin/python -m pytest -n auto --dist loadfile
+	$(VENV)-lowest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Every command killed at 20 random moments, run again, and compared with a run let alone; and 1,000
 # damaged files given to whole commands.
 durability: install
-	OSP_OPT_KILLS=20 $(BIN)/python -m pytest tests/durability
+	OSP_OPT_KILLS=20 $(BIN)/python -m pytest tests/durability tests/system
 	OSP_OPT_MUTANTS=1000 $(BIN)/python -m pytest tests/hostile
 
 # Against the field, into benchmarks/results; BENCH=--quick checks that everything runs.
