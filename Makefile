@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo-output
+# One more than there are cores: some tests wait.
+JOBS := $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
 BIN := $(VENV)/bin
 OSP := $(BIN)/osp-opt
 
@@ -32,7 +34,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # The same with the lowest versions that pyproject.toml allows, in an environment of their own.
 test-lowest:
@@ -40,7 +42,7 @@ test-lowest:
 	$(PYTHON) -m tools.lowest > $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c $(VENV)-lowest/constraints.txt -e '.[dev]'
-	$(VENV)-lowest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(VENV)-lowest/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Every command killed at 20 random moments, run again, and compared with a run let alone; and 1,000
 # damaged files given to whole commands.
