@@ -16,7 +16,7 @@ from osp_opt.system.device import Device
 from osp_opt.system.parallel import Parallel
 
 TIMEOUT_S = 1.0
-STEPS = 80  # of the bundled model: three times as long as that, on one thread of a fast machine
+STEPS = 80  # of the bundled model: several times as long as that, on one thread
 
 
 def commands(workdir: Path, ranks: int) -> list[JobOptions]:
