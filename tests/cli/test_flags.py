@@ -15,8 +15,15 @@ from osp_opt.base.errors import FileError, OptionError
 from osp_opt.cli.app import main
 from osp_opt.cli.config_file import read_config
 from osp_opt.cli.flags import resolve
-from osp_opt.options import COMMANDS, SampleOptions, SearchCacheOptions, SearchStepsOptions
+from osp_opt.options import (
+    COMMANDS,
+    OptimizeOptions,
+    SampleOptions,
+    SearchCacheOptions,
+    SearchStepsOptions,
+)
 from osp_opt.options.base import PANELS, option_extra
+from osp_opt.quality.loss import FEWEST_JUDGED
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -190,6 +197,11 @@ def test_a_broken_config_is_refused(
         resolve(SampleOptions, {}, config)
     for word in words:
         assert word in str(refused.value)
+
+
+def test_a_limit_of_loss_brings_the_prompts_of_a_verdict() -> None:
+    assert OptimizeOptions(max_loss=0.01).verify_prompts == FEWEST_JUDGED
+    assert OptimizeOptions(max_loss=0.01, verify_prompts=2).verify_prompts == 2
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

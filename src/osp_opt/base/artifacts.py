@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ FILE_MODE = 0o640
 
 JSON_MAX_BYTES = 2 * 2**20
 JSON_MAX_DEPTH = 16
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "owner/name"
 
 _DIGITS = 300  # of an integer; tokenizers' files hold int(1e30)
 _WHOLE_BYTES = 64 * 2**20  # files up to this size are hashed whole

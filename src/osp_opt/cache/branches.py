@@ -12,6 +12,7 @@ guidance makes eps_pos + (g - 1) d of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any
@@ -78,7 +79,7 @@ class GuidedCalls:
         if branch == "both":
             return self._batch(step, forward, args, kwargs)
         if branch == "negative":
-            return self._negative(step, forward, args, kwargs)
+            return self._negative(step, functools.partial(forward, *args, **kwargs))
         if branch != "positive":
             told = "no branch is told" if name is None else f"a branch is called {name!r}"
             raise PolicyError(
@@ -94,13 +95,7 @@ class GuidedCalls:
         self._positive = step, output, known
         return output
 
-    def _negative(
-        self,
-        step: int,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def _negative(self, step: int, run: Callable[[], Any]) -> Any:
         """The negative branch of a step whose positive one ran just before."""
         positive, self._positive = self._positive, None
         if positive is None or positive[0] != step:
@@ -111,7 +106,7 @@ class GuidedCalls:
         _, form, known = positive
         if self._store.reuses(step):
             return _filled(form, known)
-        output = forward(*args, **kwargs)
+        output = run()
         others = [_wide(part) for part in _tensors(output)]
         self._store.put(step, [p - n for p, n in zip(known, others, strict=True)])
         return output

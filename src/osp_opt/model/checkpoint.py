@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
@@ -16,7 +15,7 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor, nn
 
-from osp_opt.base.artifacts import fingerprint_folder, read_json
+from osp_opt.base.artifacts import HUB_ID, fingerprint_folder, read_json
 from osp_opt.base.errors import CheckpointError, FileError
 from osp_opt.model.weights import (
     check_sizes,
@@ -38,7 +37,6 @@ __all__ = [
 ]
 
 _OURS = frozenset({"cache_dir", "torch_dtype", "dtype", "low_cpu_mem_usage", "use_safetensors"})
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "owner/name"
 Model = TypeVar("Model", bound=ModelMixin)
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import model_validator
 
 from osp_opt.base.artifacts import read_json
 from osp_opt.base.errors import FileError
 from osp_opt.base.samplers import MAX_STEPS
-from osp_opt.options.base import STATE_FOLDER, option
+from osp_opt.options.base import option
 from osp_opt.options.groups import (
     STEPS_ALIASES,
     LaunchOptions,
-    SamplingOptions,
+    MakingOptions,
     check_makes,
 )
 
@@ -26,7 +26,7 @@ CALIBRATION_NOTE = "calibration.json"
 """In the working folder: where the last calibration is."""
 
 
-class CalibrateOptions(SamplingOptions, LaunchOptions):
+class CalibrateOptions(MakingOptions, LaunchOptions):
     """Sample with the original model and record what the searches need."""
 
     command: ClassVar[str] = "calibrate"
@@ -44,7 +44,6 @@ class CalibrateOptions(SamplingOptions, LaunchOptions):
         "workdir",
         "nproc_per_node",
     )
-    pipeline_steps: ClassVar[Any] = 50
     example: ClassVar[str] = "--model-path NAME/REPO/29x480p --prompt-file prompts.txt"
 
     steps: int = option(
@@ -83,16 +82,6 @@ class CalibrateOptions(SamplingOptions, LaunchOptions):
     def _possible_steps(self) -> CalibrateOptions:
         check_makes(self.sampler, self.steps)
         return self
-
-    @property
-    def out_dir(self) -> Path:
-        """Where the videos are: ``--out`` when given, else the usual place."""
-        return self.out or super().run_dir
-
-    @property
-    def run_dir(self) -> Path:
-        """Its own place inside the folder of results, which belongs to the user."""
-        return self.out_dir / STATE_FOLDER / self.command
 
     @property
     def measures_yardstick(self) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 from typing_extensions import Self
 
 from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.base.shape import PIXEL_MULTIPLE, VAE_STRIDE
-from osp_opt.options.base import Options, Texts, option
+from osp_opt.options.base import STATE_FOLDER, Options, Texts, option
 
 Sampler = Literal[
     "EulerAncestralDiscrete",
@@ -283,6 +283,24 @@ def _is_prompt_file(text: str) -> bool:
         return Path(text).is_file()
     except (OSError, ValueError):
         return False  # too long for a file, or with characters that no path has
+
+
+class MakingOptions(SamplingOptions):
+    """What calibrate and sample share: they make videos, into a folder of the user's."""
+
+    pipeline_steps: ClassVar[Any] = 50
+    if TYPE_CHECKING:
+        out: Path | None  # each declares it, with its own old names
+
+    @property
+    def out_dir(self) -> Path:
+        """Where the videos are: ``--out`` when given, else the usual place."""
+        return self.out or super().run_dir
+
+    @property
+    def run_dir(self) -> Path:
+        """Its own place inside the folder of results, which belongs to the user."""
+        return self.out_dir / STATE_FOLDER / self.command
 
 
 class LaunchOptions(Options):

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import model_validator
 
 from osp_opt.base.samplers import MAX_STEPS
-from osp_opt.options.base import STATE_FOLDER, option
+from osp_opt.options.base import option
 from osp_opt.options.groups import (
     SCHEDULE,
     STEPS_ALIASES,
     CacheMemoryOptions,
     DeviceOptions,
     LaunchOptions,
+    MakingOptions,
     ModelOptions,
-    SamplingOptions,
     ShapeOptions,
     check_makes,
 )
 
 
-class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
+class SampleOptions(MakingOptions, CacheMemoryOptions, LaunchOptions):
     """Make videos, with a searched schedule and a cache where wanted."""
 
     command: ClassVar[str] = "sample"
@@ -41,7 +41,6 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
         "workdir",
         "nproc_per_node",
     )
-    pipeline_steps: ClassVar[Any] = 50
     example: ClassVar[str] = "--prompt 'a red circle moves left on a white background'"
 
     steps: int = option(
@@ -110,16 +109,6 @@ class SampleOptions(SamplingOptions, CacheMemoryOptions, LaunchOptions):
         elif self.schedule is None:
             check_makes(self.sampler, self.steps)
         return self
-
-    @property
-    def out_dir(self) -> Path:
-        """Where the videos are: ``--out`` when given, else the usual place."""
-        return self.out or super().run_dir
-
-    @property
-    def run_dir(self) -> Path:
-        """Its own place inside the folder of results, which belongs to the user."""
-        return self.out_dir / STATE_FOLDER / self.command
 
 
 class DoctorOptions(ModelOptions, ShapeOptions, DeviceOptions):

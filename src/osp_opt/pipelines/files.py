@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from osp_opt.base.artifacts import read_json
+from osp_opt.base.artifacts import HUB_ID, read_json
 from osp_opt.base.errors import CheckpointError, FileError, OptionError, ScheduleError
 from osp_opt.base.mappings import read_mapping
 from osp_opt.options import DoctorOptions, ModelOptions, SampleOptions
@@ -30,7 +30,6 @@ from osp_opt.pipelines.requirements import (
 __all__ = ["call_arguments", "check_pipeline", "described", "needs_no_noise"]
 
 INDEX = "model_index.json"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "owner/name"
 _AS_OPTIONS = (
     *("num_frames", "height", "width", "guidance_scale", "negative_prompt"),
     "max_sequence_length",
@@ -72,7 +71,7 @@ def check_pipeline(options: ModelOptions) -> None:
     arguments = call_arguments(options)
     folder = Path(options.pipeline).expanduser()
     if not folder.is_dir():
-        if _HUB_ID.fullmatch(options.pipeline) and not options.pipeline.startswith("."):
+        if HUB_ID.fullmatch(options.pipeline) and not options.pipeline.startswith("."):
             return
         raise CheckpointError(
             f"--pipeline {options.pipeline}: no such folder, and not a hub id (owner/name)"

@@ -25,14 +25,14 @@ from osp_opt.system.parallel import Parallel
 
 __all__ = [
     "ALONE_STEPS",
-    "TIMED_STEPS",
+    "BLOCK_STEPS",
     "BlockTimer",
     "BlockTimes",
     "measure_times",
     "reuses_guidance",
 ]
 
-TIMED_STEPS = 24  # of the schedule's first steps
+BLOCK_STEPS = 24  # of the schedule's first steps
 ALONE_STEPS = 16  # every other one with both branches
 _WARM_STEPS = 3
 
@@ -105,7 +105,7 @@ def measure_times(
     """
     alone = _measure_alone(maker, request) if guidance else 1.0
     timer = BlockTimer(maker.device.synchronize)
-    for steps in (_WARM_STEPS, TIMED_STEPS):
+    for steps in (_WARM_STEPS, BLOCK_STEPS):
         first = replace(schedule, timesteps=schedule.timesteps[:steps], corrections=())
         if schedule.is_default:  # samplers with a spacing of their own take no other
             first = maker.schedule(steps)

@@ -17,7 +17,7 @@ from osp_opt.quality.yardstick import Yardstick
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import (
     ALONE_STEPS,
-    TIMED_STEPS,
+    BLOCK_STEPS,
     BlockTimes,
     measure_times,
     reuses_guidance,
@@ -170,7 +170,7 @@ def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
     times = BlockTimes.from_json(
         trials.once(
             "block times with guidance" if guidance else "block times",
-            (TIMED_STEPS + ALONE_STEPS * guidance) / len(schedule),
+            (BLOCK_STEPS + ALONE_STEPS * guidance) / len(schedule),
             lambda: measure_times(maker, schedule, found.race[0], guidance=guidance).as_json(),
         )
     )

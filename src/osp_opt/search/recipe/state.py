@@ -16,11 +16,11 @@ from osp_opt.quality.metrics import log_error
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import (
     ALONE_STEPS,
+    BLOCK_STEPS,
     BlockTimes,
     measure_times,
     reuses_guidance,
 )
-from osp_opt.search.cache.block_times import TIMED_STEPS as BLOCK_STEPS
 from osp_opt.search.cache.candidates import MAX_INTERVAL
 from osp_opt.search.cache.moves import MOVES, Move, guidance_alone, plan_reuse
 from osp_opt.search.cache.scores import ReuseErrors, gaussian_importance
