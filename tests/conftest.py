@@ -36,6 +36,12 @@ TINY_DEFAULTS = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """On the CPU, whatever the machine has: only what is asked for by name sees accelerators."""
+    if not any("on_device" in str(name) for name in config.args):
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ASCEND_RT_VISIBLE_DEVICES": ""}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow files first, so that at the end no process waits for another with one left."""
     items.sort(key=lambda item: item.path.parent.name not in SLOW)

@@ -54,15 +54,32 @@ def full_size(
     compiled: Annotated[bool, typer.Option("--compiled", help="Compile the blocks.")] = False,
     device: str = "auto",
     dtype: str = "auto",
+    attention: Annotated[str, typer.Option(help="As of the commands.")] = "auto",
     out: Out = None,
 ) -> None:
     """The full-size model on one device."""
     from benchmarks.speed import full_size as part
     from osp_opt.system.device import Device
 
-    opened = Device.open(device, dtype=dtype)
+    opened = Device.open(device, dtype=dtype, attention=attention)
     rounds = part.Rounds(repeats, warm_ups)
     report(part.run(shapes or list(part.SHAPES), rounds, small, compiled, opened), out)
+
+
+@app.command()
+def attention(
+    shapes: Annotated[list[str] | None, typer.Argument(help="As of full-size.")] = None,
+    repeats: Repeats = 9,
+    device: str = "auto",
+    dtype: str = "auto",
+    out: Out = None,
+) -> None:
+    """Kernels of self-attention at full size."""
+    from benchmarks.speed import attention as part
+    from benchmarks.speed.full_size import SHAPES
+    from osp_opt.system.device import Device
+
+    report(part.run(shapes or list(SHAPES), repeats, Device.open(device, dtype=dtype)), out)
 
 
 @app.command()

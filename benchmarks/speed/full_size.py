@@ -5,6 +5,8 @@ Weights and prompts are random: they do not change how long anything takes.
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,9 +94,17 @@ def measure(
     prompts = random_prompts(int(config["caption_channels"]), TEXT_TOKENS, PADDED, device)
     subject = Subject("full size", model, prompts, shape)
     result = denoising(subject, ceiling, rounds, device)
+    tell(shape, result)
     del subject, model
     device.empty_cache()
-    return result | {"autoencoder": autoencoder(shape, rounds, small, device)}
+    decoding = autoencoder(shape, rounds, small, device)
+    tell(shape, decoding)
+    return result | {"autoencoder": decoding}
+
+
+def tell(shape: VideoShape, result: dict[str, Any]) -> None:
+    """One line of what is known by now: a large shape takes minutes."""
+    print(f"{shape}: {json.dumps(result)}", file=sys.stderr, flush=True)
 
 
 def denoising(subject: Subject, ceiling: float, rounds: Rounds, device: Device) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks is not part of the package
 
-from benchmarks.speed import checkpoint, full_size, predict, scaling, vae
+from benchmarks.speed import attention, checkpoint, full_size, predict, scaling, vae
 from benchmarks.speed.measuring import interleaved, ratio
 from benchmarks.speed.operations import StepWork
 from benchmarks.speed.steps import optimised, original
@@ -110,6 +110,14 @@ def test_ways_of_decoding_are_held_against_float32(device: Device) -> None:
     ]
     assert ways["float32"]["psnr_db"] is None
     assert (ways["float32, channels last"]["psnr_db"] or inf) > ways["bfloat16"]["psnr_db"] > 50
+
+
+def test_kernels_are_held_against_float32(device: Device) -> None:
+    found = attention.run(["1x480p"], 1, device, tokens=64)["sizes"]["1x480p"]
+    assert found["backends"]["native"]["error"] < 1e-6
+    assert {*found["backends"], *found["refused"]} == set(attention.BACKENDS)
+    q, k, v = torch.randn(3, 1, 8, 2, 4, generator=torch.Generator().manual_seed(0))
+    assert attention.error(v, q, k, v) > 0.1, "not attention"
 
 
 def test_a_size_is_measured(device: Device) -> None:

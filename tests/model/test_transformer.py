@@ -54,6 +54,14 @@ def run_recorded(model: OpenSoraT2V, inputs: dict[str, Tensor]) -> dict[str, Ten
     return seen
 
 
+def assert_equal(found: Tensor, expected: Tensor, name: str = "output") -> None:
+    """To 1e-5 of the largest value: another processor adds up in another order."""
+    largest = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(
+        found, expected, atol=1e-5 * largest, rtol=0, msg=lambda text: f"{name}: {text}"
+    )
+
+
 @pytest.fixture(scope="module")
 def model() -> OpenSoraT2V:
     return load_transformer(GOLDEN / "transformer/main")
@@ -72,9 +80,7 @@ def test_equals_the_official_code_after_every_block(path: str) -> None:
     compared = [key for key in seen if f"out.{key}" in expected]
     assert {"output", "block_00"} <= set(compared)
     for key in compared:
-        torch.testing.assert_close(
-            seen[key], expected[f"out.{key}"], atol=1e-5, rtol=0, msg=lambda m, k=key: f"{k}: {m}"
-        )
+        assert_equal(seen[key], expected[f"out.{key}"], key)
 
 
 def test_embeddings_equal_the_official_code(model: OpenSoraT2V, inputs: dict[str, Tensor]) -> None:
@@ -110,7 +116,7 @@ def test_differs_from_the_official_code_only_by_its_table_bug() -> None:
     model.rotary_tables.reset()
     model.rotary_tables.interpolation_scale = (scale_t, scale_t, scale_t)
     wrong = run_recorded(model, inputs_of(path))["output"]
-    torch.testing.assert_close(wrong, expected, atol=1e-5, rtol=0)
+    assert_equal(wrong, expected)
 
 
 @pytest.mark.parametrize(

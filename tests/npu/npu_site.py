@@ -49,7 +49,7 @@ def run_with(
         text=True,
         timeout=TIMEOUT_S,
         env={
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if "VISIBLE" not in name},
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": path,
             **switch,
