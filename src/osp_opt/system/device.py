@@ -9,7 +9,7 @@ In that state even ``import torch`` fails unless TORCH_DEVICE_BACKEND_AUTOLOAD=0
 sets that for its workers and :func:`settle_torch_npu` imports it, or hides it from those libraries.
 
 What ran on hardware: the CPU, and one CUDA GPU for a short time (docs/devices.md). The NPU branches
-are written to torch_npu 2.13's interface and run in the tests on a stand-in, never yet on an Ascend.
+are written to torch_npu 2.13's interface and run in the tests on a stand-in, not yet on an Ascend.
 """
 
 from __future__ import annotations
