@@ -27,6 +27,7 @@ from osp_opt.options import (
     SearchCacheOptions,
     SearchStepsOptions,
 )
+from osp_opt.system.host import importing
 
 USAGE_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells have it
@@ -95,7 +96,8 @@ def sample(options: SampleOptions) -> int:
 @add_command(app, EvaluateOptions)
 def evaluate(options: EvaluateOptions) -> int:
     """Compare videos with their reference, pair by pair: what was lost, and how surely."""
-    from osp_opt.evaluate.job import run
+    with importing():
+        from osp_opt.evaluate.job import run
 
     return run(options)
 

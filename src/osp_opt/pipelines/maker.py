@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from osp_opt.base.samplers import SamplerKind
+from osp_opt.system.host import importing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -207,11 +208,14 @@ class Maker(Protocol):
 
 def open_maker(options: SamplingOptions, context: WorkerContext) -> Maker:
     """The model that the options name, loaded. Raises CheckpointError, and what its family does."""
-    # Only the family that is asked for is imported.
-    if options.pipeline is not None:
-        from osp_opt.pipelines.diffusers_maker import PipelineMaker
+    make: Callable[[SamplingOptions, WorkerContext], Maker]
+    with importing():  # only the family that is asked for
+        if options.pipeline is not None:
+            from osp_opt.pipelines.diffusers_maker import PipelineMaker
 
-        return PipelineMaker(options, context)
-    from osp_opt.pipelines.open_sora_plan import VideoMaker
+            make = PipelineMaker
+        else:
+            from osp_opt.pipelines.open_sora_plan import VideoMaker
 
-    return VideoMaker(options, context)
+            make = VideoMaker
+    return make(options, context)

@@ -153,7 +153,12 @@ def _command(options: LaunchOptions, folder: Path) -> list[str]:
 
 def _python(module: str) -> list[str]:
     """Python running ``run`` of one of our modules, not importing from the current folder."""
-    return [sys.executable, "-u", "-P", "-c", f"from {module} import run; run()"]
+    code = (
+        "from osp_opt.system.host import importing\n"
+        f"with importing():\n    from {module} import run\n"
+        "run()"
+    )
+    return [sys.executable, "-u", "-P", "-c", code]
 
 
 def _rendezvous(options: LaunchOptions) -> list[str]:

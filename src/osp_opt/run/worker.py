@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import gc
 import logging
 import os
 import signal
@@ -26,7 +25,7 @@ from osp_opt.run.folder import LOG_FOLDER, load_run, remove_leftovers, results_f
 from osp_opt.run.launch import LIFELINE_VARIABLE, RESULT_FILE
 from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import Device, is_out_of_memory, settle_torch_npu
-from osp_opt.system.host import keep_output_harmless
+from osp_opt.system.host import importing, keep_output_harmless
 from osp_opt.system.parallel import Parallel
 
 Job: TypeAlias = Callable[[Any, WorkerContext], int | None]
@@ -94,10 +93,8 @@ def _run_job(path: Path, rank: int, progress: Progress) -> int:
     options = run.options
     progress.verbosity = options.verbosity
     settle_torch_npu()  # before the job imports diffusers
-    # What importing makes lives on; looking through it for garbage took a fifth of the import.
-    gc.disable()
-    run_job = JOBS[options.command]()
-    gc.enable()
+    with importing():
+        run_job = JOBS[options.command]()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = Device.open(
         options.device, local_rank, dtype=options.dtype, attention=options.attention
