@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from osp_opt.base.errors import CheckpointError, OptionError, PolicyError
+from osp_opt.cache.hooks import apply_cache
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
 from osp_opt.model.release import BUNDLED
@@ -218,6 +219,40 @@ def test_caches_of_diffusers_run_in_the_pipeline(
     assert torch.equal(latents(pipe, **call), plain)
     pipe.transformer.disable_cache()
     assert torch.equal(latents(pipe, **call), plain)
+
+
+@pytest.mark.parametrize("how", ["as a whole", "block by block"])
+def test_a_compiled_transformer_caches_and_is_compiled_once(
+    pipe: OpenSoraPlanPipeline, how: str
+) -> None:
+    """Eager, which only shows what torch.compile is given; a video more must add nothing to it."""
+    policy = CachePolicy.four_field(1, 2, 0, 2)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def eager(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def videos() -> list[Tensor]:
+        made = [latents(pipe), latents(pipe, cache=policy)]
+        if how == "block by block":  # hooks between the blocks
+            handle = apply_cache(pipe.transformer, policy, num_steps=3)
+            made.append(latents(pipe, callback_on_step_end=handle.on_step_end))
+            handle.remove()
+        return made
+
+    expected = videos()
+    blocks = list(pipe.transformer.transformer_blocks)
+    for part in [pipe.transformer] if how == "as a whole" else blocks:
+        part.compile(backend=eager)
+    compiled = []
+    for _ in range(2):
+        torch.testing.assert_close(videos(), expected, atol=1e-4, rtol=0)
+        compiled.append(len(graphs))
+    assert compiled[0] == compiled[1]
+    blocks_compiled = [graph for graph in graphs if "scaled_dot_product" in graph.code]
+    assert len(blocks_compiled) < len(blocks)  # one for all, and not one for each step
+    torch.compiler.reset()
 
 
 def test_a_scheduler_that_predicts_something_else_is_refused(pipe: OpenSoraPlanPipeline) -> None:

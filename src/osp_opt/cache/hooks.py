@@ -232,6 +232,7 @@ class _CallHook(ModelHook):
             self._run.begin()
         return args, kwargs
 
+    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         run, forward = self._run, self.fn_ref.original_forward
         if run.guided is None or run.bypassed:
@@ -259,10 +260,22 @@ class _BlockHook(ModelHook):
         self._index = index
         self._signature = signature
 
+    # What is decided here differs from block to block and step to step; the block is compiled.
+    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        forward = self.fn_ref.original_forward
+        if self._run.bypassed:
+            return forward(*args, **kwargs)
+        if self._left_out(args, kwargs):
+            return self._run.calls.skip(self._index, self._signature.kind)
+        output = forward(*args, **kwargs)
+        self._ran(output)
+        return output
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _left_out(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the block does not run now; what the call says of the model is noted."""
         run, calls, index = self._run, self._run.calls, self._index
-        if run.bypassed:
-            return self.fn_ref.original_forward(*args, **kwargs)
         step, branch = run.position()
         reused, stored = run.policy.reuse_ranges(step), run.policy.store_ranges(step)
         starts = [start for start, end in (*reused, *stored) if start <= index < end]
@@ -273,17 +286,22 @@ class _BlockHook(ModelHook):
                 behind: Any = run.store(branch).apply(step, blocks, into)
                 calls.resume(blocks, behind)
             if blocks[0] <= index < blocks[1]:
-                return calls.skip(index, self._signature.kind)
+                return True
         for blocks in stored:
             if blocks[0] == index:
                 calls.hold(blocks)
-        output = self.fn_ref.original_forward(*args, **kwargs)
+        return False
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _ran(self, output: Any) -> None:
+        """The block returned `output`: keep the change of a range that ends with it."""
+        run, calls, index = self._run, self._run.calls, self._index
+        step, branch = run.position()
         calls.leave(index, self._signature.kind, output)
-        for blocks in stored:
+        for blocks in run.policy.store_ranges(step):
             if blocks[1] == index + 1:
                 before, after = calls.change(blocks, run.kinds[blocks[0]])
                 run.store(branch).put(step, blocks, before, after)
-        return output
 
 
 def _find_blocks(model: Any, names: str | Sequence[str] | None) -> tuple[nn.Module, list[Any]]:

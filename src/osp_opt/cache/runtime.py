@@ -9,6 +9,7 @@ transformers, a tuple of tensors; changes are kept per stream.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,6 +82,7 @@ class DeltaStore:
         """Bytes held by the stored changes, wherever they are."""
         return sum(history.memory_bytes() for history in self._histories.values())
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def put(self, step: int, blocks: BlockRange, before: Hidden, after: Hidden) -> None:
         """Remember ``after - before`` as the change of `blocks` at `step`."""
         streams = tuple(
@@ -88,6 +90,7 @@ class DeltaStore:
         )
         self._histories.setdefault(blocks, _History(self._policy.order)).put(step, streams)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def apply(self, step: int, blocks: BlockRange, x: Hidden) -> Hidden:
         """`x` plus the stored (or forecast) change of `blocks`. Raises PolicyError when stale."""
         history = self._histories.get(blocks, _History(0))
@@ -133,6 +136,43 @@ class GuidanceStore:
     def differences(self, step: int, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """d at `step`, of `like`'s shapes. Raises PolicyError when stale or of another shape."""
         return self._history.forecast(step, "guidance", like)
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """The loop of one step: the layers but those that are `reused`; changes that are `stored`."""
+
+    step: int
+    store: DeltaStore
+    reused: tuple[BlockRange, ...]
+    stored: tuple[BlockRange, ...]
+
+    # Each step decides otherwise, and would be compiled by itself; its layers still are, once.
+    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
+    def __call__(self, layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
+        last = max(end for _, end in (*self.reused, *self.stored))
+        if last > len(layers):
+            raise PolicyError(
+                f"the cache policy names block {last - 1}, beyond the model's {len(layers)}"
+            )
+        inputs: dict[int, Hidden] = {}
+        skip = dict(self.reused)
+        position = 0
+        while True:
+            # A range ends where the next may start: first settle the ends, then the starts.
+            for blocks in self.stored:
+                if blocks[1] == position:
+                    self.store.put(self.step, blocks, inputs[blocks[0]], x)
+            if any(start == position for start, _ in self.stored):
+                inputs[position] = x
+            if position == len(layers):
+                return x
+            if position in skip:
+                x = self.store.apply(self.step, (position, skip[position]), x)
+                position = skip[position]
+            else:
+                x = layers[position](x)
+                position += 1
 
 
 class BlockCache:
@@ -182,36 +222,9 @@ class BlockCache:
         """
         reused = self.policy.reuse_ranges(step)
         stored = self.policy.store_ranges(step)
-        store = self._store(branch) if reused or stored else None
-
-        def loop(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
-            if store is None:
-                return _run(layers, x)
-            if max(end for _, end in (*reused, *stored)) > len(layers):
-                raise PolicyError(
-                    f"the cache policy ({self.policy}) names blocks beyond the model's "
-                    f"{len(layers)}"
-                )
-            inputs: dict[int, Hidden] = {}
-            skip = dict(reused)
-            position = 0
-            while True:
-                # A range ends where the next may start: first settle the ends, then the starts.
-                for blocks in stored:
-                    if blocks[1] == position:
-                        store.put(step, blocks, inputs[blocks[0]], x)
-                if any(start == position for start, _ in stored):
-                    inputs[position] = x
-                if position == len(layers):
-                    return x
-                if position in skip:
-                    x = store.apply(step, (position, skip[position]), x)
-                    position = skip[position]
-                else:
-                    x = layers[position](x)
-                    position += 1
-
-        return loop
+        if not reused and not stored:
+            return _run
+        return _Loop(step, self._store(branch), reused, stored)
 
     def _store(self, branch: str) -> DeltaStore:
         if branch == "positive" and "both" in self._branches:

@@ -102,6 +102,7 @@ class RotaryTables:
         self.capacity = capacity
         self._tables: OrderedDict[tuple[object, ...], Rotary] = OrderedDict()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # made once, not compiled anew
     def get(self, grid: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Rotary:
         """Return the table of a (t h w) token grid; see :func:`rotary_table`."""
         key = (grid, dtype, device)

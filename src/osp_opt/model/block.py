@@ -47,11 +47,14 @@ class TextContext:
     rows: slice = field(default_factory=lambda: slice(None))
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
+    # `_made` fills up from call to call: compiled code would be made anew each time.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def project(self, projection: nn.Module, dtype: torch.dtype) -> None:
         """Make the caption ``[b l d]``, where it has not been made."""
         if "caption" not in self._made:
             self._made["caption"] = projection(self.embeds.to(dtype))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def keys_and_values(self, attention: CrossAttention) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values ``[b l heads k]`` of one block's attention, and the mask."""
         if attention not in self._made:

@@ -81,6 +81,7 @@ class TimestepContext:
         made: dict[str, tuple[Tensor, Tensor]] = {}
         return tuple(cls(timesteps, index, made) for index in range(len(timesteps)))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # made once, not compiled anew
     def modulate(
         self, modulation: TimestepModulation, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
