@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from osp_opt.base.artifacts import write_meta
+from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cli.app import main
 from osp_opt.export.targets import TARGETS
@@ -34,7 +35,12 @@ def files(tmp_path: Path) -> Path:
     setting = {"steps": 50, "sampler": "EulerAncestralDiscrete"}
     times = {"blocks": [0.1] * 12}
     write_meta(tmp_path / "policy.json", {"setting": setting, "block_times_seconds": times})
-    TimestepSchedule((999.0, 500.0, 0.0)).save(tmp_path / "schedule.txt")
+    own = {"setting": setting}
+    other = {"setting": {"steps": 3, "sampler": "CogVideoXDDIMScheduler", "arguments": {}}}
+    for name, meta in (("schedule.txt", None), ("known.txt", own), ("cog.txt", other)):
+        TimestepSchedule((999.0, 500.0, 0.0)).save(tmp_path / name)
+        if meta is not None:
+            write_meta(tmp_path / name, meta)
     (tmp_path / "mindie.py").write_text(MINDIE)
     (tmp_path / "folder").mkdir()
     return tmp_path
@@ -162,6 +168,17 @@ def test_a_policy_of_one_block_is_warned_of_or_refused(
         (["policy.json", "--to", "cache-dit", "--out", "x.txt"], "ends in .yaml"),
         (["policy.json", "--to", "cache-dit", "--out", "folder"], "ends in .yaml"),
         (["mindie.json", "--to", "cache-dit"], "add --from mindie-sd"),
+        (["mindie.py", "--to", "cache-dit"], "add --from mindie-sd"),
+        (["policy.json", "--to", "osp-opt", "--out", "policy.json"], "is the file to export"),
+        (["bare.json", "--to", "osp-opt", "--out", "policy.json"], "with its provenance"),
+        (["policy.json", "--to", "cache-dit", "--out", "new.meta.json"], "a name for provenance"),
+        (["policy.json", "--to", "cache-dit", "--out", "bare.json/x.yaml"], "is no folder"),
+        (["policy.json", "--to", "cache-dit", "--num-blocks", "32"], "for a model of 12 blocks"),
+        (["mindie.py", "--from", "mindie-sd", "--num-blocks", "8"], "for a model of 12 blocks"),
+        (["known.txt", "--to", "diffusers", "--shift", "3"], "which is not of flow matching"),
+        (["known.txt", "--to", "comfyui", "--shift", "3"], "which is not of flow matching"),
+        (["cog.txt", "--to", "comfyui"], "whose noise levels the file does not hold"),
+        (["cut.json", "--to", "cache-dit"], "not valid JSON"),
         (["policy.json", "--from", "mindie-sd"], "MindIE-SD's CacheConfig has"),
         (["schedule.txt", "--from", "mindie-sd"], "a CacheConfig is an object"),
         (["number.json", "--to", "cache-dit"], "neither a schedule nor a cache policy"),
@@ -177,12 +194,37 @@ def test_a_wrong_turn_is_one_line_and_writes_nothing(
     monkeypatch.chdir(files)
     Path("mindie.json").write_text(json.dumps({"method": "dit_block_cache", "blocks_count": 12}))
     Path("number.json").write_text("7")
-    before = sorted(files.rglob("*"))
+    Path("cut.json").write_text(Path("bare.json").read_text()[:40])
+    before = {path: path.is_file() and path.read_bytes() for path in files.rglob("*")}
     code, out, err = run(capsys, *args)
     assert (code, out) == (2, "")
     assert words in err
     assert len(err.splitlines()) == 1
-    assert sorted(files.rglob("*")) == before
+    assert {path: path.is_file() and path.read_bytes() for path in files.rglob("*")} == before
+
+
+@pytest.mark.parametrize("runtime", ["mindie-sd", "mindie-policy", "cache-dit", "sglang"])
+def test_guidance_alone_and_a_policy_of_nothing_go_nowhere(
+    capsys: pytest.CaptureFixture[str], files: Path, runtime: str
+) -> None:
+    """No nearest policy is named where there is none: a cache of blocks would be no part of it."""
+    asked = (str(files / "plan.json"), "--to", runtime, "--num-blocks", "12")
+    out = () if runtime != "mindie-policy" else ("--out", str(files / "plan.pt"))
+    for guidance, words in ((None, "never reuses"), (GuidancePlan.every(2, 9), "and no blocks")):
+        CachePolicy.explicit({}, 9, 0, guidance).save(files / "plan.json")
+        code, shown, err = run(capsys, *asked, *out)
+        assert (code, shown) == (2, "")
+        assert words in err
+        assert "nearest" not in err
+
+
+def test_a_schedule_of_another_pipelines_table_has_its_timesteps_only(
+    capsys: pytest.CaptureFixture[str], files: Path
+) -> None:
+    """Its noise levels are not Open-Sora-Plan's, and its scheduler takes whole timesteps."""
+    code, out, err = run(capsys, str(files / "cog.txt"), "--to", "diffusers")
+    assert (code, out) == (0, "timesteps=[999, 500, 0]\n")
+    assert "CogVideoXDDIMScheduler" in err
 
 
 @pytest.mark.parametrize(

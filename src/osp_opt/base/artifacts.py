@@ -24,6 +24,9 @@ from osp_opt.base.errors import FileError
 FILE_MODE = 0o640
 """Permissions of what we write, before the umask takes more away."""
 
+PROVENANCE = ".meta.json"
+"""What the name of a file's provenance ends in."""
+
 JSON_MAX_BYTES = 2 * 2**20
 JSON_MAX_DEPTH = 16
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "owner/name"
@@ -32,7 +35,6 @@ _DIGITS = 300  # of an integer; tokenizers' files hold int(1e30)
 _WHOLE_BYTES = 64 * 2**20  # files up to this size are hashed whole
 _EDGE_BYTES = 2**20  # of larger ones this much is hashed at the start, in the middle, at the end
 _FINGERPRINT_NAMES = (".json", ".safetensors", ".bin", ".ckpt", ".model")
-_PRIVATE_NAMES = (".meta.json",)
 
 
 def open_for_writing(path: str | Path, *, keep: bool = False) -> FileIO:
@@ -223,7 +225,7 @@ def fingerprint_folder(paths: str | Path | Iterable[str | Path]) -> str:
 def meta_path(path: str | Path) -> Path:
     """Where the provenance of the artifact ``path`` stands: ``<name>.meta.json`` beside it."""
     target = Path(path)
-    return target.with_name(target.name + ".meta.json")
+    return target.with_name(target.name + PROVENANCE)
 
 
 def write_meta(path: str | Path, meta: dict[str, Any]) -> None:
@@ -266,9 +268,7 @@ def _sync(path: Path) -> None:
 
 def _counts(file: Path) -> bool:
     return (
-        file.suffix in _FINGERPRINT_NAMES
-        and not file.name.endswith(_PRIVATE_NAMES)
-        and file.is_file()
+        file.suffix in _FINGERPRINT_NAMES and not file.name.endswith(PROVENANCE) and file.is_file()
     )
 
 

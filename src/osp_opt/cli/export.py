@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-from osp_opt.base.artifacts import atomic_write_bytes
+from osp_opt.base.artifacts import PROVENANCE, atomic_write_bytes, check_place, meta_path
 from osp_opt.base.errors import OptionError
 from osp_opt.base.terminal import note, visible
 from osp_opt.export.targets import Exported, export
@@ -17,6 +18,8 @@ def run(options: ExportOptions) -> int:
         raise OptionError(
             "FILE is missing: give a schedule, a cache policy or the folder of a calibration"
         )
+    if options.out is not None:
+        _check_out(options.out, options.file)
     made = export(options.file, options)
     content = _form(made, options)
     for line in made.notes:
@@ -27,6 +30,19 @@ def run(options: ExportOptions) -> int:
         atomic_write_bytes(options.out, content)
         print(visible(f"written: {options.out}"))
     return 0
+
+
+def _check_out(out: Path, file: Path) -> None:
+    """Refuse to write over what is exported, or over another result and its provenance."""
+    check_place(out, "--out")
+    if out.name.endswith(PROVENANCE):
+        raise OptionError(f"--out {out}: a name for provenance; give another one")
+    if os.path.exists(out) and os.path.exists(file) and os.path.samefile(out, file):
+        raise OptionError(f"--out {out}: is the file to export; give another name")
+    if os.path.lexists(meta_path(out)):
+        raise OptionError(
+            f"--out {out}: a result of osp-opt stands there with its provenance; give another name"
+        )
 
 
 def _form(made: Exported, options: ExportOptions) -> bytes:

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Kind",
     "PolicyFile",
+    "ScheduleFile",
     "kind_of",
     "read_calibration",
     "read_mindie_file",
     "read_policy",
     "read_schedule",
-    "recorded_shift",
 ]
 
 Kind = Literal["schedule", "cache policy", "recipe", "calibration"]
@@ -47,6 +47,20 @@ class PolicyFile:
     calls_per_step: int = 1
 
 
+@dataclass(frozen=True)
+class ScheduleFile:
+    """A schedule and, where the provenance says so, what it is for.
+
+    sampler: of Open-Sora-Plan's. foreign: the scheduler of another pipeline, into whose own table,
+    which is not recorded, the timesteps point. shift: by how much a flow-matching scheduler shifts.
+    """
+
+    schedule: TimestepSchedule
+    sampler: str | None = None
+    foreign: str | None = None
+    shift: float | None = None
+
+
 def kind_of(path: Path) -> Kind:
     """What the file or folder at `path` is. Raises FileError when it is none of the kinds."""
     if os.path.isdir(path):
@@ -55,6 +69,9 @@ def kind_of(path: Path) -> Kind:
         return "calibration"
     if path.suffix == ".safetensors":
         return "calibration"
+    text = read_bytes(path, "file to export", JSON_MAX_BYTES)
+    if b"CacheConfig(" in text:
+        raise FileError(f"{path}: looks like a CacheConfig of MindIE-SD; add --from mindie-sd")
     content = read_json(path, "file to export")
     if isinstance(content, list):
         return "schedule"
@@ -106,27 +123,26 @@ def read_mindie_file(path: Path) -> PolicyFile:
     return PolicyFile(cache.policy, cache.num_blocks, cache.num_steps, cache.notes)
 
 
-def read_schedule(path: Path) -> tuple[TimestepSchedule, str | None]:
-    """The schedule in a file or in a recipe, and the sampler that it is for, if that is known.
-
-    Raises FileError, ScheduleError, RecipeError.
-    """
+def read_schedule(path: Path) -> ScheduleFile:
+    """The schedule in a file or in a recipe. Raises FileError, ScheduleError, RecipeError."""
+    from osp_opt.sampling.noise_scale import FLOW
     from osp_opt.sampling.schedule import TimestepSchedule
 
+    setting = (read_meta(path) or {}).get("setting")
+    setting = setting if isinstance(setting, dict) else {}
+    sampler, shift = setting.get("sampler"), setting.get("shift")
     if kind_of(path) == "recipe":
         recipe = Recipe.from_file(path)
-        return TimestepSchedule.from_recipe(recipe), recipe.sampler
-    setting = (read_meta(path) or {}).get("setting")
-    sampler = setting.get("sampler") if isinstance(setting, dict) else None
-    known = isinstance(sampler, str) and sampler in SAMPLER_KINDS
-    return TimestepSchedule.from_file(path), sampler if known else None
-
-
-def recorded_shift(path: Path) -> float | None:
-    """By how much the provenance says that a flow-matching scheduler shifts levels."""
-    setting = (read_meta(path) or {}).get("setting")
-    shift = setting.get("shift") if isinstance(setting, dict) else None
-    return float(shift) if isinstance(shift, (int, float)) and shift > 0 else None
+        schedule, sampler = TimestepSchedule.from_recipe(recipe), recipe.sampler
+    else:
+        schedule = TimestepSchedule.from_file(path)
+    others = "arguments" in setting and schedule.scale != FLOW  # those of a pipeline's call
+    return ScheduleFile(
+        schedule,
+        sampler=sampler if not others and sampler in SAMPLER_KINDS else None,
+        foreign=str(sampler) if others else None,
+        shift=float(shift) if isinstance(shift, (int, float)) and shift > 0 else None,
+    )
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -45,12 +45,10 @@ def cache_dit_arguments(
     if calls_per_step not in (1, 2):
         raise PolicyError(f"calls_per_step is {calls_per_step}; it must be 1 or 2")
     policy.validate(num_blocks, num_steps)
-    refuse_guidance(policy, "cache-dit")
+    refuse_guidance(policy, num_steps, "cache-dit")
     reused = [policy.reuse_ranges(step) for step in range(num_steps)]
     ranges = {blocks for step in reused for blocks in step}
     reason = None
-    if not ranges:
-        raise PolicyError("this policy never reuses anything: there is nothing to export")
     if len(ranges) > 1:
         reason = f"cache-dit reuses one range of blocks; this policy has {len(ranges)}"
     elif min(ranges)[0] == 0:

@@ -59,7 +59,7 @@ def mindie_sd_arguments(policy: CachePolicy, num_blocks: int, num_steps: int) ->
     wrong), and for a plan that is no four-field rule.
     """
     policy.validate(num_blocks, num_steps)
-    refuse_guidance(policy, "MindIE-SD")
+    refuse_guidance(policy, num_steps, "MindIE-SD")
     same = as_four_field(policy, num_steps)
     reason = None
     if policy.order:
@@ -166,7 +166,7 @@ def mindie_policy_table(
     last ran at the step whose change the policy reuses. Raises PolicyError where they did not, for
     forecasts, and for more than 32 blocks.
     """
-    refuse_guidance(policy, "cache_mgr")
+    refuse_guidance(policy, num_steps, "cache_mgr")
     table = reuse_table(policy, num_blocks, num_steps)
     if policy.order:
         raise PolicyError(

@@ -14,6 +14,7 @@ from osp_opt.cache.policy import CachePolicy
 
 __all__ = [
     "as_four_field",
+    "check_reuses",
     "difference",
     "nearest_four_field",
     "nearest_single_range",
@@ -28,13 +29,27 @@ Table = npt.NDArray[np.bool_]
 Sums = npt.NDArray[np.float64]
 
 
-def refuse_guidance(policy: CachePolicy, runtime: str) -> None:
-    """Raise PolicyError for a policy that reuses the difference of the guidance branches, too."""
-    if policy.guidance is not None:
+def check_reuses(policy: CachePolicy, num_steps: int) -> None:
+    """Raise PolicyError for a policy that reuses neither blocks nor guidance."""
+    if policy.guidance is None and not policy.reused_blocks(num_steps):
+        raise PolicyError("this policy never reuses anything: there is nothing to export")
+
+
+def refuse_guidance(policy: CachePolicy, num_steps: int, runtime: str) -> None:
+    """Raise PolicyError for a policy that reuses the difference of the guidance branches, and for
+    one that reuses nothing.
+    """
+    check_reuses(policy, num_steps)
+    if policy.guidance is None:
+        return
+    if not policy.reused_blocks(num_steps):
         raise PolicyError(
-            f"this policy also reuses guidance, and {runtime} knows nothing like it; the nearest "
-            "that it can do is the same reuse of blocks without that of guidance"
+            f"this policy reuses guidance and no blocks, and {runtime} knows nothing like it"
         )
+    raise PolicyError(
+        f"this policy also reuses guidance, and {runtime} knows nothing like it; the nearest "
+        "that it can do is the same reuse of blocks without that of guidance"
+    )
 
 
 def reuse_table(policy: CachePolicy, num_blocks: int, num_steps: int) -> Table:

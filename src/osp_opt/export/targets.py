@@ -18,13 +18,14 @@ from osp_opt.export import cache_dit, mindie
 from osp_opt.export.artifact import (
     Kind,
     PolicyFile,
+    ScheduleFile,
     kind_of,
     read_calibration,
     read_mindie_file,
     read_policy,
     read_schedule,
-    recorded_shift,
 )
+from osp_opt.export.nearest import check_reuses
 from osp_opt.options import MAX_BLOCKS, ExportOptions
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ def _policy(path: Path, options: ExportOptions) -> tuple[PolicyFile, int, int]:
     """The policy with the numbers of blocks and steps that it is exported for."""
     file = read_mindie_file(path) if options.from_format else read_policy(path)
     blocks, steps = options.num_blocks or file.num_blocks, options.steps or file.num_steps
+    if file.num_blocks is not None and blocks != file.num_blocks:
+        raise OptionError(
+            f"--num-blocks {blocks}: {path} is for a model of {file.num_blocks} blocks, and for "
+            "another model nothing is known of it; leave it out"
+        )
     for flag, number in (("--num-blocks", blocks), ("--steps", steps)):
         if number is None:
             raise OptionError(f"{path} does not say for how many it is: give {flag}")
@@ -106,6 +112,7 @@ def _of_policy(
     def export_policy(path: Path, options: ExportOptions) -> Exported:
         file, blocks, steps = _policy(path, options)
         try:
+            check_reuses(file.policy, steps)
             made = make(file, blocks, steps, options)
         except PolicyError as error:
             raise PolicyError(f"{path}: {error}") from None
@@ -158,26 +165,45 @@ def _sglang(file: PolicyFile, blocks: int, steps: int, options: ExportOptions) -
     return Exported({".sh": lines, ".json": _json(values)})
 
 
+def _schedule(path: Path, options: ExportOptions) -> ScheduleFile:
+    """The schedule. Raises OptionError for --shift where no flow-matching scheduler is."""
+    file = read_schedule(path)
+    known = file.sampler or file.foreign
+    if options.shift is not None and known is not None:
+        raise OptionError(
+            f"--shift: {path} was searched for {known}, which is not of flow matching and shifts "
+            "nothing; leave it out"
+        )
+    return file
+
+
 def _diffusers(path: Path, options: ExportOptions) -> Exported:
     from osp_opt.export.timesteps import diffusers_sigmas, diffusers_timesteps
     from osp_opt.sampling.noise_scale import FLOW
 
-    schedule, sampler = read_schedule(path)
-    shift = options.shift or recorded_shift(path)
+    file = _schedule(path, options)
+    schedule, shift = file.schedule, options.shift or file.shift
     if shift is None and schedule.scale == FLOW:
         raise OptionError(
             f"{path}: its scheduler shifts levels by the size of the video; give --shift (1: none) "
             "or sample with osp-opt"
         )
-    values: dict[str, Any] = {"sigmas": diffusers_sigmas(schedule, shift)}
-    if shift is not None:
+    values: dict[str, Any] = {}
+    if file.foreign is not None:
+        values["timesteps"] = diffusers_timesteps(schedule, whole=True)
+        note = f"of {file.foreign}; where it takes none of one's own, osp-opt follows them"
+    elif shift is not None:
+        values["sigmas"] = diffusers_sigmas(schedule, shift)
         note = (
             f"un-shifted, for a flow-matching scheduler with shift={shift:g}; a pipeline whose "
             "call takes no sigmas (Wan) follows them in osp-opt"
         )
     else:
-        values = {"timesteps": diffusers_timesteps(schedule, sampler), **values}
-        note = "a pipeline takes one of the two; a flow-matching model needs --shift"
+        values["timesteps"] = diffusers_timesteps(schedule, file.sampler)
+        values["sigmas"] = diffusers_sigmas(schedule)
+        note = "a pipeline takes one of the two"
+        if file.sampler is None:
+            note += "; a flow-matching model needs --shift"
     text = "".join(f"{name}={value!r}\n" for name, value in values.items())
     return Exported({".py": text, ".json": _json(values)}, [note, *_lost(schedule)])
 
@@ -186,11 +212,17 @@ def _comfyui(path: Path, options: ExportOptions) -> Exported:
     from osp_opt.export.timesteps import comfyui_sigmas
     from osp_opt.sampling.noise_scale import FLOW
 
-    schedule, _ = read_schedule(path)
+    file = _schedule(path, options)
+    schedule = file.schedule
+    if file.foreign is not None:
+        raise OptionError(
+            f"{path}: its timesteps are those of {file.foreign}, whose noise levels the file does "
+            "not hold; --to diffusers gives the timesteps"
+        )
     flow = options.shift is not None or schedule.scale == FLOW
     sigmas = comfyui_sigmas(schedule, flow=flow)
     notes = _lost(schedule)
-    if not flow:
+    if not flow and file.sampler is None:
         notes.insert(0, "a flow-matching model needs --shift (of any size: ComfyUI applies none)")
     # Of "5e-05" its ManualSigmas node would read 5 and -5: it knows no exponents.
     text = ", ".join(format(Decimal(repr(sigma)), "f") for sigma in sigmas)

@@ -23,21 +23,21 @@ def unshifted(sigma: float, shift: float) -> float:
 
 
 def diffusers_timesteps(
-    schedule: TimestepSchedule, sampler: str | None = None
+    schedule: TimestepSchedule, sampler: str | None = None, *, whole: bool = False
 ) -> list[float] | list[int]:
-    """``timesteps=`` of a diffusers pipeline; whole ones where `sampler` takes no others.
+    """``timesteps=`` of a diffusers pipeline; whole ones where `sampler` takes no others, or asked.
 
     Raises ScheduleError where two round to one.
     """
-    if sampler is None or SAMPLER_KINDS[sampler].timesteps != "whole":
+    if not whole and (sampler is None or SAMPLER_KINDS[sampler].timesteps != "whole"):
         return [_rounded(t) for t in schedule.timesteps]
-    whole = [round(t) for t in schedule.timesteps]
-    if len(set(whole)) < len(whole):
+    rounded = [round(t) for t in schedule.timesteps]
+    if len(set(rounded)) < len(rounded):
         raise ScheduleError(
-            f"{sampler} takes whole timesteps, and two of this schedule's round to one; "
-            "use fewer steps, or a sampler that takes any"
+            f"{sampler or 'its scheduler'} takes whole timesteps, and two of this schedule's round "
+            "to one; use fewer steps, or a sampler that takes any"
         )
-    return whole
+    return rounded
 
 
 def diffusers_sigmas(schedule: TimestepSchedule, shift: float | None = None) -> list[float]:
