@@ -11,7 +11,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -78,6 +78,9 @@ def main(
     budget: Annotated[
         float, typer.Option(min=1, help="Minutes that all sections may take on idle cores.")
     ] = 25.0,
+    prompts: Annotated[
+        int | None, typer.Option(min=2, help="Judging prompts, in place of what fits the budget.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every video.")] = 42,
     device: Annotated[str, typer.Option(help="auto, npu, cuda or cpu.")] = "auto",
     out: Annotated[
@@ -93,6 +96,8 @@ def main(
     lab = Lab(work, quick_size() if quick else full_size(budget, 2.0), seed, device)
     if not quick:
         lab.size = _settled(lab, budget)
+    if prompts is not None:
+        lab.size = replace(lab.size, judges=(prompts,) * 3)
     about = _about(lab)
     print(f"judging prompts {lab.size.judges}, work in {lab.work}", flush=True)
     with lab.device.exact_float32():

@@ -5,14 +5,12 @@ Suffixes: S steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from osp_opt.cache.guidance import GuidancePlan
-from osp_opt.cache.policy import BlockRange, CachePolicy
-from osp_opt.quality.metrics import log_error
+from osp_opt.cache.policy import CachePolicy
 from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.runs import best_runs, run_ranges
 from osp_opt.search.cache.scores import ReuseErrors, policy_score
@@ -56,28 +54,20 @@ def plan_reuse(
 ) -> CachePolicy | None:
     """The policy of `move` for the steps that `errors` describe; None where there is none.
 
-    With both moves, blocks are reused at steps that run the positive branch alone, where their
-    changes come from the step before, which ran everything. Such steps err each for themselves, so
-    those that weigh least are the best choice of so many, exactly.
+    With both moves, blocks are reused at steps that run the positive branch alone.
     """
     steps = errors.num_steps
     plain = guidance_alone(move, steps, errors.first_step)
     if plain is None or move.blocks == 1.0:
         return plain
-    if plain.guidance is None:
-        plans = [
-            best_runs(errors, importance_S, times, move.blocks, blocks, order=1)
-            for blocks in run_ranges(errors.num_blocks)
-        ]
-        found = [plan for plan in plans if plan is not None]
-        return min(found, key=lambda plan: policy_score(plan, errors, importance_S), default=None)
-    wanted = times.seconds(plain, steps) / move.blocks
-    tried = [
-        _with_blocks(plain.guidance, blocks, wanted, errors, importance_S, times)
+    ratio = times.speedup(plain, steps) * move.blocks
+    spared = 0 if plain.guidance is None else SPARED
+    plans = [
+        best_runs(errors, importance_S, times, ratio, blocks, 1, plain.guidance, spared)
         for blocks in run_ranges(errors.num_blocks)
     ]
-    rated = [each for each in tried if each is not None]
-    return min(rated, key=lambda each: each[0])[1] if rated else None
+    found = [plan for plan in plans if plan is not None]
+    return min(found, key=lambda plan: policy_score(plan, errors, importance_S), default=None)
 
 
 def guided_plans(
@@ -110,30 +100,3 @@ def guidance_alone(move: Move, steps: int, first_step: int = 0) -> CachePolicy |
         return None
     guidance = guidance.without(first_step)
     return CachePolicy.explicit({}, steps, guidance=guidance)
-
-
-def _with_blocks(
-    guidance: GuidancePlan,
-    blocks: BlockRange,
-    wanted: float,
-    errors: ReuseErrors,
-    importance_S: np.ndarray,
-    times: BlockTimes,
-) -> tuple[float, CachePolicy] | None:
-    """The cheapest steps of `guidance` at which to reuse `blocks`, enough for `wanted` seconds, and
-    their cost; None where all of them are not enough.
-    """
-    steps = errors.num_steps
-    costs = []
-    for step in guidance.steps:
-        source = max(s for s in range(step) if not guidance.reuses(s))
-        if step < steps - SPARED and step - source <= errors.max_lag:
-            error = errors.of_reuse(step, step - source, blocks)
-            costs.append((float(importance_S[step] * np.exp(log_error(error).mean())), step))
-    costs = sorted(cost for cost in costs if np.isfinite(cost[0]))
-    for count in range(1, len(costs) + 1):
-        reuse: dict[int, Sequence[BlockRange]] = {step: [blocks] for _, step in costs[:count]}
-        policy = CachePolicy.explicit(reuse, steps, 0, guidance)
-        if times.seconds(policy, steps) <= wanted:
-            return sum(cost for cost, _ in costs[:count]), policy
-    return None

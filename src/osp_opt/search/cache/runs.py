@@ -10,7 +10,9 @@ E_t the recorded error of reuse or of the forecast, and
 
     V[r, m] = min over r' of  c(r, r', m) - price * seconds saved + V[r', r' - r]
 
-is the exact optimum for a price; bisection over the price meets the ratio.
+is the exact optimum for a price; bisection over the price meets the ratio. With a guidance plan
+beside it, only steps that run the positive branch alone may reuse; those of them that do not store
+that branch's changes anew.
 
 Suffixes: S steps, G gaps r' - r, M spacings m of the two computed steps (index m - 1).
 """
@@ -18,18 +20,22 @@ Suffixes: S steps, G gaps r' - r, M spacings m of the two computed steps (index 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 
 import numpy as np
 
+from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.quality.metrics import log_error
 from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.scores import FloatArray, ReuseErrors
 
-__all__ = ["best_runs", "cheapest_plan", "run_plans", "run_ranges"]
+__all__ = ["LAGS", "best_runs", "cheapest_plan", "run_plans", "run_ranges"]
 
-MAX_GAP = 4  # a forecast over more than three steps lost to reuse in all that was measured
+MAX_GAP = 4  # at one speed longer runs were worse (47.0 against 50.8 dB at 3x, 100 steps)
+WIDE_GAP = 6  # where a ratio cannot be had with that
+LAGS = 2 * WIDE_GAP - 1  # a forecast looks back over a run and the gap before it
 _BISECTIONS = 20
 
 Range = tuple[int, int]
@@ -61,24 +67,42 @@ def best_runs(
     ratio: float,
     blocks: Range,
     order: int,
+    guidance: GuidancePlan | None = None,
+    spared: int = 0,
 ) -> CachePolicy | None:
-    """The plan of least score for one range, at least `ratio` fast; None when there is none."""
+    """The plan of least score for one range, at least `ratio` fast; None when there is none.
+
+    With `guidance` it reuses guidance as that says, and blocks at steps of it only, but for the
+    last `spared` ones.
+    """
     steps = errors.num_steps
     before = times.cumulative
     saved = float(before[blocks[1]] - before[blocks[0]] - times.add)
     if saved <= 0.0:
         return None
-    # A forecast looks back over a run and the gap before it.
-    reach = (errors.max_lag + 1) // 2 if order else errors.max_lag + 1
-    gaps = min(MAX_GAP, reach, steps - 1)
-    cost = _run_costs(errors, importance_S, blocks, order, gaps)
-    known = cost[(cost > 0) & np.isfinite(cost)]
-    average = float(np.median(known)) / saved if len(known) else 1.0
+    reach = min((errors.max_lag + 1) // 2 if order else errors.max_lag + 1, steps - 1)
+    for gaps in sorted({min(MAX_GAP, reach), min(WIDE_GAP, reach)}):
+        cost = _run_costs(errors, importance_S, blocks, order, gaps)
+        if guidance is not None:
+            last = steps - spared
+            _forbid(cost, [s for s in range(steps) if s >= last or not guidance.reuses(s)])
+        known = cost[(cost > 0) & np.isfinite(cost)]
+        average = float(np.median(known)) / saved if len(known) else 1.0
+        plan_at = partial(_plan_at, cost * (1.0 / saved), blocks, order, guidance)
+        plan = cheapest_plan(plan_at, average, times, steps, ratio, _BISECTIONS)
+        if plan is not None:
+            return plan
+    return None
 
-    def plan_at(price: float) -> CachePolicy:
-        return _plan(_refreshes(cost, price * saved), steps, blocks, order)
 
-    return cheapest_plan(plan_at, average, times, steps, ratio, _BISECTIONS)
+def _plan_at(
+    cost_SGM: FloatArray, blocks: Range, order: int, guidance: GuidancePlan | None, price: float
+) -> CachePolicy:
+    """The plan of least cost, in units of what a reused step saves, when that is worth `price`."""
+    steps = len(cost_SGM)
+    computed = _refreshes(cost_SGM, price)
+    reused = {step: [blocks] for step in range(steps) if step not in computed}
+    return CachePolicy.explicit(reused, steps, order, guidance)
 
 
 def cheapest_plan(
@@ -127,10 +151,16 @@ def _run_costs(
                 mean = float(np.exp(log_error(values).mean()))
                 amplitude += float(np.sqrt(importance_S[step] * mean))
             cost[r, gap - 1, m - 1] = amplitude**2
-    return np.broadcast_to(cost, (steps, gaps, gaps))
+    return np.broadcast_to(cost, (steps, gaps, gaps)).copy()
 
 
-def _refreshes(cost_SGM: FloatArray, price: float) -> list[int]:
+def _forbid(cost_SGM: FloatArray, computing: list[int]) -> None:
+    """No run may reuse at the steps `computing`."""
+    for step, gap in product(computing, range(2, cost_SGM.shape[1] + 1)):
+        cost_SGM[max(0, step - gap + 1) : step, gap - 1] = np.inf
+
+
+def _refreshes(cost_SGM: FloatArray, price: float) -> set[int]:
     """The steps that compute everything, at this price of a reused step."""
     steps, gaps, spacings = cost_SGM.shape
     value = np.zeros((steps + gaps + 1, spacings))
@@ -143,14 +173,9 @@ def _refreshes(cost_SGM: FloatArray, price: float) -> list[int]:
                 options.append(cost_SGM[r, gap - 1, m] - price * reused + value[r + gap, gap - 1])
             choice[r, m] = 1 + int(np.argmin(options))
             value[r, m] = min(options)
-    found, r, m = [], 0, 0
+    found, r, m = set(), 0, 0
     while r < steps:
-        found.append(r)
+        found.add(r)
         gap = int(choice[r, m])
         r, m = r + gap, gap - 1
     return found
-
-
-def _plan(refreshes: list[int], steps: int, blocks: Range, order: int) -> CachePolicy:
-    reused = set(range(steps)) - set(refreshes)
-    return CachePolicy.explicit({step: [blocks] for step in sorted(reused)}, steps, order)

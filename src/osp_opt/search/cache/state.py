@@ -27,6 +27,7 @@ from osp_opt.search.cache.plans import free_candidates
 from osp_opt.search.cache.probes import Probe, importance_probes, measured_importance
 from osp_opt.search.cache.rival_rules import Rule, rule_of
 from osp_opt.search.cache.rivals import rival_work
+from osp_opt.search.cache.runs import LAGS
 from osp_opt.search.cache.scores import ReuseErrors, four_field_scores, gaussian_importance
 from osp_opt.search.cost import say_cost
 from osp_opt.search.evidence import TIMED_VIDEOS
@@ -136,7 +137,7 @@ def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
         else TimestepSchedule.from_file(options.schedule, maker.scale)
     )
     timesteps = maker.call_timesteps(schedule)
-    lags = min(MAX_INTERVAL, len(timesteps)) - 1
+    lags = min(LAGS, len(timesteps) - 1)
     errors = ReuseErrors.of(source.calibration, timesteps, lags)
     if errors.num_blocks != maker.num_blocks:
         raise CalibrationError(

@@ -21,8 +21,8 @@ from osp_opt.search.cache.block_times import (
     measure_times,
     reuses_guidance,
 )
-from osp_opt.search.cache.candidates import MAX_INTERVAL
 from osp_opt.search.cache.moves import MOVES, Move, guidance_alone, plan_reuse
+from osp_opt.search.cache.runs import LAGS
 from osp_opt.search.cache.scores import ReuseErrors, gaussian_importance
 from osp_opt.search.cost import say_cost
 from osp_opt.search.race import RaceResult, affordable, race
@@ -228,7 +228,7 @@ class RecipeSearch:
     def _policy(self, schedule: TimestepSchedule, move: Move) -> CachePolicy | None:
         timesteps = self.maker.call_timesteps(schedule)
         if schedule not in self._errors:
-            lags = min(MAX_INTERVAL, len(timesteps)) - 1
+            lags = min(LAGS, len(timesteps) - 1)
             self._errors[schedule] = ReuseErrors.of(self.source.calibration, timesteps, lags)
         ancestral = self.maker.kind.ancestral
         importance = gaussian_importance(self.source.calibration, timesteps, ancestral=ancestral)
