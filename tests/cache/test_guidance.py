@@ -93,7 +93,8 @@ def by_hand(policy: CachePolicy) -> list[float]:
             known = [
                 (s, sum(full[text][s][start:end]))
                 for s in range(step)
-                if s not in guidance and not any(a < end and start < z for a, z in policy.plan[s])
+                if (step in guidance or s not in guidance)
+                and not any(a < end and start < z for a, z in policy.plan[s])
             ]
             total += line(known, step, policy.order)
         return total
@@ -115,6 +116,13 @@ PLANS: Sequence[CachePolicy] = [
     CachePolicy.explicit({}, STEPS, guidance=GuidancePlan((2, 4, 6, 8), order=0)),
     CachePolicy.explicit({}, STEPS, guidance=GuidancePlan((2, 4, 5, 7), order=1)),
     CachePolicy.explicit({}, STEPS, guidance=GuidancePlan.every(3, STEPS)),
+    # Steps 3 and 5 run the positive branch in full; 4, 6 build on them, 8 runs both and must not.
+    *(
+        CachePolicy.explicit(
+            {4: [(0, 3)], 6: [(0, 3)], 8: [(0, 3)]}, STEPS, order, GuidancePlan((3, 4, 5, 6), 1)
+        )
+        for order in (0, 1)
+    ),
     CachePolicy.explicit(
         {2: [(0, 2)], 3: [(1, 3)], 6: [(0, 2)], 7: [(0, 2)]}, STEPS, 0, GuidancePlan((3, 5, 6), 1)
     ),

@@ -146,14 +146,28 @@ class CachePolicy:
         """Most stored changes (each the size of the hidden state) held at once, per branch."""
         if self.rule is not None:
             return 1
-        held: dict[BlockRange, int] = {}
+        held: dict[BlockRange, list[int]] = {}
         most = 0
         for step in range(len(self.plan)):
             for blocks in self._stores[step]:
-                held[blocks] = min(held.get(blocks, 0) + 1, self.order + 1)
-            most = max(most, sum(held.values()))
-            held = {b: n for b, n in held.items() if self._last_uses[b] > step}
+                held[blocks] = self.kept([step, *held.get(blocks, ())])
+            most = max(most, sum(len(stored) for stored in held.values()))
+            held = {b: stored for b, stored in held.items() if self._last_uses[b] > step}
         return most
+
+    def usable(self, step: int, stored: Sequence[int]) -> list[int]:
+        """Of the steps that stored a change of a range, newest first, those that `step` builds on.
+
+        A step that runs both branches takes nothing of one that ran the positive one alone.
+        """
+        if not self.reuses_guidance(step):
+            stored = [each for each in stored if not self.reuses_guidance(each)]
+        return list(stored[: self.order + 1])
+
+    def kept(self, stored: Sequence[int]) -> list[int]:
+        """Of the steps that stored a change, newest first, those that any later step may use."""
+        both = [each for each in stored if not self.reuses_guidance(each)][: self.order + 1]
+        return [each for i, each in enumerate(stored) if i <= self.order or each in both]
 
     def reused_blocks(self, num_steps: int) -> int:
         """Block evaluations of the positive branch saved in a video of `num_steps` steps."""
@@ -274,23 +288,22 @@ class CachePolicy:
 
     @cached_property
     def _stores(self) -> tuple[tuple[BlockRange, ...], ...]:
-        """Per step, the ranges to store: the last `order + 1` full computations before a use."""
+        """Per step, the ranges to store: the computations that a use builds on."""
         stores: list[set[BlockRange]] = [set() for _ in self.plan]
         for blocks in self._last_uses:
-            computed: list[int] = []
+            computed: list[int] = []  # newest first
             for step, reused in enumerate(self.plan):
                 if blocks in reused:
-                    if not computed:
+                    sources = self.usable(step, computed)
+                    if not sources:
                         raise PolicyError(
                             f"step {step} reuses blocks {blocks[0]}..{blocks[1] - 1} before any "
                             "step computed all of them"
                         )
-                    for source in computed[-(self.order + 1) :]:
+                    for source in sources:
                         stores[source].add(blocks)
-                elif not self.reuses_guidance(step) and not any(
-                    _overlap(blocks, other) for other in reused
-                ):
-                    computed.append(step)
+                elif not any(_overlap(blocks, other) for other in reused):
+                    computed.insert(0, step)
         return tuple(tuple(sorted(ranges)) for ranges in stores)
 
 

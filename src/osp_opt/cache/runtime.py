@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,43 +26,44 @@ __all__ = ["BlockCache", "DeltaStore", "GuidanceStore", "forecast_weights"]
 Hidden = Tensor | tuple[Tensor, ...]
 # As models.transformer.BlockLoop, but open to hidden states of several streams.
 AnyLoop = Callable[[Sequence[Callable[[Any], Any]], Any], Any]
+Kept = Callable[[list[int]], list[int]]  # some of the steps given, newest first
 
 
 class _History:
-    """What one thing was at the last `order + 1` steps that stored it; each a tuple of tensors."""
+    """What one thing was at the steps that stored it and may be asked for; tuples of tensors."""
 
-    def __init__(self, order: int) -> None:
-        self._order = order
-        self._known: list[tuple[int, tuple[Tensor, ...]]] = []  # newest first
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, ...]] = {}  # by step, newest first
 
-    def put(self, step: int, values: tuple[Tensor, ...]) -> None:
+    def put(self, step: int, values: tuple[Tensor, ...], kept: Kept) -> None:
         # What a video that was not reset left behind lies at or after this step; drop it.
-        earlier = [known for known in self._known if known[0] < step]
-        self._known = [(step, values), *earlier][: self._order + 1]
+        known = {step: values} | {s: held for s, held in self._known.items() if s < step}
+        self._known = {s: known[s] for s in kept(list(known))}
 
-    def forecast(self, step: int, what: str, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def forecast(
+        self, step: int, what: str, like: Sequence[Tensor], usable: Kept
+    ) -> tuple[Tensor, ...]:
         """What `what` will be at `step`, on the device and in the format of `like`.
 
         Of a batch of both branches, of which `like` is the half of the positive one, that half.
         Raises PolicyError where nothing usable is stored.
         """
-        if not self._known or self._known[0][0] >= step:
-            found = (
-                f"what is stored is of step {self._known[0][0]}" if self._known else "none stored"
-            )
+        steps = usable(list(self._known))
+        if not steps or steps[0] >= step:
+            found = f"what is stored is of step {steps[0]}" if steps else "none stored"
             raise PolicyError(
                 f"step {step} reuses {what}: {found}; run the steps in order and call reset() "
                 "between videos"
             )
-        weights = forecast_weights([known for known, _ in self._known], step)
-        by_stream = zip(*(values for _, values in self._known), strict=True)
+        weights = forecast_weights(steps, step)
+        by_stream = zip(*(self._known[each] for each in steps), strict=True)
         return tuple(
             _combined([_half(value, own) for value in values], weights, own)
             for values, own in zip(by_stream, like, strict=True)
         )
 
     def memory_bytes(self) -> int:
-        return sum(v.numel() * v.element_size() for _, values in self._known for v in values)
+        return sum(v.numel() * v.element_size() for held in self._known.values() for v in held)
 
 
 class DeltaStore:
@@ -88,14 +90,15 @@ class DeltaStore:
         streams = tuple(
             self._packed(y - x) for x, y in zip(_streams(before), _streams(after), strict=True)
         )
-        self._histories.setdefault(blocks, _History(self._policy.order)).put(step, streams)
+        self._histories.setdefault(blocks, _History()).put(step, streams, self._policy.kept)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def apply(self, step: int, blocks: BlockRange, x: Hidden) -> Hidden:
         """`x` plus the stored (or forecast) change of `blocks`. Raises PolicyError when stale."""
-        history = self._histories.get(blocks, _History(0))
+        history = self._histories.get(blocks, _History())
         what = f"blocks {blocks[0]}..{blocks[1] - 1}"
-        changes = history.forecast(step, what, _streams(x))
+        usable = partial(self._policy.usable, step)
+        changes = history.forecast(step, what, _streams(x), usable)
         out = tuple(stream + change for stream, change in zip(_streams(x), changes, strict=True))
         if self._policy.last_use(blocks) == step:
             del self._histories[blocks]
@@ -118,7 +121,7 @@ class GuidanceStore:
 
     def reset(self) -> None:
         """Forget every stored difference."""
-        self._history = _History(self.plan.order)
+        self._history = _History()
 
     def reuses(self, step: int) -> bool:
         """Whether `step` runs the positive branch alone."""
@@ -131,11 +134,14 @@ class GuidanceStore:
     def put(self, step: int, differences: Sequence[Tensor]) -> None:
         """Remember d = eps_pos - eps_neg of each output at `step`, if a later step asks."""
         if self.plan.stores(step):
-            self._history.put(step, tuple(d.detach() for d in differences))
+            self._history.put(step, tuple(d.detach() for d in differences), self._newest)
 
     def differences(self, step: int, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """d at `step`, of `like`'s shapes. Raises PolicyError when stale or of another shape."""
-        return self._history.forecast(step, "guidance", like)
+        return self._history.forecast(step, "guidance", like, self._newest)
+
+    def _newest(self, steps: list[int]) -> list[int]:
+        return steps[: self.plan.order + 1]
 
 
 @dataclass(frozen=True)

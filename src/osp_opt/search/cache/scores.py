@@ -246,28 +246,28 @@ def four_field_scores(
 
 
 def policy_score(policy: CachePolicy, errors: ReuseErrors, importance_S: np.ndarray) -> float:
-    """The score of any policy (order 2 is scored as order 1).
+    """The score of any policy.
 
     Equals the entry of `four_field_scores` for a four-field policy. Raises CalibrationError when a
     reused change is older than the errors reach.
     """
     runs: dict[int, np.ndarray] = {}  # amplitudes by the step whose change is reused
-    stored: dict[tuple[int, int], list[int]] = {}
+    stored: dict[tuple[int, int], list[int]] = {}  # newest first
     for step in range(errors.num_steps):
         for blocks in policy.reuse_ranges(step):
-            *older, source = stored[blocks]
+            source, *older = policy.usable(step, stored[blocks])
             lag = step - source
             if lag > errors.max_lag:
                 raise CalibrationError(
                     f"a change {lag} steps old was scored up to {errors.max_lag}"
                 )
-            spacing = source - older[-1] if older and policy.order else None
+            spacing = source - older[0] if older else None
             if spacing is not None and lag + spacing > errors.max_lag:
                 spacing = None
             error = errors.of_reuse(step, lag, blocks, spacing)
             runs[source] = runs.get(source, 0.0) + np.sqrt(importance_S[step] * error)
         for blocks in policy.store_ranges(step):
-            stored[blocks] = [*stored.get(blocks, [])[-1:], step]
+            stored[blocks] = policy.kept([step, *stored.get(blocks, ())])
     total = np.zeros(errors.table.shape[0])
     for run in runs.values():
         total += run**2
