@@ -30,6 +30,7 @@ from osp_opt.calibration import Calibration
 from osp_opt.calibration.pipelines import record_pipeline
 from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, open_pipeline
 from osp_opt.quality.metrics import MAX_PSNR, psnr
+from osp_opt.search.recipe.schedules import CorrectedSchedules
 from osp_opt.tiny.checker import check
 from osp_opt.tiny.prompts import load_prompts
 
@@ -120,6 +121,11 @@ class Bench:
             prompts = load_prompts("calibration")[:count]
             record_pipeline(self.pipeline, prompts, steps, seed=self.seed).save(file)
         return Calibration.load(file)
+
+    @cached_property
+    def planner(self) -> CorrectedSchedules:
+        """What `optimize` plans steps with."""
+        return CorrectedSchedules(self.calibration, self.pipeline.kind, self.pipeline.schedule)
 
     def run(self, entrant: Entrant, prompt: str) -> tuple[Tensor, float]:
         """Latents of one video, and the multiply-adds that its blocks made."""

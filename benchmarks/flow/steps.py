@@ -1,7 +1,7 @@
 """Fewer steps: the pipeline's own spacing, any single shift, UniPC, and what the table finds.
 
 Of one recorded table: the programme of the deterministic cost with several divisor powers, for
-plain and for corrected steps, and what the coherent error chooses among all of these.
+plain and for corrected steps, and what `optimize` plans with it.
 """
 
 from __future__ import annotations
@@ -11,23 +11,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.flow.bench import SHIFT, STEPS, Bench, Entrant
-from osp_opt.calibration import step_changes
 from osp_opt.quality.intervals import mean_ci, paired_difference
-from osp_opt.search.recipe.coherent import coherent_error, error_coefficients
-from osp_opt.search.recipe.pairs import corrected_cost, plan_pairs
-from osp_opt.search.steps.candidates import GRID_LEVELS, StepTable
-from osp_opt.search.steps.objectives import StepObjective, deterministic_cost, refine_changes
-from osp_opt.search.steps.programme import MIN_GAP
+from osp_opt.search.recipe.pairs import PairProgramme, corrected_cost
+from osp_opt.search.steps.candidates import StepTable
+from osp_opt.search.steps.objectives import StepObjective
 
 __all__ = ["corrections", "planned", "run", "searched"]
 
 LENGTHS = (25, 12, 8)  # half, a quarter and a sixth of the steps
 SHIFTS = (1.0, 2.0, 3.0, 5.0, 8.0)
 POWERS = (0.0, 0.25, 0.5)
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-UNIT = 1.0  # standard deviation of the latents: the data scale of the coherent error
 _C = 0.5
-_NO_NOISE = 1e-6  # of the last recorded level: the clean video's, whose clock has to be finite
 
 
 def run(bench: Bench, prompts: list[str]) -> dict[str, Any]:
@@ -96,52 +90,22 @@ def corrections(steps: int, weight: float) -> tuple[float, ...]:
 
 
 def planned(bench: Bench, steps: int) -> tuple[tuple[float, ...], float]:
-    """Levels and correction of the least coherent error among what is searched for every divisor
-    power and weight, as found and half-way to the pipeline's own spacing; nothing is sampled.
-    """
-    own = bench.own(steps)
-    candidates = [(own, weight) for weight in WEIGHTS]
-    for power in POWERS:
-        for weight in WEIGHTS:
-            sharp = searched(bench, steps, power, weight)
-            half = tuple((0.5 * (np.array(sharp) + np.array(own))).tolist())
-            candidates += [(sharp, weight), (half, weight)]
-    return min(candidates, key=lambda one: predicted(bench, *one))
-
-
-def predicted(bench: Bench, levels: tuple[float, ...], weight: float) -> float:
-    """The coherent error of corrected steps at `levels`, by the recorded table."""
-    calibration = bench.calibration
-    first, last = calibration.timesteps[0], calibration.timesteps[-1]
-    path = np.clip(np.array(levels), last, first)
-    grid = np.unique(np.concatenate([np.linspace(first, last, GRID_LEVELS), path]))[::-1]
-    sigmas = calibration.scale.sigmas(grid)
-    changes = step_changes(calibration.step_gram).mean(axis=0)
-    changes = refine_changes(changes, calibration.sigmas, sigmas, calibration.scale.position)
-    changes, sigmas = _with_an_end(changes, sigmas)
-    place = {float(t): i for i, t in enumerate(grid)}
-    at = [*dict.fromkeys(place[float(t)] for t in path), len(grid)]
-    weights = [*corrections(len(at) - 1, weight), 0.0] if weight else []
-    found = error_coefficients(sigmas, at, weights, ancestral=False, c=UNIT)
-    return float(coherent_error(changes, found))
+    """Levels and correction that `optimize` would put first; nothing is sampled."""
+    schedule = bench.planner.of_length(steps)[0][0].schedule
+    return schedule.timesteps, max(schedule.corrections, default=0.0)
 
 
 def searched(bench: Bench, steps: int, power: float, weight: float) -> tuple[float, ...]:
     """The levels of least additive cost by the recorded table, for steps corrected by `weight`."""
     calibration, pipeline = bench.calibration, bench.pipeline
+    table = StepTable(calibration, pipeline.kind, own=pipeline.schedule)
     if not weight:
-        table = StepTable(calibration, pipeline.kind, own=pipeline.schedule)
         return table.best(StepObjective("deterministic", _C, power), steps).schedule.timesteps
-    changes = step_changes(calibration.step_gram).mean(axis=0)
-    changes, sigmas = _with_an_end(changes, calibration.sigmas)
-    times = np.append(calibration.timesteps, calibration.timesteps[-1] - 2.0 * MIN_GAP)
-    cost = corrected_cost(changes, sigmas, weight, ancestral=False, c=_C, power=power)
-    plain = deterministic_cost(changes, sigmas, _C, power)
-    cost[:, :, -1] = plain[None, :, -1]  # the last step has no correction
-    path = plan_pairs(cost, times, steps + 1)
+    # The programme of corrected steps, on the recorded levels.
+    changes, sigmas = table.changes_at(calibration.timesteps)
+    times = np.append(calibration.timesteps, calibration.timesteps[-1] - 2.0 * table.min_gap)
+    cost = corrected_cost(
+        changes, sigmas, weight, ancestral=False, c=_C, power=power, ends_clean=True
+    )
+    path = PairProgramme(cost, times).path(steps + 1)
     return tuple(float(t) for t in times[list(path[:-1])])
-
-
-def _with_an_end(changes: np.ndarray, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """With the level without noise behind the last, at which the prediction is the last one."""
-    return np.pad(changes, (0, 1), mode="edge"), np.append(sigmas, sigmas[-1] * _NO_NOISE)

@@ -128,7 +128,7 @@ def test_calibrate_search_steps_and_sample(
         assert not np.array_equal(read_video(other.videos[0].raw), frames)
 
 
-@pytest.mark.parametrize("name", ["wan", "wan2"])
+@pytest.mark.parametrize("name", [*FAMILIES, "wan2"])
 def test_the_walk_with_a_cache_and_evidence(
     name: str, saved: Callable[[str], Flags], run_job: Job, tmp_path: Path
 ) -> None:
@@ -158,7 +158,7 @@ def test_the_walk_with_a_cache_and_evidence(
     # optimize: a recipe that the pipeline follows
     run_job(OptimizeOptions(**flags, **videos, speedup=2, budget=6, verify_prompts=1, force=True))
     recipe = tmp_path / "optimize" / "recipe.json"
-    assert Recipe.from_file(recipe).sampler == "FlowMatchEulerDiscreteScheduler"
+    assert Recipe.from_file(recipe).sampler == opened(flags).steering.name
     run_job(SampleOptions(**flags, text_prompt="a fox", recipe=recipe, out=tmp_path / "fast"))
     (take,) = read_takes(tmp_path / "fast")
     assert take.timesteps == Recipe.from_file(recipe).timesteps

@@ -28,7 +28,8 @@ from osp_opt.options import (
     SearchCacheOptions,
     SearchStepsOptions,
 )
-from osp_opt.pipelines.files import described
+from osp_opt.pipelines.diffusers_pipeline import open_pipeline
+from osp_opt.pipelines.files import check_pipeline, described
 from osp_opt.pipelines.requirements import Described
 from osp_opt.run.checks import check_before_launch
 
@@ -88,6 +89,8 @@ def test_the_source_says_of_a_call_what_python_does(original: Path) -> None:
         ({"is_distilled": True}, r"it is distilled \(by default 50 steps\)"),
         ({"vae": [None, None]}, "vae is missing"),
         ({"_class_name": None}, "names no pipeline class"),
+        ({"_class_name": "MyVideoPipeline"}, "diffusers here has no pipeline MyVideoPipeline"),
+        ({"_class_name": ["mine", "MyPipeline"]}, r"MyPipeline is custom code \(mine\)"),
     ],
 )
 def test_other_kinds(folder: Path, index: dict[str, Any], reason: str) -> None:
@@ -96,6 +99,11 @@ def test_other_kinds(folder: Path, index: dict[str, Any], reason: str) -> None:
 
 
 def test_missing_parts(folder: Path) -> None:
+    weights = next((folder / "transformer").glob("*.safetensors"))
+    held = weights.read_bytes()
+    weights.unlink()
+    refused(folder, CheckpointError, "LTXPipeline: transformer is missing, or has no weights")
+    weights.write_bytes(held)
     shutil.rmtree(folder / "vae")
     refused(folder, CheckpointError, "LTXPipeline: vae is missing")
     (folder / "model_index.json").unlink()
@@ -128,6 +136,23 @@ def test_arguments(folder: Path) -> None:
     refused(folder, OptionError, r"--height: .*call\.yaml says it too", **twice)
     call.write_text("- 32\n")
     refused(folder, FileError, "must be a mapping", pipeline_args=call)
+    for line, reason in (
+        ("height: tall", "height is 'tall'; give a whole number of at least 1"),
+        ("num_frames: 0", "num_frames is 0; give a whole number"),
+        ("width: [32]", r"width is \[32\]; give a whole number"),
+        ("guidance_scale: much", "guidance_scale is 'much'; give a number"),
+        ("negative_prompt: 3", "negative_prompt is 3; give text"),
+    ):
+        call.write_text(line)
+        refused(folder, FileError, reason, pipeline_args=call)
+
+
+def test_weights_that_do_not_fill_the_model(folder: Path) -> None:
+    """Known when it is loaded, which accelerate does without values for what no file holds."""
+    pytest.importorskip("accelerate")
+    changed(folder / "transformer" / "config.json", num_layers=3)
+    with pytest.raises(CheckpointError, match=r"transformer: no weights for transformer_blocks\.2"):
+        open_pipeline(folder)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +181,11 @@ def test_options_of_searches_that_mean_nothing_to_a_pipeline(tmp_path: Path) -> 
 
 
 def test_lengths_of_a_pipeline() -> None:
+    with pytest.raises(OptionError, match="--steps 8: too few to choose from"):
+        check_pipeline(CalibrateOptions(pipeline="a/b", steps=8))
+    assert CalibrateOptions(pipeline="a/b", num_frames=7).num_frames == 7  # Mochi's are 6k+1
+    with pytest.raises(ValidationError, match="--num-frames 7: must be 4k"):
+        CalibrateOptions(num_frames=7)
     assert CalibrateOptions(pipeline="a/b").steps == 50
     assert SampleOptions(pipeline="a/b").steps == 50
     assert SearchCacheOptions(pipeline="a/b").steps == 50

@@ -10,10 +10,9 @@ from osp_opt.base.errors import OptionError, ScheduleError
 from osp_opt.calibration.recorder import LAGS, CalibrationRecorder
 from osp_opt.calibration.statistics import Calibration
 from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, StepSeen
+from osp_opt.pipelines.requirements import MIN_STEPS
 
 __all__ = ["record_pipeline"]
-
-MIN_STEPS = 9  # fewer are those of a distilled model, which leave nothing to search
 
 
 def record_pipeline(

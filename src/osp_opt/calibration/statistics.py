@@ -139,6 +139,11 @@ class Calibration:
             raise CalibrationError("calibration: does not say what its sampler is") from error
 
     @property
+    def data_scale(self) -> float:
+        """Root mean square of the finished latents, in the unit of the recorded predictions."""
+        return float(np.sqrt(np.mean(self.step_gram[:, -1, -1])))
+
+    @property
     def boundary(self) -> float | None:
         """The timestep from which on, downwards, a second transformer made the steps."""
         told = self.metadata.get("boundary")

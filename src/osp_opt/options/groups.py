@@ -126,15 +126,17 @@ class ShapeOptions(Options):
         False, "Sample a shape that the checkpoint was not trained for.", panel="Video"
     )
 
-    @field_validator("num_frames")
-    @classmethod
-    def _whole_latent_frames(cls, value: int | None) -> int | None:
-        if value is not None and (value - 1) % FRAME_STRIDE:
+    @model_validator(mode="after")
+    def _whole_latent_frames(self) -> Self:
+        value = self.num_frames
+        of_another = getattr(self, "pipeline", None) is not None  # which says itself what it takes
+        if value is not None and (value - 1) % FRAME_STRIDE and not of_another:
             nearest = (value - 1) // FRAME_STRIDE * FRAME_STRIDE + 1
             raise ValueError(
-                f"must be 4k+1, for example {nearest} or {nearest + FRAME_STRIDE} frames"
+                f"--num-frames {value}: must be 4k+1, for example {nearest} or "
+                f"{nearest + FRAME_STRIDE} frames"
             )
-        return value
+        return self
 
 
 class DeviceOptions(Options):

@@ -28,6 +28,7 @@ from osp_opt.base.errors import CheckpointError, OptionError, ScheduleError
 from osp_opt.base.samplers import SamplerKind
 from osp_opt.cache.hooks import CacheHandle, apply_cache, unregister
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.model.weights import names
 from osp_opt.pipelines.blocks import (
     BlockWatch,
     Position,
@@ -50,6 +51,7 @@ _DECODING_STEPS = 2  # what any scheduler can make
 Paired = Callable[[int, Callable[[], Any], Callable[[], Any]], Any]
 """Runs both calls of a step, without a cache and with it; returns what the first one made."""
 
+_BAD_CALL = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 _REFUSALS = (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError)
 
 
@@ -109,7 +111,20 @@ def open_pipeline(
         if "low_cpu_mem_usage" in line:  # diffusers' way to say what is missing
             line = "it needs accelerate: pip install 'osp-opt[pipelines]'"
         raise CheckpointError(f"{place}: diffusers cannot load it ({line:.300})") from error
+    _check_filled(place, pipe)
     return DiffusersPipeline(pipe.to(device), arguments, synchronize)
+
+
+def _check_filled(place: str | Path, pipe: Any) -> None:
+    """Raise CheckpointError where weights that a component's config asks for are in no file."""
+    for part, module in pipe.components.items():
+        tensors = module.state_dict() if isinstance(module, nn.Module) else {}
+        empty = [name for name, tensor in tensors.items() if tensor.is_meta]
+        if empty:
+            raise CheckpointError(
+                f"{place}: {part}: no weights for {names(empty)}, which its config.json asks for; "
+                "the two do not belong together"
+            )
 
 
 class DiffusersPipeline:
@@ -316,7 +331,7 @@ class DiffusersPipeline:
         except _SeenEnough:
             self.pipe.maybe_free_model_hooks()
             return None
-        except (ValueError, TypeError) as error:
+        except _BAD_CALL as error:
             if drive.began:
                 raise
             line = str(error).strip().split("\n")[0]

@@ -18,8 +18,9 @@ from typing import Any
 from osp_opt.base.artifacts import HUB_ID, read_json
 from osp_opt.base.errors import CheckpointError, FileError, OptionError, ScheduleError
 from osp_opt.base.mappings import read_mapping
-from osp_opt.options import DoctorOptions, ModelOptions, SampleOptions
+from osp_opt.options import CalibrateOptions, DoctorOptions, ModelOptions, SampleOptions
 from osp_opt.pipelines.requirements import (
+    MIN_STEPS,
     Described,
     check_arguments,
     check_kind,
@@ -35,6 +36,8 @@ _AS_OPTIONS = (
     "max_sequence_length",
 )
 """Call arguments that options of ours stand for."""
+_SIZES = ("num_frames", "height", "width", "max_sequence_length")
+_WEIGHTS = (".safetensors", ".bin")
 
 
 def call_arguments(options: ModelOptions) -> dict[str, Any]:
@@ -50,6 +53,9 @@ def call_arguments(options: ModelOptions) -> dict[str, Any]:
             raise FileError(
                 f"call arguments {path}: {name} is {value!r:.40}, which no JSON file could hold"
             ) from error
+        wanted = _wanted(name, value)
+        if wanted is not None:
+            raise FileError(f"call arguments {path}: {name} is {value!r:.40}; give {wanted}")
     for name in _AS_OPTIONS:
         given = getattr(options, name, None)
         if given is None:
@@ -61,6 +67,18 @@ def call_arguments(options: ModelOptions) -> dict[str, Any]:
     return found
 
 
+def _wanted(name: str, value: Any) -> str | None:
+    """What an argument of every pipeline has to be, where it is not."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is None:
+        return None
+    if name in _SIZES and not (number and isinstance(value, int) and value >= 1):
+        return "a whole number of at least 1"
+    if name == "guidance_scale" and not number:
+        return "a number"
+    return "text" if name == "negative_prompt" and not isinstance(value, str) else None
+
+
 def check_pipeline(options: ModelOptions) -> None:
     """Look at everything that files say of the pipeline that `options` name.
 
@@ -68,6 +86,10 @@ def check_pipeline(options: ModelOptions) -> None:
     pipeline knows is left to whoever loads it.
     """
     assert options.pipeline is not None
+    if isinstance(options, CalibrateOptions) and options.steps < MIN_STEPS:
+        raise OptionError(
+            f"--steps {options.steps}: too few to choose from; record {MIN_STEPS} or more"
+        )
     arguments = call_arguments(options)
     folder = Path(options.pipeline).expanduser()
     if not folder.is_dir():
@@ -98,9 +120,9 @@ def needs_no_noise(names: list[str], config: Mapping[str, Any]) -> None:
 
 
 def described(folder: Path) -> Described | None:
-    """The pipeline in a folder; None where the source of its class is not at hand.
+    """The pipeline in a folder; None where its class has no call of its own.
 
-    Raises CheckpointError for a folder that holds none.
+    Raises CheckpointError for a folder that holds none, or one that is not of diffusers.
     """
     if not (folder / INDEX).is_file():
         raise CheckpointError(f"{folder}: holds no {INDEX}; give a diffusers pipeline")
@@ -109,15 +131,22 @@ def described(folder: Path) -> Described | None:
     except FileError as error:
         raise CheckpointError(str(error)) from error
     name = index.get("_class_name") if isinstance(index, dict) else None
+    if isinstance(name, list) and len(name) == 2:  # [module, class]: code that lies beside it
+        raise CheckpointError(
+            f"{folder / INDEX}: {name[1]} is custom code ({name[0]}), which is not run; give a "
+            "pipeline of diffusers"
+        )
     if not isinstance(name, str) or not name.isidentifier():
         raise CheckpointError(f"{folder / INDEX}: names no pipeline class (_class_name)")
     source = _source_of(name)
-    parameters = None if source is None else _call_of(source)
-    if source is None or parameters is None:
+    if source is None:
+        raise CheckpointError(f"{folder / INDEX}: diffusers here has no pipeline {name}")
+    parameters = _call_of(source)
+    if parameters is None:
         return None
     listed = {key: value for key, value in index.items() if _is_part(value)}
     config = {key: value for key, value in index.items() if key not in listed}
-    parts = {key: value[0] is not None and (folder / key).is_dir() for key, value in listed.items()}
+    parts = {key: _is_there(folder / key, value[1]) for key, value in listed.items()}
     return Described(name, parameters, parts, _optional(source), config)
 
 
@@ -125,6 +154,15 @@ def _is_part(value: Any) -> bool:
     """Whether an entry of the index is a component: [library, class], or [null, null]."""
     texts = isinstance(value, list) and len(value) == 2
     return texts and all(part is None or isinstance(part, str) for part in value)
+
+
+def _is_there(folder: Path, name: str | None) -> bool:
+    """Whether a component is: its folder, and the weights of one that has a model's config."""
+    if name is None or not folder.is_dir():
+        return False
+    files = list(folder.iterdir())
+    is_model = any(file.name == "config.json" for file in files)
+    return not is_model or any(file.suffix in _WEIGHTS for file in files)
 
 
 def _scheduler(folder: Path) -> tuple[str | None, Mapping[str, Any]]:

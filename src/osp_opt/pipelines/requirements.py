@@ -77,8 +77,8 @@ def check_kind(found: Described) -> None:
     ]
     if missing:
         raise CheckpointError(
-            f"{found.name}: {', '.join(missing)} is missing; give a folder that holds the whole "
-            "pipeline"
+            f"{found.name}: {', '.join(missing)} is missing, or has no weights; give a folder that "
+            "holds the whole pipeline"
         )
 
 

@@ -16,7 +16,6 @@ from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.check import spearman
 from osp_opt.search.cache.scores import (
     ReuseErrors,
-    data_scale,
     four_field_scores,
     policy_score,
     range_errors,
@@ -182,4 +181,4 @@ def test_small_helpers() -> None:
     errors = range_errors(vectors @ vectors.T)
     expected = ((vectors[:, None] - vectors[None]) ** 2).sum(-1)
     assert errors == pytest.approx(expected, abs=1e-9)
-    assert data_scale(recorded()) > 0
+    assert recorded().data_scale > 0

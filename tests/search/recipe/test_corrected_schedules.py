@@ -11,8 +11,8 @@ from scipy.stats import spearmanr
 from osp_opt.base.errors import ScheduleError
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 from osp_opt.sampling.steps import correction_factors
-from osp_opt.search.recipe.coherent import coherent_error, error_coefficients
-from osp_opt.search.recipe.pairs import corrected_cost, plan_pairs
+from osp_opt.search.recipe.pairs import PairProgramme, corrected_cost
+from osp_opt.search.steps.coherent import coherent_error, error_coefficients
 from osp_opt.search.steps.objectives import pathwise_cost
 from tests.helpers.gaussian_model import coupled_error, exact_gram
 
@@ -66,15 +66,17 @@ def test_the_programme_is_exact(walk: np.ndarray, steps: int) -> None:
         return sum(cost[p, i, j] for p, i, j in zip(befores, path, path[1:], strict=False))
 
     every = [(0, *inner, K - 1) for inner in itertools.combinations(range(1, K - 1), steps - 2)]
-    assert plan_pairs(cost, timesteps, steps) == min(every, key=total)
+    programme = PairProgramme(cost, timesteps)
+    programme.path(4)  # of several lengths, each is right, in any order
+    assert programme.path(steps) == min(every, key=total)
 
 
 def test_what_no_schedule_has(walk: np.ndarray) -> None:
     cost = corrected_cost(changes_of(walk), SIGMAS, 0.5)
     with pytest.raises(ScheduleError, match="no schedule of 10 steps"):
-        plan_pairs(cost, np.linspace(999.0, 0.0, K), 10)
+        PairProgramme(cost, np.linspace(999.0, 0.0, K)).path(10)
     with pytest.raises(ScheduleError, match="no schedule of 9 steps"):
-        plan_pairs(cost, np.linspace(8.0, 0.0, K), 9, min_gap=2.0)
+        PairProgramme(cost, np.linspace(8.0, 0.0, K), min_gap=2.0).path(9)
 
 
 def test_coefficients_are_those_of_the_sampler(rng: np.random.Generator) -> None:

@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from osp_opt.base.errors import ScheduleError
 from osp_opt.base.samplers import SamplerKind
@@ -180,3 +181,50 @@ def test_the_table_weighs_the_correction_as_sampling_does(shift: float) -> None:
         tried = [error(own.corrected(weight)) for weight in (0.5, 0.75, 1.0)]
         assert error(schedules.uniform(steps).schedule) < 1.5 * min(tried)
         assert error(schedules.of_length(steps)[0][0].schedule) < 0.5 * error(own)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_the_coherent_error_ranks_schedules_as_sampling_does(scale: float) -> None:
+    """Plain and corrected ones of one length on Gaussian data; the best-ranked errs little more
+    than the best.
+    """
+    variances = scale * np.geomspace(0.01, 4.0, 40)
+
+    def walk(schedule: TimestepSchedule, seen: list[np.ndarray]) -> np.ndarray:
+        x, s = np.ones(40), [*(np.array(schedule.timesteps) / 1000), 0.0]
+        sigmas = [*schedule.scale.sigmas(schedule.timesteps), 0.0]
+        factors = correction_factors(sigmas, schedule.corrections) or [0.0] * len(schedule)
+        for (here, following), factor in zip(itertools.pairwise(s), factors, strict=True):
+            seen.append((1 - here) * variances * x / ((1 - here) ** 2 * variances + here * here))
+            held = seen[-1] + (factor * (seen[-1] - seen[-2]) if factor else 0.0)
+            x = x + (following - here) * (x - held) / here
+        return x
+
+    seen: list[np.ndarray] = []
+    walk(shifted(50, 3.0), seen)
+    table = StepTable(calibration(np.array(seen), shifted(50, 3.0)), EULER, own=even)
+    converged = walk(shifted(2000, 3.0), [])
+    tried = [
+        shifted(12, shift).corrected(weight)
+        for shift in (1.0, 2.0, 3.0, 5.0, 8.0)
+        for weight in (0.0, 0.5, 1.0)
+    ]
+    exact = np.array([np.mean((walk(each, []) - converged) ** 2) for each in tried])
+    predicted = np.array([table.coherent(each) for each in tried])
+    assert exact[predicted.argmin()] < 2 * exact.min()
+    assert spearmanr(exact, predicted).statistic > 0.8
+
+    # Finer steps than were recorded reach below the levels that were.
+    finer = shifted(120, 3.0)
+    assert finer.timesteps[-1] < table.recorded_K[-1]
+    assert 0 <= table.coherent(finer) < table.coherent(shifted(12, 3.0))
+    costs = table.costs(finer, EXACT)
+    assert 0 <= costs[0] < table.costs(shifted(12, 3.0), EXACT)[0]
+
+    # The costs of steps, in the order in which to try them.
+    tried_first = table.by_trust(objectives_for(EULER), 8)
+    assert sorted(map(hash, tried_first)) == sorted(map(hash, objectives_for(EULER)))
+    errors = [
+        np.mean((walk(table.best(each, 8).schedule, []) - converged) ** 2) for each in tried_first
+    ]
+    assert errors[0] <= 1.5 * min(errors)

@@ -40,7 +40,6 @@ from osp_opt.quality.metrics import log_error
 
 __all__ = [
     "ReuseErrors",
-    "data_scale",
     "four_field_scores",
     "gaussian_importance",
     "policy_score",
@@ -184,11 +183,6 @@ def _at_distance(errors_PGBB: np.ndarray, lags: tuple[int, ...], distance: float
     return scaled
 
 
-def data_scale(calibration: Calibration) -> float:
-    """Root mean square of the finished latents: the c of `step_importance`, measured."""
-    return float(np.sqrt(np.mean(calibration.step_gram[:, -1, -1])))
-
-
 def step_importance(
     sigmas: Sequence[float] | FloatArray, c: float, *, ancestral: bool = True
 ) -> FloatArray:
@@ -219,7 +213,7 @@ def gaussian_importance(
 ) -> FloatArray:
     """`step_importance` of a schedule for data of the calibrated videos' size, [S]."""
     sigmas = np.append(calibration.scale.sigmas(np.asarray(timesteps, np.float64)), 0.0)
-    return step_importance(sigmas, data_scale(calibration), ancestral=ancestral)
+    return step_importance(sigmas, calibration.data_scale, ancestral=ancestral)
 
 
 def four_field_scores(

@@ -16,7 +16,7 @@ from osp_opt.base.errors import ScheduleError
 from osp_opt.search.steps.objectives import deterministic_cost, pathwise_cost
 from osp_opt.search.steps.programme import MIN_GAP
 
-__all__ = ["corrected_cost", "plan_pairs"]
+__all__ = ["PairProgramme", "corrected_cost"]
 
 
 def corrected_cost(
@@ -60,29 +60,38 @@ def corrected_cost(
     return np.where(descends[:, :, None], error, np.inf)
 
 
-def plan_pairs(
-    cost_KKK: np.ndarray, timesteps_K: np.ndarray, num_steps: int, min_gap: float = MIN_GAP
-) -> tuple[int, ...]:
-    """The levels of the cheapest schedule of `num_steps` steps, from level 0 to the last.
+class PairProgramme:
+    """The cheapest schedule of every number of steps, from level 0 to the last.
 
-    `cost_KKK[i, i, j]` is that of a first step. Neighbours stay `min_gap` timesteps apart. Raises
-    ScheduleError where no schedule has so many steps.
+    `cost_KKK[i, i, j]` is that of a first step. Neighbours stay `min_gap` timesteps apart.
     """
-    k = len(timesteps_K)
-    near = timesteps_K[:, None] - timesteps_K[None, :] < min_gap - 1e-9
-    cost = np.where(near[None], np.inf, cost_KKK)
-    value = np.full((k, k), np.inf)
-    value[:, -1] = 0.0
-    following: list[np.ndarray] = []
-    for _ in range(2, num_steps + 1):
-        total = cost + value[None]
-        following.append(total.argmin(axis=2))
-        value = total.min(axis=2)
-    if not np.isfinite(value[0, 0]):
-        raise ScheduleError(f"no schedule of {num_steps} steps on {k} levels {min_gap:g} apart")
-    path = [0]
-    before = 0
-    for choice in reversed(following):
-        before, now = path[-1], int(choice[before, path[-1]])
-        path.append(now)
-    return tuple(path)
+
+    def __init__(
+        self, cost_KKK: np.ndarray, timesteps_K: np.ndarray, min_gap: float = MIN_GAP
+    ) -> None:
+        near = timesteps_K[:, None] - timesteps_K[None, :] < min_gap - 1e-9
+        self._cost = np.where(near[None], np.inf, cost_KKK)
+        self._min_gap = min_gap
+        k = len(timesteps_K)
+        value = np.full((k, k), np.inf)
+        value[:, -1] = 0.0
+        self._values = [value]  # of so many steps from (before, level), the last level's first
+        self._following: list[np.ndarray] = []  # the level behind it then
+
+    def path(self, num_steps: int) -> tuple[int, ...]:
+        """The indices of its levels. Raises ScheduleError where none has so many steps."""
+        while len(self._values) < num_steps:
+            total = self._cost + self._values[-1][None]
+            following = total.argmin(axis=2)
+            self._values.append(np.take_along_axis(total, following[:, :, None], 2)[:, :, 0])
+            self._following.append(following.astype(np.int16))
+        if not np.isfinite(self._values[num_steps - 1][0, 0]):
+            raise ScheduleError(
+                f"no schedule of {num_steps} steps on {len(self._cost)} levels {self._min_gap:g} "
+                "apart"
+            )
+        path, before = [0], 0
+        for choice in reversed(self._following[: num_steps - 1]):
+            before, now = path[-1], int(choice[before, path[-1]])
+            path.append(now)
+        return tuple(path)

@@ -1,52 +1,64 @@
 """Schedules of corrected steps for any length, and what they are predicted to err by.
 
-Suffixes: P videos, K recorded levels, M levels of the refined grid.
+The table is searched for several costs, of which none is right for every model, and the coherent
+error (`search/steps/coherent.py`) chooses among what is found. Suffixes: K recorded levels.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from osp_opt.base.samplers import SamplerKind
-from osp_opt.calibration import Calibration, step_changes
+from osp_opt.calibration import Calibration
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.search.recipe.coherent import coherent_error, error_coefficients
-from osp_opt.search.recipe.pairs import corrected_cost, plan_pairs
-from osp_opt.search.steps.candidates import (
-    GRID_LEVELS,
-    StepCandidate,
-    StepTable,
-    blend,
-    objectives_for,
-    with_clean_level,
-)
-from osp_opt.search.steps.objectives import refine_changes
+from osp_opt.search.recipe.pairs import PairProgramme, corrected_cost
+from osp_opt.search.steps.candidates import StepCandidate, StepTable, blend, objectives_for
 
-__all__ = ["CorrectedSchedules", "natural_corrections"]
+__all__ = ["CorrectedSchedules"]
 
-_DIVISORS = ((0.5, 1.0), (5.0, 1.5), (2.0, 1.0))  # (c, power): how fast errors fade with noise
 _MOST_LEVELS = 128  # of the programme's grid: its time and memory grow with their cube
 
 
-def natural_corrections(kind: SamplerKind) -> tuple[float, ...]:
-    """The weights of the two-step rule that are worth trying: half with fresh noise, which a full
-    correction would amplify. Without it how much is right differs between models and spacings (on
-    one of flow matching half a correction was 3 dB better than none and a full one 5 dB worse), so
-    the table decides. None where steps are of second order.
+@dataclass(frozen=True)
+class _Search:
+    """What is tried of the table.
+
+    weights: of the two-step rule. divisors: (c, power), how fast errors fade with noise. sharp:
+    whether the levels are tried as they were found, and not smoothed only.
     """
+
+    weights: tuple[float, ...]
+    divisors: tuple[tuple[float, float], ...]
+    sharp: bool = False
+
+
+_PLAIN = _Search((0.0,), ())
+_ANCESTRAL = _Search((0.5,), ((0.5, 1.0), (5.0, 1.5), (2.0, 1.0)))
+"""A full correction would amplify fresh noise, and the sharp optimum of a table fits its noise."""
+_SMOOTH = _Search((0.25, 0.5, 0.75, 1.0), ((0.5, 0.0), (0.5, 0.5), (0.5, 1.0), (2.0, 1.0)), True)
+"""Without fresh noise how much is right differs between models and spacings: on one of flow
+matching half a correction of its own steps was 3 dB better than none and a full one 5 dB worse, and
+three quarters of it on searched steps 5 to 14 dB better."""
+
+
+def _search_of(kind: SamplerKind) -> _Search:
+    """Nothing where steps are of second order."""
     if not kind.takes_corrections:
-        return (0.0,)
-    return (0.5,) if kind.ancestral else (0.5, 0.75, 1.0)
+        return _PLAIN
+    return _ANCESTRAL if kind.ancestral else _SMOOTH
 
 
 class CorrectedSchedules:
     """Candidates of each length, best-predicted first, from the recorded table.
 
     What is searched is made smooth: every timestep is moved towards its neighbours (where a sampler
-    takes whole ones only, half-way to uniform). The sharp optimum of a table fits its levels.
-    Uniform are, of other models, the steps of their scheduler's `own`.
+    takes whole ones only, half-way to uniform). Uniform are, of other models, the steps of their
+    scheduler's `own`.
     """
 
     def __init__(
@@ -55,19 +67,21 @@ class CorrectedSchedules:
         kind: SamplerKind,
         own: Callable[[int], TimestepSchedule] = TimestepSchedule.uniform,
     ) -> None:
-        self.weights = natural_corrections(kind)
+        self._tried = _search_of(kind)
         self._kind = kind
         self._table = StepTable(calibration, kind, own=own)
-        self._changes_KK = step_changes(calibration.step_gram).mean(axis=0)
-        self._sigmas_K = calibration.sigmas
-        recorded = calibration.timesteps
-        self._grid_M = np.linspace(recorded[0], recorded[-1], max(GRID_LEVELS, len(recorded)))
-        self._costs: list[np.ndarray] = []
         self._found: dict[int, list[tuple[StepCandidate, float]]] = {}
 
+    @property
+    def corrects(self) -> bool:
+        """Whether steps can be corrected."""
+        return any(self._tried.weights)
+
     def uniform(self, num_steps: int) -> StepCandidate:
-        """Evenly spaced corrected steps, however many."""
-        return self._corrected(self._table.uniform(num_steps))
+        """Evenly spaced steps, however many, with the correction that is predicted to err least."""
+        plain = self._table.uniform(num_steps)
+        ways = [_corrected(plain, weight) for weight in self._tried.weights]
+        return min(ways, key=self.predicted) if len(ways) > 1 else ways[0]
 
     def of_length(self, num_steps: int) -> list[tuple[StepCandidate, float]]:
         """Uniform and the best searched schedule, both corrected, with their predicted errors."""
@@ -75,7 +89,7 @@ class CorrectedSchedules:
             uniform = self.uniform(num_steps)
             candidates = [uniform]
             searched = [
-                self._corrected(candidate)
+                candidate
                 for candidate in self._searched(num_steps)
                 if not self._table.has_twin(candidate, [uniform])
             ]
@@ -89,9 +103,9 @@ class CorrectedSchedules:
         """What `search-steps` would put first, without corrections, and its predicted error; None
         where there are as many steps as were recorded.
         """
-        if not 2 < num_steps < len(self._table.recorded_K) or not any(self.weights):
+        if not 2 < num_steps < len(self._table.recorded_K) or not self.corrects:
             return None
-        objective = objectives_for(self._kind, "video")[0]
+        objective = self._table.by_trust(objectives_for(self._kind, "video"), num_steps)[0]
         candidate = StepCandidate(
             self._table.best(objective, num_steps).schedule, "searched, not corrected"
         )
@@ -99,72 +113,59 @@ class CorrectedSchedules:
 
     def predicted(self, candidate: StepCandidate) -> float:
         """Mean squared error of the finished latents, in the unit of the recorded predictions."""
-        own = np.array(candidate.schedule.timesteps)
-        levels = np.unique(np.concatenate([self._grid_M, own]))[::-1]
-        place = {float(t): i for i, t in enumerate(levels)}
-        path = [place[float(t)] for t in own]
-        changes, sigmas = self._changes(levels)
-        if self._table.ends_noisy:
-            path.append(len(levels))
-        coefficients = error_coefficients(
-            sigmas, path, candidate.schedule.corrections, ancestral=self._kind.ancestral
-        )
-        return float(coherent_error(changes, coefficients))
+        return self._table.coherent(candidate.schedule)
 
     def _searched(self, num_steps: int) -> list[StepCandidate]:
+        if not 2 < num_steps < len(self._grid):
+            return []
+        ends = self._table.ends_noisy
+        found = []
+        for weight, programme in self._programmes:
+            path = programme.path(num_steps + ends)[:num_steps]
+            forms = self._forms(self._grid[list(path)])
+            found += [_corrected(candidate, weight) for candidate in forms]
+        return found
+
+    def _forms(self, timesteps: np.ndarray) -> list[StepCandidate]:
+        """What was found, smoothed."""
+        sharp = StepCandidate(self._schedule(timesteps), "searched")
+        if self._table.takes_whole_timesteps:
+            return [blend(sharp, self._table.uniform(len(timesteps)), 0.5, True)]
+        smooth = StepCandidate(self._schedule(_smoothed(timesteps)), "searched")
+        return [sharp, smooth] if self._tried.sharp else [smooth]
+
+    @cached_property
+    def _grid(self) -> np.ndarray:
         levels = self._table.recorded_K
         thinned = np.unique(np.linspace(0, len(levels) - 1, _MOST_LEVELS).round().astype(int))
-        grid = levels if len(levels) <= _MOST_LEVELS else levels[thinned]
-        if not 2 < num_steps < len(grid):
-            return []
-        if not self._costs:
-            changes, sigmas = self._changes(grid)
-            self._costs = [
-                corrected_cost(
-                    changes,
-                    sigmas,
-                    weight,
-                    ancestral=self._kind.ancestral,
-                    c=c,
-                    power=p,
-                    ends_clean=self._table.ends_noisy,
-                )
-                for weight in self.weights
-                for c, p in _DIVISORS
-            ]
-        ends = self._table.ends_noisy
-        places = np.append(grid, grid[-1] - 2.0 * self._table.min_gap) if ends else grid
-        paths = [
-            grid[list(plan_pairs(cost, places, num_steps + ends)[:num_steps])]
-            for cost in self._costs
-        ]
-        if self._table.takes_whole_timesteps:
-            uniform = self._table.uniform(num_steps)
-            sharp = [StepCandidate(self._schedule(timesteps), "searched") for timesteps in paths]
-            return [blend(candidate, uniform, 0.5, True) for candidate in sharp]
-        return [
-            StepCandidate(self._schedule(_smoothed(timesteps)), "searched") for timesteps in paths
-        ]
+        return levels if len(levels) <= _MOST_LEVELS else levels[thinned]
 
-    def _changes(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The change table and levels at `timesteps`, with a level without noise behind them where
-        the calibration ended at a noisy one.
-        """
-        scale = self._table.scale
-        sigmas = scale.sigmas(timesteps)
-        found = refine_changes(self._changes_KK, self._sigmas_K, sigmas, scale.position)
-        return with_clean_level(found, sigmas) if self._table.ends_noisy else (found, sigmas)
+    @cached_property
+    def _programmes(self) -> list[tuple[float, PairProgramme]]:
+        """One for each cost that is tried, with its correction; they hold all lengths."""
+        changes, sigmas = self._table.changes_at(self._grid)
+        grid, gap = self._grid, self._table.min_gap
+        places = np.append(grid, grid[-1] - 2.0 * gap) if self._table.ends_noisy else grid
+        found = []
+        for weight, (c, power) in itertools.product(self._tried.weights, self._tried.divisors):
+            cost = corrected_cost(
+                changes,
+                sigmas,
+                weight,
+                ancestral=self._kind.ancestral,
+                c=c,
+                power=power,
+                ends_clean=self._table.ends_noisy,
+            )
+            found.append((weight, PairProgramme(cost, places, gap)))
+        return found
 
     def _schedule(self, timesteps: np.ndarray) -> TimestepSchedule:
         return TimestepSchedule(tuple(float(t) for t in timesteps), scale=self._table.scale)
 
-    def _corrected(self, candidate: StepCandidate) -> StepCandidate:
-        """With the correction that is predicted to err least."""
-        ways = [
-            StepCandidate(candidate.schedule.corrected(weight), candidate.origin)
-            for weight in self.weights
-        ]
-        return min(ways, key=self.predicted) if len(ways) > 1 else ways[0]
+
+def _corrected(candidate: StepCandidate, weight: float) -> StepCandidate:
+    return StepCandidate(candidate.schedule.corrected(weight), candidate.origin)
 
 
 def _smoothed(timesteps: np.ndarray, times: int = 2) -> np.ndarray:

@@ -145,7 +145,7 @@ class RecipeSearch:
         they do. What is told of the winner needs more, since corrected steps err alike.
         """
         full = len(self.reference)
-        steps = round(full * finer_share(speedup, corrected=any(self.schedules.weights)))
+        steps = round(full * finer_share(speedup, corrected=self.schedules.corrects))
         return Variant(self.schedules.uniform(min(steps, self.maker.kind.most)).schedule)
 
     def plain(self, speedup: float) -> Variant:

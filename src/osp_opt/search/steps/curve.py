@@ -114,7 +114,7 @@ def _point(length: int, name: str, kind: str, errors: Sequence[float]) -> Iterat
 def _predicted(search: Search, decisions: Mapping[int, Decision]) -> Iterator[CurvePoint]:
     """Of uniform schedules, the table's best, and what Align Your Steps found."""
     table, objective = search.table, _objective(search)
-    planned = search.objectives[0] if search.options.objective == "distribution" else objective
+    by_distribution = search.options.objective == "distribution"
 
     def cost(schedule: TimestepSchedule) -> float:
         return float(np.exp(log_error(table.costs(schedule, objective)).mean()))
@@ -125,6 +125,7 @@ def _predicted(search: Search, decisions: Mapping[int, Decision]) -> Iterator[Cu
         if not 2 < length < full:
             continue
         yield CurvePoint(length, "uniform", "predicted", cost(table.uniform(length).schedule))
+        planned = search.objectives(length)[0] if by_distribution else objective
         best = table.best(planned, length).schedule
         yield CurvePoint(length, "dp", "predicted", cost(best))
         found = decisions.get(length)

@@ -79,10 +79,10 @@ class Search:
         """The full-length schedule, of the calibration."""
         return self.source.reference
 
-    @property
-    def objectives(self) -> tuple[StepObjective, ...]:
-        """The costs worth trying, the most trusted first."""
-        return objectives_for(self.source.kind, self.options.objective)
+    def objectives(self, length: int) -> tuple[StepObjective, ...]:
+        """The costs worth trying for so many steps, the most trusted first."""
+        found = objectives_for(self.source.kind, self.options.objective)
+        return self.table.by_trust(found, length) if length < len(self.reference) else found
 
 
 def as_factor(log_ratio: Interval) -> str:
@@ -117,16 +117,17 @@ def _decide(search: Search, length: int) -> Decision:
         reason = f"the original has {len(search.reference)} steps, nothing to save"
         return Decision(uniform, uniform, True, reason, none)
     trials = None if options.objective == "distribution" else search.trials
+    objectives = search.objectives(length)
     if options.method == "ays":
         found, evaluations = descend_on_paths(options, search.source, length, search.context)
         candidates = [uniform, StepCandidate(found, "ays")]
         search.context.progress.detail(f"{length} steps: {evaluations} network evaluations")
     else:
         limit = 2 if trials is None else _room(search, length)
-        tried = search.objectives[:1] if trials is None else search.objectives
+        tried = objectives[:1] if trials is None else objectives
         candidates = table.shortlist(length, tried, limit)
     if trials is None:
-        return _decide_by_table(table, candidates, search.objectives[0])
+        return _decide_by_table(table, candidates, objectives[0])
     return _decide_by_race(search, trials, candidates)
 
 
@@ -197,9 +198,8 @@ def _decide_by_race(search: Search, trials: Trials, candidates: list[StepCandida
     winner = candidates[result.winner]
     challenger = result.winner or next((c for c in result.ranking if c != 0), 0)
     gain = result.against(challenger, 0)
-    predicted = search.table.advantage(
-        winner.schedule, candidates[0].schedule, search.objectives[0]
-    )
+    trusted = search.objectives(len(winner.schedule))[0]
+    predicted = search.table.advantage(winner.schedule, candidates[0].schedule, trusted)
     reason = (
         f"error against {len(search.reference)} steps {as_factor(gain)} of uniform's, "
         f"on the {gain.count} prompts that chose it"
@@ -230,7 +230,8 @@ def _verified(search: Search, trials: Trials, decision: Decision) -> Decision:
     candidate, uniform = decision.candidate.schedule, decision.uniform.schedule
     others = {}
     if search.options.method == "ays":  # side by side with what the table finds for nothing
-        others["dp"] = search.table.best(search.objectives[0], len(candidate)).schedule
+        trusted = search.objectives(len(candidate))[0]
+        others["dp"] = search.table.best(trusted, len(candidate)).schedule
     found = verify(trials, candidate, uniform, search.fresh_requests, others)
     say = search.context.progress.detail
     for line in found.lines():

@@ -117,7 +117,7 @@ def _first_promising(search: Search, trials: Trials, ladder: list[int], max_loss
     while low < high:
         middle = (low + high) // 2
         length = ladder[middle]
-        candidate = Variant(search.table.best(search.objectives[0], length).schedule)
+        candidate = Variant(search.table.best(search.objectives(length)[0], length).schedule)
         uniform = Variant(search.table.uniform(length).schedule)
         found = [evidence_of(rows).loss for rows in trials.compared([candidate, uniform], videos)]
         least = min(found, key=lambda loss: loss.share.estimate)

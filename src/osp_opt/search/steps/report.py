@@ -19,14 +19,14 @@ TABLE_STEPS = (10, 20, 25, 33, 50)  # lengths of the printed table
 def print_table(search: Search) -> None:
     """Predicted error against uniform, for a few lengths."""
     say, table = search.context.progress.detail, search.table
-    objective = search.objectives[0]
     asked = () if search.options.all_steps else search.options.steps
-    say(f"predicted error, searched / uniform ({objective.label}):")
+    say("predicted error, searched / uniform:")
     for length in sorted({*TABLE_STEPS, *asked}):
         if 2 < length < len(search.reference):
+            objective = search.objectives(length)[0]
             best, uniform = table.best(objective, length), table.uniform(length)
             gain = table.advantage(best.schedule, uniform.schedule, objective)
-            say(f"  {length:4d} steps: {as_factor(gain)}")
+            say(f"  {length:4d} steps: {as_factor(gain)} ({objective.label})")
 
 
 def write_schedules(search: Search, decisions: Mapping[int, Decision]) -> None:

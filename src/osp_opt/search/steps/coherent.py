@@ -11,7 +11,7 @@ denoiser of Gaussian data of scale c. So the error of the finished video is one 
 of the D_k, and its mean square a quadratic form of their change table.
 
 What fresh noise does to single steps cancels over many, what drifts does not. Sums of squares of
-single steps (`search/steps/objectives.py`) cannot see that and find no use in corrections. It
+single steps (`objectives.py`) cannot see that and find no use in corrections. It
 judges and is not minimised: the errors of early and of late steps are not the same thing in a
 video, so levels whose errors cancel in this sum are not better for it.
 
@@ -30,11 +30,12 @@ from osp_opt.sampling.steps import correction_factors
 __all__ = ["DATA_SCALE", "coherent_error", "error_coefficients"]
 
 DATA_SCALE = 2.5
-"""c of the feedback (unitless, as scaled latents): what a denoiser takes back of an error. Real
-data are not Gaussian: what is wrong in a video's layout stays wrong from much larger noise on than
-the size of the latents (.3 here) would say. Of 60 schedules of 12, 25 and 50 steps, plain and
-corrected, this value told the measured error to the converged video within 2.0 dB, the latents' own
-within 4.8 dB."""
+"""c of the feedback (unitless, as scaled latents) of ancestral steps: what a denoiser takes back of
+an error. Real data are not Gaussian: what is wrong in a video's layout stays wrong from much larger
+noise on than the size of the latents (.3 here) would say. Of 60 schedules of 12, 25 and 50 steps,
+plain and corrected, this value told the measured error to the converged video within 2.0 dB, the
+latents' own within 4.8 dB. Deterministic steps are another world: there the latents' own is right
+(`StepTable.coherent`)."""
 
 
 def error_coefficients(
