@@ -13,7 +13,7 @@ from diffusers.hooks import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCac
 from PIL import Image
 from torch import Tensor
 
-from osp_opt.base.errors import CheckpointError, OptionError, PolicyError
+from osp_opt.base.errors import CheckpointError, InputError, OptionError, PolicyError
 from osp_opt.cache.hooks import apply_cache
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
@@ -66,7 +66,7 @@ def test_from_pretrained_reads_the_official_layout_and_the_bundled_model(
     (official / "vae").symlink_to(tiny_checkpoint / "vae")
     text = str(tiny_checkpoint / "text_encoder")
     found = OpenSoraPlanPipeline.from_pretrained(
-        official, version="29x480p", text_encoder_name=text, torch_dtype=torch.bfloat16
+        official, version="29x480p", text_encoder_name=text, dtype=torch.bfloat16
     )
     assert found.transformer.dtype == found.vae.dtype == torch.bfloat16
     assert found.defaults.guidance_scale == 7.5
@@ -77,6 +77,8 @@ def test_from_pretrained_reads_the_official_layout_and_the_bundled_model(
     )["guidance_scale"]  # fmt: skip
     with pytest.raises(CheckpointError, match="variant is for pipelines"):
         OpenSoraPlanPipeline.from_pretrained(official, version="29x480p", variant="fp16")
+    with pytest.raises(OptionError, match="torch_dtype is 'auto'"):
+        OpenSoraPlanPipeline.from_pretrained(torch_dtype="auto")
 
 
 def test_output_types(pipe: OpenSoraPlanPipeline) -> None:
@@ -200,6 +202,36 @@ def test_the_callback_sees_and_changes_tensors(pipe: OpenSoraPlanPipeline) -> No
     assert len(seen) == 1
     with pytest.raises(OptionError, match="names 'noise'"):
         latents(pipe, callback_on_step_end_tensor_inputs=["noise"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompt": ["a", 3]}, "prompt is"),
+        ({"negative_prompt": 3}, "negative_prompt is 3"),
+        ({"num_videos_per_prompt": 0}, "num_videos_per_prompt is 0"),
+        ({"num_images_per_prompt": 1.5}, "must be a whole number"),
+        ({"num_inference_steps": 2.5}, "must be a whole number"),
+        ({"height": "16"}, "height is '16'"),
+        ({"guidance_scale": float("nan")}, "must be a finite number"),
+        ({"guidance_scale": "2"}, "must be a finite number"),
+        ({"seed": "x"}, "seed is 'x'"),
+        ({"generator": 7}, "must be a torch.Generator"),
+        ({"generator": [torch.Generator()] * 2}, "2 generators for 1 videos"),
+        ({"callback_on_step_end": "x"}, "must be a function"),
+        ({"cache": {}}, "must be a policy, its file, or a cache"),
+        ({"schedule": [999.0, 0.0]}, "must be a schedule or its file"),
+        ({"recipe": 5}, "must be a Recipe or its file"),
+        ({"timesteps": "abc"}, "must be a list of numbers"),
+        ({"cache": CachePolicy.four_field(1, 2, 0, 2), "num_inference_steps": 1}, "run without"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_any_work(
+    pipe: OpenSoraPlanPipeline, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words) as found:
+        latents(pipe, **arguments)
+    assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize("branches", ["together", "in turn"])

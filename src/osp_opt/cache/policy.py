@@ -210,6 +210,10 @@ class CachePolicy:
             )
         if rule.step_interval < 2:
             raise PolicyError("cache_step_interval 1 never reuses anything; use 2 or more")
+        if num_steps < 2:
+            raise PolicyError(
+                "a run of one step has none to reuse anything at; run without a cache"
+            )
         if rule.step_start >= num_steps - 1:
             raise PolicyError(
                 f"cache_step_start {rule.step_start} leaves nothing to reuse in {num_steps} steps; "

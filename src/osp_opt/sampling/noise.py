@@ -204,7 +204,8 @@ class GeneratorNoise:
     """Exactly what diffusers draws from `generator`: the initial latents, then one draw per step.
 
     `shape` is the whole batch's (b, c, t, h, w) and `dtype` the one diffusers would draw in; a
-    list of generators gives one per video. Results are float32 whatever the dtype.
+    list of generators gives one per video. Results are float32 whatever the dtype. Raises
+    OptionError for what is no generator, and for another number of them.
     """
 
     def __init__(
@@ -213,6 +214,13 @@ class GeneratorNoise:
         shape: Sequence[int],
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        several = generator if isinstance(generator, list) else [generator]
+        if not all(isinstance(one, torch.Generator) for one in several):
+            raise OptionError(f"generator is {generator!r:.60}; it must be a torch.Generator")
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise OptionError(
+                f"{len(generator)} generators for {shape[0]} videos; give one for all, or one each"
+            )
         self.generator = generator
         self.shape = tuple(shape)
         self.dtype = dtype

@@ -28,6 +28,7 @@ from osp_opt.model.text.encoder import (
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.autoencoder import CausalVAEModel
 from osp_opt.model.vae.tiling import MapTiles, run_tiles
+from osp_opt.sampling.arguments import check_call, check_guidance, check_kind, check_whole, texts
 from osp_opt.sampling.denoiser import BlockLoops, Conditions, GuidedDenoiser
 from osp_opt.sampling.embeddings import PromptEmbeddings, encode_texts
 from osp_opt.sampling.latents import Interrupted, decode_videos, sample_latents
@@ -135,16 +136,18 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         Raises CheckpointError.
         """
         source = pretrained_model_name_or_path
+        torch_dtype = kwargs.pop("dtype", torch_dtype)  # diffusers knows it by both names
         if source is not None and (Path(source) / cls.config_name).is_file():
             if (Path(source) / _TOKENIZER).is_dir() and _TOKENIZER not in kwargs:
                 kwargs[_TOKENIZER] = load_tokenizer(Path(source) / _TOKENIZER)
-            return super().from_pretrained(str(source), torch_dtype=torch_dtype, **kwargs)
+            return super().from_pretrained(str(source), dtype=torch_dtype, **kwargs)
         unknown = kwargs.keys() - {"tokenizer", "text_encoder", "vae", "transformer", "scheduler"}
         if unknown:
             raise CheckpointError(
                 f"{min(unknown)} is for pipelines that save_pretrained wrote, and "
                 f"{'the bundled model' if source is None else source} is none"
             )
+        check_kind("torch_dtype", torch_dtype, (torch.dtype,), "a torch.dtype for such a model")
         cache = None if cache_dir is None else Path(cache_dir)
         model_path = None if source is None else str(source)
         folders = ModelFolders.find(_Places(model_path, version, ae_path, text_encoder_name, cache))
@@ -225,7 +228,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
         Arguments as of a call; without `do_classifier_free_guidance` the negative ones are None.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = texts("prompt", prompt)
         template = self.defaults.prompt_template if prompt_template is None else prompt_template
         if "{}" not in template:
             raise OptionError(f"prompt_template {template!r:.40} has no {{}} for the prompt")
@@ -260,7 +263,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         embeds, mask = encode(prompts)
         if negative_prompt is None:
             return PromptEmbeddings(embeds, mask)
-        negatives = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
+        negatives = texts("negative_prompt", negative_prompt)
         if len(negatives) not in (1, len(prompts)):
             raise OptionError(
                 f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one for all, "
@@ -365,6 +368,11 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             )
         if output_type not in OUTPUT_TYPES:
             raise OptionError(f"output_type is {output_type!r}; use one of {OUTPUT_TYPES}")
+        each = num_images_per_prompt if num_videos_per_prompt is None else num_videos_per_prompt
+        check_whole({"num_inference_steps": num_inference_steps, "num_videos_per_prompt": each})
+        check_whole({"num_frames": num_frames, "height": height, "width": width})
+        check_whole({"seed": seed}, least=None)
+        check_call({"callback": callback, "callback_on_step_end": callback_on_step_end})
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise OptionError(
@@ -383,14 +391,16 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             num_inference_steps, timesteps, schedule, cache, recipe, lambda: self.fingerprint
         )
         sampler = self.scheduler if plan.sampler is None else make_scheduler(plan.sampler)
-        self._guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        check_guidance(scale)
+        self._guidance_scale = scale
         calls = _calls(sampler, plan.schedule)
         self._num_timesteps, self._current_timestep = len(calls), calls[0]
         self._interrupt = False
         loops = self._block_loops(plan.cache)
 
         # The prompts, as embeddings, each as often as videos are asked for
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        prompts = texts("prompt", prompt)
         if prompt_embeds is None:
             if not prompts:
                 raise OptionError("give a prompt, or prompt_embeds with prompt_attention_mask")
@@ -411,7 +421,6 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 _flat(negative_prompt_attention_mask, 2),
             )
             prompts = prompts or [""] * len(embeddings)
-        each = num_images_per_prompt if num_videos_per_prompt is None else num_videos_per_prompt
         embeddings = embeddings.repeated(each)
 
         # The noise of each video
@@ -466,6 +475,8 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     def _block_loops(self, cache: BlockLoops | CachePolicy | None) -> Any:
         """What supplies the block loops, ready for a new video."""
+        if cache is not None and not isinstance(cache, CachePolicy) and not hasattr(cache, "at"):
+            raise OptionError(f"cache is {cache!r:.60}; it must be a policy, its file, or a cache")
         if isinstance(cache, CachePolicy):
             cache.validate(len(self.transformer.transformer_blocks), self._num_timesteps)
             return BlockCache(cache)

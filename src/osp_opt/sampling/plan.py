@@ -10,6 +10,7 @@ from pathlib import Path
 from osp_opt.base.artifacts import read_meta
 from osp_opt.base.errors import OptionError
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.sampling.arguments import check_kind
 from osp_opt.sampling.denoiser import BlockLoops
 from osp_opt.sampling.recipe import Recipe
 from osp_opt.sampling.schedule import TimestepSchedule
@@ -41,6 +42,8 @@ class SamplingPlan:
         than the one that `fingerprint` tells; for files also FileError, ScheduleError, PolicyError,
         RecipeError.
         """
+        check_kind("recipe", recipe, (Recipe, str, Path), "a Recipe or its file")
+        check_kind("schedule", schedule, (TimestepSchedule, str, Path), "a schedule or its file")
         given = {"timesteps": timesteps, "schedule": schedule, "cache": cache}
         if recipe is not None:
             said = next((name for name, value in given.items() if value is not None), None)
@@ -53,7 +56,7 @@ class SamplingPlan:
         if timesteps is not None:
             if schedule is not None:
                 raise OptionError("timesteps and schedule exclude each other; give one")
-            schedule = TimestepSchedule(tuple(float(t) for t in timesteps))
+            schedule = TimestepSchedule(_floats(timesteps))
         elif schedule is None:
             schedule = TimestepSchedule.uniform(steps)
         elif not isinstance(schedule, TimestepSchedule):
@@ -63,6 +66,15 @@ class SamplingPlan:
             _check_model(cache, "cache policy", fingerprint)
             cache = CachePolicy.from_file(cache)
         return cls(schedule, None, cache)
+
+
+def _floats(timesteps: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(t) for t in timesteps)
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"timesteps is {timesteps!r:.60}; it must be a list of numbers"
+        ) from error
 
 
 def _check_model(path: str | Path, what: str, fingerprint: Callable[[], str | None]) -> None:
