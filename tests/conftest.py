@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import launching
 import numpy as np
 import pytest
+from forked import Server
 from running import Job
 
 from osp_opt.options import JobOptions
@@ -58,9 +59,7 @@ def _ctrl_c_is_heeded() -> Iterator[None]:
 @pytest.fixture
 def free_port() -> int:
     """A port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return launching.free_port()
 
 
 @pytest.fixture
@@ -73,6 +72,17 @@ def golden() -> Path:
 def rng() -> np.random.Generator:
     """A generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """Runs commands in processes that have everything loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # a process forked from a threaded one may hang
+        patch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+        made = Server(tmp_path_factory.mktemp("server"))
+        made.start()
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from forked import Server
 from official import LINES, PROMPTS, STEPS, Walk, write_checkpoint
 
 
@@ -13,7 +14,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("official"))
 
 
-def test_five_lines_and_again(model: Path, tmp_path: Path, free_port: int) -> None:
+def test_five_lines_and_again(model: Path, tmp_path: Path, free_port: int, server: Server) -> None:
     """In an empty folder; a second time nothing is sampled again."""
     walk = Walk(tmp_path / "walk", model, free_port)
     told = {name: walk.run(name) for name in LINES}
@@ -23,7 +24,7 @@ def test_five_lines_and_again(model: Path, tmp_path: Path, free_port: int) -> No
     assert f"{STEPS} steps with the original model" not in told["steps"]
     assert f"--steps {STEPS} is not used" in told["faster videos"]
     before = walk.files()
-    again = {name: walk.run(name) for name in LINES}
+    again = {name: walk.run_forked(server, name) for name in LINES}
     walk.assert_promised()
     videos = [name for name in before if name.startswith("sample_video_test/0")]
     assert len(videos) == 3 * len(PROMPTS)

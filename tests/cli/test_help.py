@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from osp_opt import __version__
+from osp_opt.cli.app import main
 from osp_opt.cli.flags import kebab, resolve
 from osp_opt.options import COMMANDS, option_extra
 
@@ -21,26 +23,34 @@ sys.exit(code)
 """
 
 
-def run(*args: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *args], capture_output=True, text=True, check=True
-    )
-    return done.stdout
+Show = Callable[..., str]
+
+
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str]) -> Show:
+    """What `osp-opt` prints for these arguments."""
+
+    def run(*arguments: str) -> str:
+        assert main(arguments) == 0
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.mark.parametrize("args", [(), *((command,) for command in COMMANDS)])
 def test_help_loads_nothing_heavy(args: tuple[str, ...]) -> None:
-    output = run(*args, "-h")
+    line = [sys.executable, "-c", PROBE, *args, "-h"]
+    output = subprocess.run(line, capture_output=True, text=True, check=True).stdout
     assert "<bool>" not in output
     assert "LOADED []" in output
     assert "Usage: osp-opt" in output
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_what_people_use_with_an_example(command: str) -> None:
+def test_help_shows_what_people_use_with_an_example(command: str, show: Show) -> None:
     """The rest is folded away, and where it is stands below."""
     model = COMMANDS[command]
-    words = run(command, "--help").replace("│", " ").split()
+    words = show(command, "--help").replace("│", " ").split()
     flags = {
         name for name, field in model.model_fields.items() if not option_extra(field)["positional"]
     }
@@ -51,12 +61,12 @@ def test_help_shows_what_people_use_with_an_example(command: str) -> None:
         assert "--master-port" not in words
         assert model.example.split()[0] in words
         resolve(model, {}, None)
-    launched = run(command, "--help-all").replace("│", " ").split()
+    launched = show(command, "--help-all").replace("│", " ").split()
     assert {kebab(name) for name in flags} <= set(launched)
 
 
-def test_help_all_lists_every_option_in_panels() -> None:
-    output = run("search-cache", "--help-all")
+def test_help_all_lists_every_option_in_panels(show: Show) -> None:
+    output = show("search-cache", "--help-all")
     for panel in ("Job", "Model", "Sampling", "Device", "Launch"):
         assert f" {panel} " in output
     words = output.replace("│", " ").split()
@@ -64,8 +74,8 @@ def test_help_all_lists_every_option_in_panels() -> None:
         assert kebab(name) in words
 
 
-def test_version() -> None:
-    assert run("--version").startswith(f"osp-opt {__version__}\n")
+def test_version(show: Show) -> None:
+    assert show("--version") == f"osp-opt {__version__}\n"
 
 
 def test_importing_the_package_loads_nothing() -> None:

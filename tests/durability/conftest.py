@@ -1,4 +1,4 @@
-"""The model of all jobs here, and a server that runs them as processes of their own."""
+"""The model of all jobs here."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Server
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # a process forked from a threaded one may hang
-        patch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-        made = Server(tmp_path_factory.mktemp("server"))
-        made.start()
-    return made
 
 
 @pytest.fixture(scope="session")

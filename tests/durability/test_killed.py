@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Ended, Options, Server
+from forked import Exited, Options, Server
 from tiny_jobs import job
 
 from osp_opt.base.ledger import TrialLedger
@@ -48,7 +48,7 @@ class Jobs:
         self.workdir = workdir
         self.flags = flags
         self.server = server
-        self.ended: dict[str, Ended] = {}
+        self.ended: dict[str, Exited] = {}
         self.result: dict[str, dict[str, Any]] = {}
         workdir.mkdir()  # whose making counts as a change, in the first run only
         for command in COMMANDS:
@@ -80,7 +80,7 @@ class Jobs:
                 key = {"what": what, **about, "timed_on": maker.timed_on}
                 ledger.add(key, TIMES.as_json())
 
-    def complete(self, command: str) -> Ended:
+    def complete(self, command: str) -> Exited:
         ended = self.server.run(self.options(command))
         assert ended.code == 0, ended
         return ended
@@ -159,7 +159,7 @@ def _names(path: Path, workdir: Path) -> bool:
         return False
 
 
-def kill_and_go_on(jobs: Jobs, command: str, kill: Callable[[Options], Ended]) -> Ended:
+def kill_and_go_on(jobs: Jobs, command: str, kill: Callable[[Options], Exited]) -> Exited:
     """Kill `command` in mid job, run it again, and compare with the run that was let alone."""
     jobs.prepare(command)
     folder = jobs.folder(command)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from processes import Server
+from forked import Server
 from tiny_jobs import job
 
 from osp_opt.base.video import write_video

@@ -13,7 +13,26 @@ from typing import Any
 import pytest
 
 TIMEOUT_S = 300
-PRELOADED = ["osp_opt.search.steps.job", "osp_opt.search.cache.job"]
+PRELOADED = [
+    "osp_opt.run.worker",
+    "osp_opt.calibration.job",
+    "osp_opt.generate.job",
+    "osp_opt.search.cache.job",
+    "osp_opt.search.steps.job",
+    "osp_opt.search.recipe.job",
+    "osp_opt.evaluate.job",
+    "osp_opt.pipelines.open_sora_plan",
+    "diffusers.models.attention_dispatch",
+    "torch.distributed",
+]
+"""There is one server of forks, whoever is first to start it."""
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def run_ranks(
@@ -30,9 +49,7 @@ def run_ranks(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     told = [logs / f"rank{rank}.log" for rank in range(processes)]
     ranks = [
         context.Process(target=_run_rank, args=(rank, processes, port, told[rank], main, arguments))

@@ -1,17 +1,15 @@
-"""The walk of docs/your-pipeline.md by real processes, on a tiny pipeline in a folder."""
+"""The walk of docs/your-pipeline.md on a tiny pipeline in a folder."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from forked import Server
 from parsing import parse
 from tiny_pipelines import wan
 
@@ -35,25 +33,15 @@ def test_the_documented_lines_are_understood(line: str) -> None:
     assert command in COMMANDS
 
 
-def test_three_commands_one_after_the_other(tmp_path: Path) -> None:
+def test_three_commands_one_after_the_other(tmp_path: Path, server: Server) -> None:
     """Two processes record what one would; what is found is used by the next command."""
     pipe, arguments = wan()
     pipe.save_pretrained(tmp_path / "pipeline")
     (tmp_path / "call.yaml").write_text(yaml.safe_dump(arguments))
 
     def run(command: str, *more: str) -> str:
-        flags = ["--pipeline", "pipeline", "--pipeline-args", "call.yaml", "--device", "cpu"]
-        done = subprocess.run(
-            [sys.executable, "-m", "osp_opt", command, *flags, *more],
-            check=False,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        flags = ("--pipeline", "pipeline", "--pipeline-args", "call.yaml", "--device", "cpu")
+        return server.line(command, *flags, *more, current=tmp_path)
 
     run("calibrate", "--prompt", "a", "--prompt", "b", "--steps", "9", "--nproc-per-node", "2")
     run("search-steps", "--steps", "4", "--no-verify", "--force")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import videos_on_ranks
+from forked import Server
 from launching import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
@@ -60,31 +59,33 @@ def test_latents_do_not_depend_on_the_layout(
                 assert difference <= limit, f"{layout}, rank {rank}, {name}: {difference}"
 
 
-def sampled(model: Path, out: Path, processes: int, layout: str, *flags: object) -> Path:
-    command = [
-        *(sys.executable, "-m", "osp_opt", "sample", "--model-path", model),
+def sampled(
+    server: Server, model: Path, out: Path, processes: int, layout: str, *flags: object
+) -> Path:
+    server.line(
+        *("sample", "--model-path", model),
         *("--height", 32, "--width", 32, "--allow-untrained-shape", "--allow-mismatch"),
         *("--text-prompt", "a red square", "--device", "cpu", "--out", out, "--raw", *flags),
         *("--nproc-per-node", processes, "--parallel", layout),
-    ]
-    subprocess.run([str(part) for part in command], check=True, timeout=300)
+        current=out.parent,
+    )
     return out
 
 
 def test_the_command_line_makes_one_image_on_one_and_two_processes(
-    tiny_checkpoint: Path, tmp_path: Path
+    tiny_checkpoint: Path, tmp_path: Path, server: Server
 ) -> None:
     images = []
     for processes, layout in ((1, "auto"), (2, "sp=2")):
         out = tmp_path / str(processes)
-        sampled(tiny_checkpoint, out, processes, layout, "--num-frames", 1, "--steps", 6)
+        sampled(server, tiny_checkpoint, out, processes, layout, "--num-frames", 1, "--steps", 6)
         (image,) = out.rglob("001*.png")
         images.append(read_image(image).astype(np.int16))
     assert np.abs(images[0] - images[1]).max() <= 1
 
 
 def test_the_command_line_makes_one_video_on_one_two_and_four_processes(
-    tiny_checkpoint: Path, tmp_path: Path
+    tiny_checkpoint: Path, tmp_path: Path, server: Server
 ) -> None:
     """With a searched schedule and a cache, on an odd number of latent frames."""
     SCHEDULE.save(tmp_path / "schedule.txt")
@@ -93,7 +94,7 @@ def test_the_command_line_makes_one_video_on_one_two_and_four_processes(
     videos = []
     for processes, layout in ((1, "auto"), (2, "cfg=2"), (4, "cfg=2,sp=2")):
         out = tmp_path / str(processes)
-        sampled(tiny_checkpoint, out, processes, layout, "--num-frames", 9, *found)
+        sampled(server, tiny_checkpoint, out, processes, layout, "--num-frames", 9, *found)
         (video,) = out.rglob("001*.frames.mkv")
         videos.append(read_video(video).astype(np.int16))
     assert videos[0].shape == (9, 32, 32, 3)

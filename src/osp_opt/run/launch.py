@@ -20,12 +20,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, TypeAlias
 
 from osp_opt.base.artifacts import open_for_writing, read_json
 from osp_opt.base.errors import FileError, InputError, OptionError, OspOptError
@@ -53,8 +53,29 @@ _POLL_S = 0.5
 _SHOWN_LINES = 60
 
 
-def launch(options: JobOptions) -> int:
+@dataclass(frozen=True)
+class Ended:
+    """How the workers ended: exit code of the whole, the signal that we were sent, what was told.
+
+    `met` is False when not even one worker was started within --timeout; `well` says that all of
+    this machine's came to their end: exit code 0 alone could be anybody's.
+    """
+
+    code: int
+    by_signal: int | None
+    met: bool
+    well: bool
+    told: Listener
+
+
+Start: TypeAlias = Callable[[JobOptions, Path, Path], Ended]
+"""Runs the workers of a job in its run folder to their end; the path of the launcher's log."""
+
+
+def launch(options: JobOptions, start: Start | None = None) -> int:
     """Run one job in worker processes and return its exit code.
+
+    `start` runs the workers, in place of processes of their own.
 
     0: done; 3, 4: done, and more than --max-loss is lost, or neither is shown; 2: the user's input
     was refused; 128 + n: ended by signal n; else: a worker failed.
@@ -72,7 +93,7 @@ def launch(options: JobOptions) -> int:
         first = None if missing is None else folders.enter_context(open_run(missing))
         logs = run.folder / LOG_FOLDER
         log = logs / _log_name(options)
-        ended = _run(options, run.folder, log)
+        ended = (start or _run)(options, run.folder, log)
         if ended.well:
             for each in filter(None, (first, run)):
                 each.finish()
@@ -94,22 +115,7 @@ def launch(options: JobOptions) -> int:
         return code
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """How the workers ended: exit code of the whole, the signal that we were sent, what was told.
-
-    `met` is False when not even one worker was started within --timeout; `well` says that all of
-    this machine's came to their end: exit code 0 alone could be anybody's.
-    """
-
-    code: int
-    by_signal: int | None
-    met: bool
-    well: bool
-    told: Listener
-
-
-def _explained(ended: _Ended, options: LaunchOptions, log: Path) -> tuple[str, int]:
+def _explained(ended: Ended, options: LaunchOptions, log: Path) -> tuple[str, int]:
     if not ended.met:
         return (
             "the processes did not meet within --timeout; are all machines started, and is "
@@ -245,7 +251,7 @@ def _check_port(options: LaunchOptions) -> None:
             ) from error
 
 
-def _run(options: LaunchOptions, folder: Path, log_path: Path) -> _Ended:
+def _run(options: LaunchOptions, folder: Path, log_path: Path) -> Ended:
     """Run the workers to their end."""
     with (
         _opened(log_path) as log,
@@ -285,7 +291,7 @@ def _run(options: LaunchOptions, folder: Path, log_path: Path) -> _Ended:
         child.stdin.close()  # the lifeline: workers that outlived their parent end
         listener.close(GRACE_S)
         code = child.returncode
-        return _Ended(
+        return Ended(
             code,
             received[0] if received else None,
             met and not listener.unmet,
