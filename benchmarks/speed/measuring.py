@@ -42,6 +42,7 @@ def interleaved(
     cpu: dict[str, list[float]] = {name: [] for name in actions}
     collecting = gc.isenabled()
     gc.disable()
+    gc.freeze()  # what is there already is not looked through between rounds
     try:
         for turn in range(warm_ups + repeats):
             for name, action in actions.items():
@@ -54,6 +55,7 @@ def interleaved(
                     cpu[name].append(time.process_time() - used)
             gc.collect()
     finally:
+        gc.unfreeze()
         if collecting:
             gc.enable()
     return {name: Times(tuple(wall[name]), tuple(cpu[name])) for name in actions}
