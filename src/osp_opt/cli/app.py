@@ -169,7 +169,7 @@ def _unknown_flag(command: OptionsCommand, text: str, flag: str) -> str:
     name = dashed(flag).removeprefix("--").replace("-", "_")
     owners = [other for other, model in COMMANDS.items() if name in field_spellings(model)]
     if owners:
-        return f"{text}; it belongs to {' and '.join(owners)}"
+        return f"{text}; it is an option of {', '.join(owners)}"
     # Dashes, which all have in common, would make anything look alike.
     known = [*map(dashed, field_spellings(command.model)), "config", "help", "help-all"]
     return text + suggest(dashed(name), known, "--")
