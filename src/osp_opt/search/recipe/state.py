@@ -45,8 +45,8 @@ PROVING = 2.0  # times the original's steps stand for convergence in the proof
 _LATER = 2.5  # places, of a move's next schedule
 _SAME = 1e-9  # of two speeds: sums of seconds differ in their last digits
 _OF_GUIDANCE, _OF_BLOCKS = 0.4, 1.2  # what a move adds to the log error, roughly
-# What is seen of a predicted difference in log error: searched steps of the bundled model were to err
-# .75 to 1.2 less than uniform ones, and erred .35 to .65 less (24 prompts).
+# What is seen of a predicted difference in log error: searched steps of the bundled model were to
+# err .75 to 1.2 less than uniform ones, and erred .35 to .65 less (24 prompts).
 _SEEN = 0.5
 
 
