@@ -72,6 +72,32 @@ def test_equals_hooks_written_by_hand(make: Callable[[], Dummy]) -> None:
     assert all("forward" not in vars(module) for module in made.model.modules())
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("make", [wan, flux, sd3, cogvideox])
+def test_a_step_tells_what_will_be_held(
+    make: Callable[[], Dummy], dtype: torch.dtype | None
+) -> None:
+    made = make()
+    policies = [
+        CachePolicy.explicit({3: [(0, 1), (2, 3)]}, STEPS, order=1),  # two changes of each range
+        CachePolicy.explicit({2: [(0, 1)], 3: [(0, 2)]}, STEPS),
+        CachePolicy.four_field(1, 2, 1, 2),
+    ]
+    for each in policies:
+        handle = apply_cache(made.model, each, dtype=dtype, **made.named)
+        with pytest.raises(PolicyError, match="run one before you ask"):
+            handle.bytes_needed()
+        told, held = [], []
+        for step in range(STEPS):
+            with handle.at(step):
+                made.call(step)
+            told.append(handle.bytes_needed())
+            held.append(handle.memory_bytes())
+        assert set(told) == {max(held)}
+        assert told[0] > held[0]  # before it is so
+        handle.remove()
+
+
 @pytest.mark.parametrize("make", [wan_vace, flux_with_controlnet, latte])
 def test_a_range_with_something_between_its_blocks_is_refused(make: Callable[[], Dummy]) -> None:
     made = make()

@@ -83,7 +83,12 @@ def test_two_calls_a_step_equal_arithmetic_by_hand(
             positive.add_(1)  # a pipeline may do that with what is its own
             with handle.at(step, "negative"):
                 found.append((returned, made.call(step, encoder_hidden_states=other)))
+            held.append(handle.memory_bytes())
+            told.append(handle.bytes_needed())
         return found
+
+    held: list[int] = []
+    told: list[int] = []
 
     for _ in range(2):  # two videos in a row
         for (a, b), (c, d) in zip(video(), expected, strict=True):
@@ -93,7 +98,8 @@ def test_two_calls_a_step_equal_arithmetic_by_hand(
             assert torch.equal(b, d) or (policy.guidance and policy.guidance.order == 1)
     assert policy.guidance is not None
     assert len(ran) == 2 * (2 * STEPS - len(policy.guidance.steps))
-    assert handle.memory_bytes() > 0
+    assert len(set(told)) == 1
+    assert 0 < max(held) <= told[0] <= 2 * max(held)
     handle.remove()
     assert handle.memory_bytes() == 0
     assert torch.equal(made.call(2), made.call(2))

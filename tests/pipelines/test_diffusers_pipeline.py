@@ -21,7 +21,7 @@ from torch import Tensor
 
 from osp_opt.base.errors import CheckpointError, OptionError, PolicyError, ScheduleError
 from osp_opt.cache.guidance import GuidancePlan
-from osp_opt.cache.hooks import registered_blocks
+from osp_opt.cache.hooks import apply_cache, registered_blocks
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, StepSeen, open_pipeline
@@ -238,6 +238,23 @@ def test_a_cache_is_applied_and_taken_off_again(driven: DiffusersPipeline) -> No
     assert not torch.equal(once, expected)
     assert torch.equal(driven.denoise(PROMPT, 3, STEPS, cache=policy).latents, once)
     assert torch.equal(driven.denoise(PROMPT, 3, STEPS).latents, expected)
+
+
+def test_what_a_cache_will_hold_is_told_before(family: tuple[Any, dict[str, Any]]) -> None:
+    """One branch a call or two at once; against what is held behind each step of a whole video."""
+    pipe, arguments = family
+    policy = CachePolicy.explicit({3: [(0, 1), (1, 2)]}, STEPS, order=1)
+    told = DiffusersPipeline(pipe, arguments).cache_bytes(policy)
+    handle = apply_cache(pipe, policy, num_steps=STEPS)
+    held: list[int] = []
+
+    def on_step_end(pipe: Any, step: int, timestep: Any, kwargs: Any) -> Any:
+        held.append(handle.memory_bytes())
+        return handle.on_step_end(pipe, step, timestep, kwargs)
+
+    plain(pipe, {**arguments, "callback_on_step_end": on_step_end})
+    handle.remove()
+    assert told == max(held) > 0
 
 
 def test_two_experts_reuse_nothing_of_each_other() -> None:

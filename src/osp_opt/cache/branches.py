@@ -50,6 +50,7 @@ class GuidedCalls:
     def __init__(self, plan: GuidancePlan, first: str) -> None:
         self._store = GuidanceStore(plan)
         self._first = first
+        self._difference = 0  # bytes of one
         self.reset()
 
     def reset(self) -> None:
@@ -61,6 +62,10 @@ class GuidedCalls:
     def memory_bytes(self) -> int:
         """Bytes of the differences held now."""
         return self._store.memory_bytes()
+
+    def bytes_needed(self) -> int:
+        """The most that will be held, by what the last call returned."""
+        return (self._store.plan.order + 1) * self._difference
 
     def call(
         self,
@@ -89,6 +94,7 @@ class GuidedCalls:
         output = forward(*args, **kwargs)
         # Copies: the pipeline may write into what it is given before the negative branch runs.
         known = [_wide(part).clone() for part in _tensors(output)]
+        self._difference = sum(part.nbytes for part in known)
         if self._store.reuses(step):
             differences = self._store.differences(step, known)
             known = [part - d for part, d in zip(known, differences, strict=True)]
@@ -123,7 +129,9 @@ class GuidedCalls:
         if not self._store.reuses(step):
             output = forward(*args, **kwargs)
             pairs = [_wide(part).chunk(2) for part in _tensors(output)]
-            self._store.put(step, [positive - negative for negative, positive in pairs])
+            differences = [positive - negative for negative, positive in pairs]
+            self._difference = sum(d.nbytes for d in differences)
+            self._store.put(step, differences)
             return output
         self.halves = 2
         try:
@@ -131,8 +139,8 @@ class GuidedCalls:
         finally:
             self.halves = 1
         known = [_wide(part) for part in _tensors(output)]
-        differences = self._store.differences(step, known)
-        whole = [torch.cat([p - d, p]) for p, d in zip(known, differences, strict=True)]
+        reused = self._store.differences(step, known)
+        whole = [torch.cat([p - d, p]) for p, d in zip(known, reused, strict=True)]
         return _filled(output, whole)
 
     def _rows(self, latents: Any, step: int) -> int:

@@ -137,6 +137,19 @@ class CacheHandle:
         held = 0 if guided is None else guided.memory_bytes()
         return held + sum(store.memory_bytes() for store in self._run.stores.values())
 
+    def bytes_needed(self) -> int:
+        """The most that `memory_bytes` can become in a video like the last one.
+
+        A step shows it, before any that reuses something. Raises PolicyError before the first.
+        """
+        run = self._run
+        if not run.sizes:
+            raise PolicyError("what a cache will hold shows in a step: run one before you ask")
+        needed = 0 if run.guided is None else run.guided.bytes_needed()
+        for size in run.sizes.values():
+            needed += run.policy.most_held(lambda blocks, size=size: size[blocks[1] - 1])  # type: ignore[misc]
+        return needed
+
     def remove(self) -> None:
         """Take the hooks off again: the transformer is as it was."""
         self.reset()
@@ -162,6 +175,7 @@ class _Run:
         # Where diffusers' cache_context leaves the branch's name, and perhaps the step.
         self.told = StateManager(BaseState)  # type: ignore[arg-type]
         self.calls = BlockCalls()
+        self.sizes: dict[str, dict[int, int]] = {}  # bytes of a change, by branch and last block
         self.guided: GuidedCalls | None = None  # where the policy reuses guidance
         self.branch: str | None = None
         self.bypassed = False
@@ -209,6 +223,14 @@ class _Run:
             self.step = told
         self._last[branch] = step
         self.calls.begin()
+
+    def ran(self, branch: str, index: int, output: Any) -> None:
+        """Block `index` returned `output`, of whose tensors a change would be."""
+        dtype, _ = self._storing
+        parts = output if isinstance(output, (tuple, list)) else (output,)
+        tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+        size = sum(part.numel() * (dtype or part.dtype).itemsize for part in tensors)
+        self.sizes.setdefault(branch, {})[index] = size
 
     def store(self, branch: str) -> DeltaStore:
         if branch not in self.stores:
@@ -297,6 +319,8 @@ class _BlockHook(ModelHook):
         """The block returned `output`: keep the change of a range that ends with it."""
         run, calls, index = self._run, self._run.calls, self._index
         step, branch = run.position()
+        if run.guided is None or run.guided.halves == 1:
+            run.ran(branch, index, output)
         calls.leave(index, self._signature.kind, output)
         for blocks in run.policy.store_ranges(step):
             if blocks[1] == index + 1:

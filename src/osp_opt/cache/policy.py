@@ -14,7 +14,7 @@ Blocks and steps count from 0; a range ``(start, end)`` excludes its end.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -144,14 +144,18 @@ class CachePolicy:
 
     def max_deltas(self) -> int:
         """Most stored changes (each the size of the hidden state) held at once, per branch."""
+        return self.most_held(lambda blocks: 1)
+
+    def most_held(self, size: Callable[[BlockRange], int]) -> int:
+        """The most that the stored changes of a branch take, one of a range taking `size` of it."""
         if self.rule is not None:
-            return 1
+            return size(self.rule.blocks)
         held: dict[BlockRange, list[int]] = {}
         most = 0
         for step in range(len(self.plan)):
             for blocks in self._stores[step]:
                 held[blocks] = self.kept([step, *held.get(blocks, ())])
-            most = max(most, sum(len(stored) for stored in held.values()))
+            most = max(most, sum(len(stored) * size(b) for b, stored in held.items()))
             held = {b: stored for b, stored in held.items() if self._last_uses[b] > step}
         return most
 

@@ -175,7 +175,7 @@ def _check(
             raise PolicyError(f"{options.cache or options.recipe}: {error}") from error
         say(
             f"cache: {policy}; {policy.speedup(maker.num_blocks, len(calls)):.2f}x fewer block "
-            f"evaluations"
+            f"evaluations, {maker.cache_bytes(policy, options) / 2**20:.3g} MiB held at most"
         )
 
 

@@ -233,6 +233,10 @@ class PipelineMaker:
         dtype = None if memory.cache_dtype == "auto" else DTYPES[memory.cache_dtype]
         return _Cache(policy, dtype, memory.cache_offload)
 
+    def cache_bytes(self, policy: CachePolicy, memory: CacheMemoryOptions) -> int:
+        """By what one step shows."""
+        return self.pipeline.cache_bytes(policy, self.block_cache(policy, memory).dtype)
+
     def denoise(
         self,
         request: Request,

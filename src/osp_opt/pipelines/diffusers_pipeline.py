@@ -225,6 +225,24 @@ class DiffusersPipeline:
             self._call(Drive(on_step=stop), "", 0, _DECODING_STEPS, "latent")
         return tuple(seen)
 
+    def cache_bytes(self, policy: CachePolicy, dtype: torch.dtype | None = None) -> int:
+        """What `policy` makes a video hold at most, in bytes; found by making a step.
+
+        Raises PolicyError for a policy that does not fit.
+        """
+
+        def stop(*_: Any) -> None:
+            raise _SeenEnough
+
+        with ExitStack() as stack:
+            transformers = list(self.transformers.values())
+            handles = [apply_cache(each, policy, dtype=dtype) for each in transformers]
+            for handle in handles:
+                stack.callback(handle.remove)
+            self._call(Drive(on_step=stop), "", 0, _DECODING_STEPS, "latent")
+            # The noisier expert's step; a rule keeps what each of the two has stored last.
+            return handles[0].bytes_needed() * (len(handles) if policy.rule else 1)
+
     def branches(self) -> int:
         """Guidance branches of a step; the first to ask makes one."""
         return 2 if "both" in self.calls or len(self.calls) == 2 else 1

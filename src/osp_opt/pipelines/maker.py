@@ -174,6 +174,10 @@ class Maker(Protocol):
         """What `denoise` takes as its `cache`, to follow `policy`."""
         ...
 
+    def cache_bytes(self, policy: CachePolicy, memory: CacheMemoryOptions) -> int:
+        """What the cache of one video holds at most, in bytes, over the ranks that make it."""
+        ...
+
     def denoise(
         self,
         request: Request,

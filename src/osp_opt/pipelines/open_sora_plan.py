@@ -222,6 +222,17 @@ class VideoMaker:
         dtype = None if memory.cache_dtype == "auto" else DTYPES[memory.cache_dtype]
         return BlockCache(policy, dtype=dtype, offload=memory.cache_offload)
 
+    def cache_bytes(self, policy: CachePolicy, memory: CacheMemoryOptions) -> int:
+        """By the shape of the hidden state."""
+        return self.pipeline.cache_bytes(
+            policy,
+            self.shape.num_frames,
+            self.shape.height,
+            self.shape.width,
+            guidance_scale=self.guidance_scale,
+            dtype=None if memory.cache_dtype == "auto" else DTYPES[memory.cache_dtype],
+        )
+
     def setting(self, schedule: TimestepSchedule) -> Setting:
         """What a searched artifact has to fit."""
         return Setting(

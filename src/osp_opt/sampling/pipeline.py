@@ -491,8 +491,13 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         height: int | None = None,
         width: int | None = None,
         num_videos: int = 1,
+        guidance_scale: float | None = None,
+        dtype: torch.dtype | None = None,
     ) -> int:
-        """Bytes of stored changes that a guided call with this cache will hold at most."""
+        """Bytes of stored changes that a call with this cache will hold at most.
+
+        `dtype` is that in which they are stored; what is None is the model's own.
+        """
         policy = cache if isinstance(cache, CachePolicy) else CachePolicy.from_file(cache)
         known, config = self.defaults, self.transformer.config
         t, h, w = VideoShape(
@@ -500,9 +505,9 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         ).latent()
         tokens = t * (h // config.patch_size) * (w // config.patch_size)
         numbers = tokens * config.num_attention_heads * config.attention_head_dim
-        branches = 2 if known.guidance_scale > 1.0 else 1
-        held = num_videos * branches * policy.max_deltas()
-        return held * numbers * self.transformer.dtype.itemsize
+        scale = known.guidance_scale if guidance_scale is None else guidance_scale
+        held = num_videos * (2 if scale > 1.0 else 1) * policy.max_deltas()
+        return held * numbers * (dtype or self.transformer.dtype).itemsize
 
     def _changed(
         self,
