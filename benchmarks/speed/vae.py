@@ -17,7 +17,8 @@ from osp_opt.model.vae.autoencoder import CausalVAEModel
 from osp_opt.pipelines.load import BUNDLED
 from osp_opt.quality.metrics import psnr
 from osp_opt.system.device import Device
-from osp_opt.tiny.clips import render_clips, split_specs
+from tools.train_tiny.clips import render_clips
+from tools.train_tiny.prompts import split_specs
 
 SHAPE = VideoShape(29, 64, 64)
 

@@ -15,20 +15,10 @@ from torch import Tensor
 from osp_opt.base.errors import InputError, ShapeError
 from osp_opt.tiny.captions import NUM_STYLES, caption
 from osp_opt.tiny.checker import check, read_clip
-from osp_opt.tiny.clips import (
-    ATTRIBUTES,
-    BACKGROUNDS,
-    COLORS,
-    MOTIONS,
-    SHAPES,
-    ClipGeometry,
-    ClipSpec,
-    all_specs,
-    render,
-    render_clips,
-    to_uint8,
-)
 from osp_opt.tiny.measure import largest_piece
+from osp_opt.tiny.specs import ATTRIBUTES, BACKGROUNDS, COLORS, MOTIONS, SHAPES, ClipSpec
+from tools.train_tiny.clips import ClipGeometry, render, render_clips, to_uint8
+from tools.train_tiny.prompts import all_specs
 
 RED_CIRCLE = ClipSpec("circle", "red", "black", "still")
 
@@ -62,12 +52,13 @@ def reads(video: Tensor) -> dict[str, str | None]:
 
 def test_all_clean_clips_are_read_right() -> None:
     specs = all_specs()
-    assert rates(render_clips(specs, rng(1))[0], specs) == dict.fromkeys((*ATTRIBUTES, "all"), 1.0)
+    found = rates(render_clips(specs, rng(1), num_frames=9)[0], specs)
+    assert found == dict.fromkeys((*ATTRIBUTES, "all"), 1.0)
 
 
 def test_blurred_and_noisy_clips_are_read_right() -> None:
     """Box blur 3 and noise of 10 levels of 255."""
-    specs = all_specs()
+    specs = all_specs()[::2]
     video = box_blur(render_clips(specs, rng(2), num_frames=9)[0], 3)
     noise = torch.from_numpy(rng(3).standard_normal(video.shape, dtype=np.float32))
     assert min(rates(video + noise * 2 * 10 / 255, specs).values()) >= 0.99

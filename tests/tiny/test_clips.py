@@ -7,19 +7,10 @@ import pytest
 import torch
 
 from osp_opt.base.errors import ShapeError
-from osp_opt.tiny.clips import (
-    BACKGROUNDS,
-    COLORS,
-    MOTIONS,
-    ClipGeometry,
-    ClipSpec,
-    all_specs,
-    draw_geometry,
-    half_extent,
-    render,
-    render_clips,
-    to_uint8,
-)
+from osp_opt.tiny.shapes import half_extent
+from osp_opt.tiny.specs import BACKGROUNDS, COLORS, MOTIONS, ClipSpec
+from tools.train_tiny.clips import ClipGeometry, draw_geometry, render, render_clips, to_uint8
+from tools.train_tiny.prompts import all_specs
 
 #: Area of each shape at radius 1, from school geometry.
 AREA = {"circle": np.pi, "square": 1.8**2, "triangle": 2.4 * 2.1 / 2}

@@ -13,7 +13,8 @@ from osp_opt.base.errors import InputError
 from osp_opt.model.text.captions import clean_caption
 from osp_opt.tiny import prompts
 from osp_opt.tiny.captions import NUM_STYLES, all_captions, caption, parse
-from osp_opt.tiny.specs import BACKGROUNDS, COLORS, ClipSpec, all_specs, split_specs, spread
+from osp_opt.tiny.specs import BACKGROUNDS, COLORS, ClipSpec
+from tools.train_tiny.prompts import PROMPT_SETS, all_specs, split_specs, spread, write_prompts
 
 
 def test_all_specs_are_the_360_combinations() -> None:
@@ -48,14 +49,15 @@ def test_split_keeps_every_pair_of_values_in_training(seed: int) -> None:
 
 def test_split_of_the_shipped_weights_does_not_depend_on_the_python_process() -> None:
     """String hashing is salted per process; the split must not be."""
-    code = "from osp_opt.tiny.specs import split_specs; print(split_specs()[1])"
+    code = "from tools.train_tiny.prompts import split_specs; print(split_specs()[1])"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
             check=True,
             text=True,
-            env={"PYTHONHASHSEED": salt, "PYTHONPATH": str(Path(prompts.__file__).parents[2])},
+            cwd=Path(__file__).parents[2],
+            env={"PYTHONHASHSEED": salt},
         ).stdout.strip()
         for salt in ("1", "2")
     }
@@ -105,10 +107,10 @@ def test_parse_takes_free_wording_and_grey() -> None:
     assert parse("Grey background. The triangle goes UP; green it is!") == expected
 
 
-@pytest.mark.parametrize("name", list(prompts.PROMPT_SETS))
+@pytest.mark.parametrize("name", list(PROMPT_SETS))
 def test_bundled_prompt_files_are_what_the_split_gives(name: str) -> None:
     lines = prompts.load_prompts(name)
-    assert lines == prompts.PROMPT_SETS[name]()
+    assert lines == PROMPT_SETS[name]()
     assert len(set(lines)) == len(lines)
     train, held_out = split_specs()
     allowed = train if name == "calibration" else held_out
@@ -116,7 +118,7 @@ def test_bundled_prompt_files_are_what_the_split_gives(name: str) -> None:
 
 
 def test_no_prompt_both_chooses_and_judges() -> None:
-    sets = {name: set(prompts.load_prompts(name)) for name in prompts.PROMPT_SETS}
+    sets = {name: set(prompts.load_prompts(name)) for name in PROMPT_SETS}
     assert {name: len(lines) for name, lines in sets.items()} == {
         "calibration": 16,
         "verification": 32,
@@ -128,8 +130,8 @@ def test_no_prompt_both_chooses_and_judges() -> None:
 
 
 def test_write_prompts_writes_the_bundled_bytes(tmp_path: Path) -> None:
-    prompts.write_prompts(tmp_path)
-    for name in prompts.PROMPT_SETS:
+    write_prompts(tmp_path)
+    for name in PROMPT_SETS:
         written = (tmp_path / f"{name}.txt").read_bytes()
         assert written == prompts.prompt_path(name).read_bytes()
 

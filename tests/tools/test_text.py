@@ -10,7 +10,8 @@ import sentencepiece
 import torch
 
 from osp_opt.tiny.captions import all_captions
-from osp_opt.tiny.specs import BACKGROUNDS, COLORS, MOTIONS, SHAPES, all_specs
+from osp_opt.tiny.specs import BACKGROUNDS, COLORS, MOTIONS, SHAPES
+from tools.train_tiny.prompts import all_specs
 from tools.train_tiny.text import build_text_encoder_config, build_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pipeline" / "text_encoder"

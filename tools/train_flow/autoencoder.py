@@ -18,9 +18,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanResidualBlock
 from torch import Tensor, nn
 
-from osp_opt.tiny.clips import ClipGeometry, draw_geometry, render
-from osp_opt.tiny.specs import ClipSpec, all_specs
+from osp_opt.tiny.specs import ClipSpec
+from tools.train_tiny.clips import ClipGeometry, draw_geometry, render
 from tools.train_tiny.optim import MuonWithAdamW, WeightAverage, warm_then_linear
+from tools.train_tiny.prompts import all_specs
 
 CONFIG = {
     "base_dim": 8,

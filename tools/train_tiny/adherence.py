@@ -21,9 +21,10 @@ from osp_opt.quality.intervals import mean_ci, wilson
 from osp_opt.quality.metrics import psnr
 from osp_opt.system.device import Device
 from osp_opt.tiny.checker import CheckResult, check
-from osp_opt.tiny.clips import render_clips, to_uint8
 from osp_opt.tiny.prompts import load_prompts
-from osp_opt.tiny.specs import ATTRIBUTES, split_specs
+from osp_opt.tiny.specs import ATTRIBUTES
+from tools.train_tiny.clips import render_clips, to_uint8
+from tools.train_tiny.prompts import split_specs
 
 BATCH = 4
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from osp_opt.base.artifacts import atomic_write_bytes, write_json
 from osp_opt.tiny.captions import all_captions
-from osp_opt.tiny.specs import all_specs
+from tools.train_tiny.prompts import all_specs
 
 if TYPE_CHECKING:
     from transformers import MT5Config

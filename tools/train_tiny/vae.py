@@ -17,9 +17,10 @@ from torch import Tensor
 
 from osp_opt.base.artifacts import atomic_path
 from osp_opt.model.vae.autoencoder import VAE_SCALE, CausalVAEModel
-from osp_opt.tiny.clips import ClipGeometry, draw_geometry, render
-from osp_opt.tiny.specs import ClipSpec, all_specs
+from osp_opt.tiny.specs import ClipSpec
+from tools.train_tiny.clips import ClipGeometry, draw_geometry, render
 from tools.train_tiny.optim import MuonWithAdamW, WeightAverage, warm_then_linear
+from tools.train_tiny.prompts import all_specs
 from tools.train_tiny.thumbnail import start_as_thumbnail
 
 RESNET_2D, RESNET_3D = "ResnetBlock2D", "ResnetBlock3D"

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from osp_opt.base.errors import InputError, ShapeError
 from osp_opt.tiny.captions import parse
-from osp_opt.tiny.clips import TRAVEL
 from osp_opt.tiny.measure import MAX_EDGE, Frames, measure
+from osp_opt.tiny.shapes import TRAVEL
 from osp_opt.tiny.specs import ATTRIBUTES, BACKGROUNDS, COLORS, MOTIONS, RGB, SHAPES, ClipSpec
 
 MIN_AGREEMENT = 0.8  # of all frames must show the same value

@@ -13,7 +13,7 @@ from einops import rearrange
 from scipy import ndimage
 from torch import Tensor
 
-from osp_opt.tiny.clips import BASE_SIZE, draw_shape, half_extent
+from osp_opt.tiny.shapes import BASE_SIZE, draw_shape, half_extent
 from osp_opt.tiny.specs import SHAPES
 
 # Neighbours of a pixel: the four beside it, in its own frame.
