@@ -101,11 +101,8 @@ def searched(bench: Bench, steps: int, power: float, weight: float) -> tuple[flo
     table = StepTable(calibration, pipeline.kind, own=pipeline.schedule)
     if not weight:
         return table.best(StepObjective("deterministic", _C, power), steps).schedule.timesteps
-    # The programme of corrected steps, on the recorded levels.
+    k = len(calibration.timesteps)
     changes, sigmas = table.changes_at(calibration.timesteps)
-    times = np.append(calibration.timesteps, calibration.timesteps[-1] - 2.0 * table.min_gap)
-    cost = corrected_cost(
-        changes, sigmas, weight, ancestral=False, c=_C, power=power, ends_clean=True
-    )
-    path = PairProgramme(cost, times).path(steps + 1)
-    return tuple(float(t) for t in times[list(path[:-1])])
+    cost = corrected_cost(changes[:k, :k], sigmas[:k], weight, ancestral=False, c=_C, power=power)
+    path = PairProgramme(cost, calibration.timesteps).path(steps)
+    return tuple(float(t) for t in calibration.timesteps[list(path)])

@@ -16,15 +16,17 @@ from running import Job
 from tiny_pipelines import FAMILIES, wan
 
 from osp_opt.base.artifacts import read_meta
-from osp_opt.base.errors import PolicyError
+from osp_opt.base.errors import OptionError, PolicyError
 from osp_opt.base.video import read_video
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
 from osp_opt.evaluate.job import run as evaluate
+from osp_opt.export.targets import export
 from osp_opt.generate.manifest import read_takes
 from osp_opt.options import (
     CalibrateOptions,
     EvaluateOptions,
+    ExportOptions,
     OptimizeOptions,
     ReportOptions,
     SampleOptions,
@@ -177,6 +179,20 @@ def test_the_walk_with_a_cache_and_evidence(
     assert report(ReportOptions(workdir=tmp_path)) == 0
     page = (tmp_path / "report.html").read_text()
     assert f"{STEPS} steps" in page
+
+    # export: what others read, and what cannot be said in their words
+    schedule = tmp_path / "search-steps" / "searched_schedule.txt"
+    refusals = {
+        ("ltx", "diffusers"): "shifts levels by the size of the video; give --shift",
+        ("cogvideox", "comfyui"): "timesteps are those of CogVideoXDDIMScheduler",
+    }
+    for file, to in ((schedule, "diffusers"), (schedule, "comfyui"), (place, "osp-opt")):
+        wanted = ExportOptions(to=to, file=file)
+        if (name, to) in refusals:
+            with pytest.raises(OptionError, match=refusals[name, to]):
+                export(file, wanted)
+        else:
+            assert all(export(file, wanted).forms.values())
 
 
 def test_sampling_goes_on_where_it_stopped(

@@ -22,7 +22,9 @@ import numpy as np
 import torch
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from osp_opt.base.errors import CheckpointError, OptionError, ScheduleError
 from osp_opt.base.samplers import SamplerKind
@@ -105,7 +107,8 @@ def open_pipeline(
     if (found := described(folder)) is not None:
         check_kind(found)  # before gigabytes of weights are read
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
+        with _without_bars():
+            pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
     except _REFUSALS as error:
         line = str(error).strip().split("\n")[0]
         if "low_cpu_mem_usage" in line:  # diffusers' way to say what is missing
@@ -113,6 +116,21 @@ def open_pipeline(
         raise CheckpointError(f"{place}: diffusers cannot load it ({line:.300})") from error
     _check_filled(place, pipe)
     return DiffusersPipeline(pipe.to(device), arguments, synchronize)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Progress bars of diffusers and transformers are off inside, and then as they were."""
+    shown = [
+        each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()
+    ]
+    for each in shown:
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each in shown:
+            each.enable_progress_bar()
 
 
 def _check_filled(place: str | Path, pipe: Any) -> None:

@@ -27,13 +27,11 @@ def corrected_cost(
     ancestral: bool = True,
     c: float = 0.5,
     power: float = 0.5,
-    ends_clean: bool = False,
 ) -> np.ndarray:
     """Squared error of holding D_i + f (D_i - D_p) from i to j over (s_j^2 + c)^power, [K, K, K].
 
     f = weight h_ij / (2 h_pi), h steps in log s; where p = i (the first step has none before it)
-    the plain step's error, and so it is of steps to the last level with `ends_clean`, which says
-    that it has no noise. Infinite unless p <= i < j. With R the plain step's error it is
+    the plain step's error. Infinite unless p <= i < j. With R the plain step's error it is
 
         |R|^2 - 2 f span <R, D_i - D_p> + f^2 span^2 |D_i - D_p|^2,
 
@@ -52,8 +50,6 @@ def corrected_cost(
     length = np.log(sigmas_K)[:, None] - np.log(sigmas_K)[None, :]
     before = np.where(length > 0.0, length, np.inf)[:, :, None]  # p = i: no correction
     scale = weight * length / (2.0 * before) * span
-    if ends_clean:
-        scale[:, :, -1] = 0.0
     correction = (scale**2 * moved - 2.0 * scale * along) / np.square(clock)
     error = (plain + correction).clip(0.0) / (np.square(sigmas_K) + c) ** power
     descends = np.triu(np.ones((k, k), dtype=bool))

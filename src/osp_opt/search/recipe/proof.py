@@ -1,4 +1,4 @@
-"""What fresh videos show of a recipe, beside plain even steps of the same speed.
+"""What fresh videos show of a recipe, beside plain steps of the same speed.
 
 The original is no truth: it errs by its own steps, and a recipe may come nearer to what more and
 more steps converge to than to it. So both distances are told, and the one to the converged video,
@@ -23,7 +23,7 @@ __all__ = ["Found", "prove"]
 class Found:
     """A recipe and its proof.
 
-    evidence: of the recipe against the original; plain: of plain even steps of the same speed.
+    evidence: of the recipe against the original; plain: of plain steps of the same speed.
     finer: what stands for the converged video; near, plain_near, original_near: PSNR to it, in dB;
     gain: by how many the recipe is nearer to it than plain steps, in pairs; better: whether the
     fresh videos show that (95 % of the log error ratio below zero). race: who raced, with errors
@@ -52,7 +52,7 @@ class Found:
         of = len(self.plain_variant.schedule)
         told = {
             "the recipe": self.near,
-            f"{of} plain even steps": self.plain_near,
+            f"{of} plain steps": self.plain_near,
             "the original": self.original_near,
         }
         values = ", ".join(
@@ -61,7 +61,7 @@ class Found:
         return [
             *self.evidence.lines(),
             f"to the converged video ({len(self.finer.schedule)} steps, same noise): {values}",
-            f"nearer to it than {of} plain even steps by {self.gain.text(digits=1, unit=' dB')}",
+            f"nearer to it than {of} plain steps by {self.gain.text(digits=1, unit=' dB')}",
         ]
 
     def as_json(self) -> dict[str, Any]:

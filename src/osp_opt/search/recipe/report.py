@@ -40,7 +40,7 @@ def write_recipe(search: RecipeSearch, found: Found) -> None:
     if not found.better:
         plain = len(found.plain_variant.schedule)
         progress.warn(
-            f"the fresh videos do not show it to be nearer than {plain} plain even steps; "
+            f"the fresh videos do not show it to be nearer than {plain} plain steps; "
             "more of them may (--verify-prompts)"
         )
 

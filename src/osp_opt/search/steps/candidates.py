@@ -62,7 +62,9 @@ def objectives_for(
 
 @dataclass(frozen=True)
 class StepCandidate:
-    """A schedule and where it comes from ("uniform", an objective's label, ...)."""
+    """A schedule and where it comes from: "uniform", of other models "the scheduler's own", an
+    objective's label, ...
+    """
 
     schedule: TimestepSchedule
     origin: str
@@ -159,7 +161,7 @@ class StepTable:
         """The evenly spaced schedule that every other has to beat."""
         own = self._own(num_steps)
         if own.scale != own_scale():
-            return StepCandidate(own, "uniform")
+            return StepCandidate(own, "the scheduler's own")
         timesteps = own.timesteps
         if self.takes_whole_timesteps:
             timesteps = tuple(float(round(t)) for t in timesteps)

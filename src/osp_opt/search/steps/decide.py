@@ -101,10 +101,11 @@ def decide_and_verify(search: Search, length: int) -> Decision:
         say(f"{length} steps: not verified; what chose it cannot show that it is better (--verify)")
     if decision.better or decision.candidate == decision.uniform:
         return decision
+    own = f"{decision.uniform.origin} steps"
     if search.options.force:
-        say(f"{length} steps: written although it is not better than uniform (--force)")
+        say(f"{length} steps: written although it is not better than {own} (--force)")
         return decision
-    say(f"{length} steps: not better than uniform; uniform is written")
+    say(f"{length} steps: not better than {own}; these are written")
     return replace(decision, written=decision.uniform)
 
 
@@ -136,7 +137,10 @@ def _decide_by_table(
 ) -> Decision:
     uniform, best = candidates[0], candidates[min(1, len(candidates) - 1)]
     gain = table.advantage(best.schedule, uniform.schedule, objective)
-    reason = f"estimated error {as_factor(gain)} of uniform's by {objective.label}"
+    reason = (
+        f"estimated error {as_factor(gain)} times that of {uniform.origin} steps, by "
+        f"{objective.label}"
+    )
     if gain.count == 1:
         reason += ", from one calibration video, which has no interval: calibrate more"
     return Decision(best, uniform, gain.high < 0, reason, gain)
@@ -201,7 +205,8 @@ def _decide_by_race(search: Search, trials: Trials, candidates: list[StepCandida
     trusted = search.objectives(len(winner.schedule))[0]
     predicted = search.table.advantage(winner.schedule, candidates[0].schedule, trusted)
     reason = (
-        f"error against {len(search.reference)} steps {as_factor(gain)} of uniform's, "
+        f"error against {len(search.reference)} steps {as_factor(gain)} times that of "
+        f"{candidates[0].origin} steps, "
         f"on the {gain.count} prompts that chose it"
     )
     if result.winner == 0:
@@ -243,7 +248,8 @@ def _verified(search: Search, trials: Trials, decision: Decision) -> Decision:
     if candidate == uniform:
         return decision
     gain = mean_ci(found.log_ratios)
-    say(f"  error {as_factor(gain)} of uniform's on the {gain.count} fresh prompts")
+    own = decision.uniform.origin
+    say(f"  error {as_factor(gain)} times that of {own} steps on {gain.count} fresh prompts")
     if search.options.objective == "distribution":  # chosen for something else than this error
         return decision
     return replace(decision, better=gain.high < 0)

@@ -20,7 +20,7 @@ def print_table(search: Search) -> None:
     """Predicted error against uniform, for a few lengths."""
     say, table = search.context.progress.detail, search.table
     asked = () if search.options.all_steps else search.options.steps
-    say("predicted error, searched / uniform:")
+    say("predicted error, searched / not searched:")
     for length in sorted({*TABLE_STEPS, *asked}):
         if 2 < length < len(search.reference):
             objective = search.objectives(length)[0]
@@ -61,9 +61,9 @@ def write_schedules(search: Search, decisions: Mapping[int, Decision]) -> None:
 
 def _in_words(decision: Decision) -> str:
     """What is known of a schedule that was written."""
-    found = decision.verification
+    found, own_steps = decision.verification, decision.uniform.origin
     if decision.chosen == decision.uniform:
-        return "uniform steps: nothing was shown to be better"
+        return f"{own_steps} steps: nothing was shown to be better"
     if found is None:
         return "not verified (--verify measures it on fresh prompts)"
     own = found.searched
@@ -72,7 +72,7 @@ def _in_words(decision: Decision) -> str:
         f"{own.psnr.text(digits=1, unit=' dB')} to the original ({visibility(own.psnr.estimate)})"
     )
     gain = found.psnr_gain.text(digits=1, unit=" dB")
-    return f"{faster}{near}, {gain} nearer than uniform steps"
+    return f"{faster}{near}, {gain} nearer than {own_steps} steps"
 
 
 def _interval(ratios: Sequence[float]) -> dict[str, Any] | None:
