@@ -263,7 +263,12 @@ class _CallHook(ModelHook):
         return run.guided.call(step, branch if run.tells_branch else None, forward, args, kwargs)
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        self._run.calls.begin()  # holds no tensor between calls
+        run = self._run
+        if not run.bypassed:
+            for blocks in run.policy.store_ranges(run.position()[0]):
+                if blocks[1] == len(run.kinds):
+                    run.calls.end(blocks)
+        run.calls.begin()  # holds no tensor between calls
         return output
 
     def reset_state(self, module: nn.Module) -> nn.Module:
@@ -301,7 +306,9 @@ class _BlockHook(ModelHook):
         step, branch = run.position()
         reused, stored = run.policy.reuse_ranges(step), run.policy.store_ranges(step)
         starts = [start for start, end in (*reused, *stored) if start <= index < end]
-        calls.enter(index, self._signature.bind(args, kwargs), min(starts, default=index))
+        ended = [start for start, end in stored if end == index]
+        given = self._signature.bind(args, kwargs)
+        calls.enter(index, given, min(starts, default=index), min(ended, default=index))
         for blocks in reused:
             if blocks[0] == index:
                 into: Any = calls.into(blocks, run.guided.halves if run.guided else 1)

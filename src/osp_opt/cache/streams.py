@@ -75,23 +75,29 @@ class BlockCalls:
         self._held: dict[BlockRange, tuple[Given, dict[str, object]]] = {}
         self._results: dict[str, Any] = {}  # streams behind the range that is being left out
         self._given: Given = {}
+        self._continued = False  # whether the previous block was given what the one before returned
+        self.kept: str | None = None  # what is wrong where the model keeps what a block returned
 
-    def enter(self, index: int, given: Given, first: int) -> None:
-        """Block `index` is called; `first` is the first block of the range that it belongs to.
+    def enter(self, index: int, given: Given, first: int, behind: int) -> None:
+        """Block `index` is called; `first` is the first block of the range that it belongs to,
+        `behind` that of a range that ended before it, else its own.
 
-        Raises PolicyError when it does not continue the block before it, and should.
+        Raises PolicyError when it does not continue the block before it, and should, and when the
+        model still keeps what a block inside the range returned.
         """
         self._given = given
         problem: str | None = f"block {self._previous} ran before it"
         if self._previous == index - 1 and self._returned is not None:
             problem = self._learn(self._returned, given)
-        if problem is None and index >= first + 2:
-            problem = self._keeps_earlier()
+        kept = self._keeps_earlier() if self._continued else None
+        self._continued = problem is None
+        self.kept = self.kept or kept
+        if index >= first + 2:
+            problem = problem or kept
         if index > first and problem is not None:
-            raise PolicyError(
-                f"blocks {first}..{index} cannot be reused as one range, because the model does "
-                f"more than run one after the other: at block {index}, {problem}"
-            )
+            raise _not_one(first, index, problem)
+        if behind < index - 1 and kept is not None:
+            raise _not_one(behind, index - 1, kept)
         returned = () if self._returned is None else self._returned.parts
         self._earlier = [weakref.ref(part) for part in returned if isinstance(part, Tensor)]
         self._previous, self._returned = index, None
@@ -158,6 +164,15 @@ class BlockCalls:
         shapes, ended = self._streams[blocks]
         self._results = dict(zip(shapes, streams, strict=True)) | dict.fromkeys(ended)
 
+    def end(self, blocks: BlockRange) -> None:
+        """The call ends with this range, in which nothing ran behind its last block.
+
+        What that one was given may be kept as well, which nobody can see any more: it is taken to
+        be where the model keeps what any other block returned. Raises PolicyError.
+        """
+        if self.kept is not None and blocks[1] - blocks[0] > 1:
+            raise _not_one(blocks[0], blocks[1] - 1, self.kept)
+
     def skip(self, index: int, kind: type[nn.Module]) -> Any:
         """What block `index` of a range that is left out returns, in its own form."""
         parts = tuple(self._results[name] for name in self._named(kind))
@@ -213,6 +228,13 @@ class BlockCalls:
             if isinstance(value, Tensor) and value.shape == parts[0].shape
         )
         return (next(alike, None),)
+
+
+def _not_one(first: int, last: int, problem: str) -> PolicyError:
+    return PolicyError(
+        f"blocks {first}..{last} cannot be reused as one range, because the model does more than "
+        f"run one after the other: at block {last}, {problem}"
+    )
 
 
 def _declared(kind: type[nn.Module], parts: int) -> tuple[str | None, ...]:
