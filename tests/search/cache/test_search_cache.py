@@ -59,6 +59,8 @@ def test_the_winner_is_written_with_its_measurements_and_can_be_sampled(
     assert {v["prompt"] for v in meta["verified_on"]}.isdisjoint({"a green tree", "a boat"})
     for words in ("measured speed-up", "PSNR", "to choose", "next: osp-opt sample"):
         assert words in printed
+    # One change of both branches: 2 latent frames of 16x16 pixels are 2 tokens, 24 wide, float32.
+    assert f"memory for reused changes: {2 * 2 * 24 * 4 / 2**20:.3g} MiB" in printed
     printed = run_job(SampleOptions(steps=STEPS, cache=path, text_prompt=("a hat",), **calibrated))
     assert "warning" not in printed, "the sidecar fits"
 

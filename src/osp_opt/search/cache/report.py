@@ -45,7 +45,11 @@ def write_policy(search: CacheSearch, found: Found) -> None:
         path = beside_others(path, meta["asked"], "-".join(map(str, meta["asked"].values())))
     policy.save(path)
     write_meta(path, meta)
-    lines = [f"cache policy: {policy} -> {path}"]
+    held = search.maker.cache_bytes(policy, options)
+    lines = [
+        f"cache policy: {policy} -> {path}",
+        f"memory for reused changes: {held / 2**20:.3g} MiB a video at most",
+    ]
     progress, evidence = search.context.progress, found.evidence
     for line in policy.warnings():
         progress.warn(line)
@@ -72,6 +76,7 @@ def write_policy(search: CacheSearch, found: Found) -> None:
     values = {
         "cache": str(path),
         "policy": str(policy),
+        "bytes_held": held,
         "predicted_speedup": found.candidate.speedup,
         "measured": None if evidence is None else evidence.as_json(),
         "verdict": found.verdict,
