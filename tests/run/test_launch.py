@@ -149,7 +149,7 @@ def test_a_rank_that_hangs_ends_the_job_after_the_timeout(tmp_path: Path) -> Non
 
 
 def test_work_may_take_several_timeouts(tmp_path: Path) -> None:
-    code, out, err = finish(start(tmp_path, "work on rank 1", 2, "--timeout", "5"))
+    code, out, err = finish(start(tmp_path, "work on rank 1", 2, "--timeout", "10"))
     assert (code, err) == (0, "")
     assert "[0, 1]" in out
 

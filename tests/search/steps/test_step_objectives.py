@@ -14,6 +14,7 @@ from gaussian_model import (
     multistep_result,
     sigma_at,
 )
+from scipy.integrate import trapezoid
 from torch import Tensor
 
 from osp_opt.base.errors import CalibrationError
@@ -79,7 +80,7 @@ def test_klub_without_early_stopping_is_the_papers_integral() -> None:
     cost = klub_cost(step_changes(exact_gram(fine)), fine, c=0.0)
     i, j = coarse_at[2], coarse_at[7]
     change = step_changes(exact_gram(fine[i : j + 1]))[0]
-    integral = -np.trapezoid(2.0 * fine[i : j + 1] ** -3 * change, fine[i : j + 1])
+    integral = -trapezoid(2.0 * fine[i : j + 1] ** -3 * change, fine[i : j + 1])
     assert cost[i, j] == pytest.approx(integral, rel=1e-3)
 
 
