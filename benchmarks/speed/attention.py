@@ -5,7 +5,6 @@ Self-attention of both guidance branches of one block: ``[2 n 24 96]`` queries, 
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
@@ -14,19 +13,23 @@ from torch import Tensor
 
 from benchmarks.speed.full_size import SHAPES
 from benchmarks.speed.measuring import interleaved, machine, ratio
+from benchmarks.speed.operations import StepWork
+from benchmarks.speed.predict import released_config
 from benchmarks.speed.subjects import ROPE_L_122
 from osp_opt.base.errors import OspOptError
 from osp_opt.system.device import Device
 
 BACKENDS = ("native", "_native_flash", "_native_cudnn", "_native_efficient")
-PATCH = 4  # latent values of a token: 1 x 2 x 2
 CHECKED = 128  # queries whose result is compared with float32's, written out
 
 
 @torch.no_grad()
 def run(names: list[str], repeats: int, device: Device, tokens: int | None = None) -> dict:
     """Every backend that runs here, on the tokens of each shape (or on ``tokens``)."""
-    sizes = {name: tokens or prod(SHAPES[name].latent()) // PATCH for name in names}
+    sizes = {
+        name: tokens or StepWork.of(released_config(), SHAPES[name].latent(), 1).tokens
+        for name in names
+    }
     return {
         "machine": machine(device),
         "sizes": {name: measure(n, repeats, device) for name, n in sizes.items()},

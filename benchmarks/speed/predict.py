@@ -27,14 +27,14 @@ def step_seconds(
         operations_per_second: what one device sustains in a step.
         bytes_per_second: what one device can send to others, in one direction.
     """
-    work = StepWork.of(_config(), shape.latent(), text_tokens=300)
+    work = StepWork.of(released_config(), shape.latent(), text_tokens=300)
     cfg = 2 if devices > 1 else 1
     sequence = max(
         p
         for p in range(1, devices // cfg + 1)
         if devices % (cfg * p) == 0 and HEADS % p == 0 and work.tokens % p == 0
     )
-    branch = StepWork.of(_config(), shape.latent(), text_tokens=300, batch=2 // cfg)
+    branch = StepWork.of(released_config(), shape.latent(), text_tokens=300, batch=2 // cfg)
     compute = branch.total / sequence / operations_per_second
     sent = ulysses_elements(branch, sequence) + gather_elements(branch, sequence)
     communicate = BYTES * sent / bytes_per_second
@@ -66,5 +66,5 @@ def run(operations_per_second: float, bytes_per_second: float) -> dict[str, Any]
     }
 
 
-def _config() -> dict[str, Any]:
+def released_config() -> dict[str, Any]:
     return {**ROPE_L_122, "patch_size": 2, "in_channels": 4, "out_channels": None}

@@ -230,7 +230,7 @@ class PipelineMaker:
 
     def block_cache(self, policy: CachePolicy, memory: CacheMemoryOptions) -> _Cache:
         """What `denoise` applies by hooks."""
-        dtype = None if memory.cache_dtype == "auto" else DTYPES[memory.cache_dtype]
+        dtype = DTYPES.get(memory.cache_dtype)  # auto: as computed
         return _Cache(policy, dtype, memory.cache_offload)
 
     def cache_bytes(self, policy: CachePolicy, memory: CacheMemoryOptions) -> int:

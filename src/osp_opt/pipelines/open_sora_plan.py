@@ -219,7 +219,7 @@ class VideoMaker:
 
     def block_cache(self, policy: CachePolicy, memory: CacheMemoryOptions) -> BlockCache:
         """The runtime of `policy`."""
-        dtype = None if memory.cache_dtype == "auto" else DTYPES[memory.cache_dtype]
+        dtype = DTYPES.get(memory.cache_dtype)  # auto: as computed
         return BlockCache(policy, dtype=dtype, offload=memory.cache_offload)
 
     def cache_bytes(self, policy: CachePolicy, memory: CacheMemoryOptions) -> int:
@@ -230,7 +230,7 @@ class VideoMaker:
             self.shape.height,
             self.shape.width,
             guidance_scale=self.guidance_scale,
-            dtype=None if memory.cache_dtype == "auto" else DTYPES[memory.cache_dtype],
+            dtype=DTYPES.get(memory.cache_dtype),
         )
 
     def setting(self, schedule: TimestepSchedule) -> Setting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -146,25 +147,28 @@ def test_scales() -> None:
     assert not TimestepSchedule(even(4).timesteps, scale=FLOW).is_uniform
 
 
+def gaussian_walk(
+    variances: np.ndarray, schedule: TimestepSchedule, seen: list[np.ndarray]
+) -> np.ndarray:
+    """x at the end, with what the best denoiser predicts at every step added to `seen`."""
+    x, s = np.ones(len(variances)), [*(np.array(schedule.timesteps) / 1000), 0.0]
+    sigmas = [*schedule.scale.sigmas(schedule.timesteps), 0.0]
+    factors = correction_factors(sigmas, schedule.corrections) or [0.0] * len(schedule)
+    for (here, following), factor in zip(itertools.pairwise(s), factors, strict=True):
+        seen.append((1 - here) * variances * x / ((1 - here) ** 2 * variances + here * here))
+        held = seen[-1]
+        if factor:
+            held = two_step(held, seen[-2], factor)  # type: ignore[arg-type, assignment]
+        x = x + (following - here) * (x - held) / here
+    return x
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_table_weighs_the_correction_as_sampling_does(shift: float) -> None:
     """The weight of the two-step rule that is chosen errs little more than the best of those tried,
     and the best schedule that is found less than plain steps of the sampler's own.
     """
-    variances = np.geomspace(0.01, 4.0, 40)
-
-    def walk(schedule: TimestepSchedule, seen: list[np.ndarray]) -> np.ndarray:
-        x, s = np.ones(40), [*(np.array(schedule.timesteps) / 1000), 0.0]
-        sigmas = [*schedule.scale.sigmas(schedule.timesteps), 0.0]
-        factors = correction_factors(sigmas, schedule.corrections) or [0.0] * len(schedule)
-        for (here, following), factor in zip(itertools.pairwise(s), factors, strict=True):
-            seen.append((1 - here) * variances * x / ((1 - here) ** 2 * variances + here * here))
-            held = seen[-1]
-            if factor:
-                held = two_step(held, seen[-2], factor)  # type: ignore[arg-type, assignment]
-            x = x + (following - here) * (x - held) / here
-        return x
-
+    walk = partial(gaussian_walk, np.geomspace(0.01, 4.0, 40))
     seen: list[np.ndarray] = []
     recorded = shifted(100, shift)
     walk(recorded, seen)
@@ -188,18 +192,7 @@ def test_the_coherent_error_ranks_schedules_as_sampling_does(scale: float) -> No
     """Plain and corrected ones of one length on Gaussian data; the best-ranked errs little more
     than the best.
     """
-    variances = scale * np.geomspace(0.01, 4.0, 40)
-
-    def walk(schedule: TimestepSchedule, seen: list[np.ndarray]) -> np.ndarray:
-        x, s = np.ones(40), [*(np.array(schedule.timesteps) / 1000), 0.0]
-        sigmas = [*schedule.scale.sigmas(schedule.timesteps), 0.0]
-        factors = correction_factors(sigmas, schedule.corrections) or [0.0] * len(schedule)
-        for (here, following), factor in zip(itertools.pairwise(s), factors, strict=True):
-            seen.append((1 - here) * variances * x / ((1 - here) ** 2 * variances + here * here))
-            held = seen[-1] + (factor * (seen[-1] - seen[-2]) if factor else 0.0)
-            x = x + (following - here) * (x - held) / here
-        return x
-
+    walk = partial(gaussian_walk, scale * np.geomspace(0.01, 4.0, 40))
     seen: list[np.ndarray] = []
     walk(shifted(50, 3.0), seen)
     table = StepTable(calibration(np.array(seen), shifted(50, 3.0)), EULER, own=even)
