@@ -73,7 +73,7 @@ def test_operations_are_those_that_torch_counts(subject: Subject, fused: bool) -
 def test_full_size_step_is_about_the_published_work() -> None:
     """Arithmetic of the facts sheet: 28,800 tokens, about 0.8 PFLOP per guided step at 29x720p."""
     shape = full_size.SHAPES["29x720p"]
-    work = StepWork.of(predict._config(), shape.latent(), full_size.TEXT_TOKENS)
+    work = StepWork.of(predict.released_config(), shape.latent(), full_size.TEXT_TOKENS)
     assert work.tokens == 28_800
     assert work.total == pytest.approx(0.8e15, rel=0.06)
 
