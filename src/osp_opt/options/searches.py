@@ -366,7 +366,7 @@ class OptimizeOptions(SearchOptions, CacheMemoryOptions):
     )
     verify_prompts: int = option(
         3,
-        "Fresh prompts that judge the winner (about 3.5 generations each at 4x).",
+        "Fresh prompts that judge the winner (about 3 generations each at 4x).",
         panel="Verification",
         unit="prompts",
         ge=1,

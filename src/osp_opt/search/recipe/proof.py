@@ -13,7 +13,7 @@ from typing import Any
 from osp_opt.quality.intervals import Interval, mean_ci, paired_difference
 from osp_opt.quality.loss import Verdict
 from osp_opt.search.evidence import Evidence, evidence_of, log_error_ratios
-from osp_opt.search.recipe.state import TIMED_VIDEOS, RecipeCandidate, RecipeSearch
+from osp_opt.search.recipe.state import PROVING, TIMED_VIDEOS, RecipeCandidate, RecipeSearch
 from osp_opt.search.trials import Variant
 
 __all__ = ["Found", "prove"]
@@ -91,7 +91,8 @@ def prove(
 ) -> Found:
     """Make and time the recipe on videos that chose nothing."""
     fresh = search.fresh_requests
-    plain, finer = search.plain(chosen.speedup), search.finer()
+    plain = search.plain(chosen.speedup)
+    finer = search.finer(chosen.speedup, PROVING)
     own, even = search.trials.compared([chosen.variant, plain], fresh, finer)
     speedups = search.trials.speedups(chosen.variant, fresh[:TIMED_VIDEOS])
     near, plain_near = ([row["converged_psnr"] for row in rows] for rows in (own, even))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from osp_opt.base.errors import CalibrationError, OptionError
+from osp_opt.base.samplers import SamplerKind
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import Source
@@ -39,9 +40,14 @@ FEWEST_STEPS = 4
 TIMED_VIDEOS = 2  # of the fresh videos
 TIMED_RACED = 1  # of the race: enough to see whether a recipe falls short
 RACE_VIDEOS = 16  # more than any budget lets a race use
-LEAST_RACE = 3.5  # generations that a race needs to say anything
-FINER = 4.0  # times the recipe's steps rank recipes, but no fewer than the original's
-PROVING = 2.0  # times the original's steps stand for convergence in the proof
+LEAST_RACE = 3.0  # generations that a race needs to say anything
+# What stands for the converged video: times the recipe's steps, to rank recipes and to prove one,
+# but no fewer than the original's and no more than so many times those. With fresh noise 1.5 times
+# err a fifth of what a recipe of half the steps does (52 dB to 800 steps, 45 dB: 6 prompts of the
+# bundled model), which changed its figure by .0 dB; the original's own number would by 2.0 dB, and
+# that of a recipe of an eighth by .1.
+RANKING, PROVING = 4.0, 6.0
+MOST_ANCESTRAL, MOST = 1.5, 2.0
 _LATER = 2.5  # places, of a move's next schedule
 _SAME = 1e-9  # of two speeds: sums of seconds differ in their last digits
 _OF_GUIDANCE, _OF_BLOCKS = 0.4, 1.2  # what a move adds to the log error, roughly
@@ -103,7 +109,7 @@ class RecipeSearch:
     @property
     def race_budget(self) -> float:
         """Generations left to choose with, once timing and the proof are paid."""
-        return race_budget(self.options, len(self.reference))
+        return race_budget(self.options, self.maker.kind, len(self.reference))
 
     def candidates(self, speedup: float) -> list[RecipeCandidate]:
         """Those predicted to be `speedup` times as fast, in the order in which to try them.
@@ -147,14 +153,12 @@ class RecipeSearch:
         alike = [each for each in same if each.steps == candidate.steps]
         return next(iter([*alike, *same]), None)
 
-    def finer(self, speedup: float | None = None) -> Variant:
-        """What stands for the converged video: PROVING times the original's steps, corrected.
-
-        For a race between recipes of that speed fewer may do: to rank them it has to err less than
-        they do. What is told of the winner needs more, since corrected steps err alike.
+    def finer(self, speedup: float, enough: float = RANKING) -> Variant:
+        """What stands for the converged video beside recipes of `speedup`: corrected steps,
+        `enough` times theirs. What is told of a winner needs more than what ranks recipes.
         """
         full = len(self.reference)
-        steps = round(full * finer_share(speedup, corrected=self.schedules.corrects))
+        steps = round(full * finer_share(self.maker.kind, speedup, enough))
         return Variant(self.schedules.uniform(min(steps, self.maker.kind.most)).schedule)
 
     def plain(self, speedup: float) -> Variant:
@@ -258,28 +262,34 @@ class RecipeSearch:
         return full / self.times.seconds(policy, len(self.maker.call_timesteps(schedule)))
 
 
-def finer_share(speedup: float | None, *, corrected: bool = True) -> float:
+def finer_share(kind: SamplerKind, speedup: float, enough: float) -> float:
     """Steps that stand for convergence, over the original's."""
-    if speedup is None or not corrected:
-        return PROVING
-    return min(max(1.0, FINER / speedup), PROVING)
+    if not kind.takes_corrections:
+        return MOST
+    return min(max(1.0, enough / speedup), MOST_ANCESTRAL if kind.ancestral else MOST)
 
 
-def proof_cost(options: OptimizeOptions, steps: int) -> float:
+def proof_cost(options: OptimizeOptions, kind: SamplerKind, steps: int) -> float:
     """Generations that the proof on fresh prompts takes, about, where the original has so many
     steps: the original, finer steps, the recipe and plain steps of each, and timing.
     """
     speedup = options.speedup if options.max_loss is None else 2.0
-    timed = min(TIMED_VIDEOS, options.verify_prompts) * (1.0 / speedup + 2 * TIMED_STEPS / steps)
-    return options.verify_prompts * (1.0 + finer_share(None) + 2.0 / speedup) + timed
+    timed = min(TIMED_VIDEOS, options.verify_prompts) * _timing(speedup, steps)
+    finer = finer_share(kind, speedup, PROVING)
+    return options.verify_prompts * (1.0 + finer + 2.0 / speedup) + timed
 
 
-def race_budget(options: OptimizeOptions, steps: int) -> float:
-    """What is left to choose with: the proof is paid, and the times of steps and of the winner."""
+def race_budget(options: OptimizeOptions, kind: SamplerKind, steps: int) -> float:
+    """What is left to choose with: the proof is paid, and the times of steps, of the winner, and
+    of what replaces it where it falls short.
+    """
     speedup = options.speedup if options.max_loss is None else 2.0
-    timing = (BLOCK_STEPS + ALONE_STEPS + 2 * TIMED_RACED * TIMED_STEPS) / steps
-    spent = proof_cost(options, steps) + timing + TIMED_RACED / speedup
-    return max(LEAST_RACE, options.budget - spent)
+    timing = (BLOCK_STEPS + ALONE_STEPS) / steps + 2 * TIMED_RACED * _timing(speedup, steps)
+    return max(LEAST_RACE, options.budget - proof_cost(options, kind, steps) - timing)
+
+
+def _timing(speedup: float, steps: int) -> float:
+    return 1.0 / speedup + 2 * TIMED_STEPS / steps
 
 
 def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
@@ -299,8 +309,9 @@ def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
     if found.note:
         context.progress.say(found.note)
     steps = len(source.reference)
-    proof = proof_cost(options, steps)
-    say_cost(context, source, max(options.budget - proof, race_budget(options, steps)), proof)
+    proof = proof_cost(options, maker.kind, steps)
+    choosing = max(options.budget - proof, race_budget(options, maker.kind, steps))
+    say_cost(context, source, choosing, proof)
     maker.prefetch_prompts([request.prompt for request in (*found.race, *found.fresh)])
 
     # What steps, blocks and branches cost here.
