@@ -24,6 +24,8 @@ from benchmarks import (
     cache,
     combined,
     coupling,
+    field,
+    four_field,
     plots,
     predictor,
     samplers,
@@ -53,6 +55,8 @@ class Section(str, Enum):
     samplers = "samplers"
     cache = "cache"
     predictor = "predictor"
+    field = "field"
+    four_field = "four-field"
     combined = "combined"
     scaling = "scaling"
 
@@ -63,6 +67,8 @@ RUNS = {
     Section.samplers: samplers.run,
     Section.cache: cache.run,
     Section.predictor: predictor.run,
+    Section.field: field.run,
+    Section.four_field: four_field.run,
     Section.combined: combined.run,
     Section.scaling: scaling.run,
 }
@@ -97,7 +103,7 @@ def main(
     if not quick:
         lab.size = _settled(lab, budget)
     if prompts is not None:
-        lab.size = replace(lab.size, judges=(prompts,) * 3)
+        lab.size = replace(lab.size, judges=(prompts,) * 3, field_prompts=prompts)
     about = _about(lab)
     print(f"judging prompts {lab.size.judges}, work in {lab.work}", flush=True)
     with lab.device.exact_float32():

@@ -18,11 +18,14 @@ from benchmarks.contest import (
     reason_of,
     summary,
 )
+from benchmarks.guidance_cache import GuidanceCache
 from benchmarks.lab import Lab, column
 from benchmarks.peers import peer_entrants
+from benchmarks.planners import planned_policies
 from benchmarks.reference_cache import INTERVAL, STAGE_ONE_START, CacheSearch, least_blocks
 from osp_opt.base.artifacts import read_meta
 from osp_opt.base.errors import OspOptError
+from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.options import SearchCacheOptions
 from osp_opt.pipelines.maker import Request
@@ -33,11 +36,22 @@ from osp_opt.search.cache.block_times import BlockTimer, BlockTimes
 from osp_opt.search.trials import policy_key
 from osp_opt.tiny.prompts import load_prompts
 
-__all__ = ["block_times", "policy_entrant", "policy_error", "run", "searched_policy"]
+__all__ = [
+    "against_curves",
+    "block_times",
+    "field_entrants",
+    "pixel_error",
+    "policy_entrant",
+    "policy_error",
+    "reference_entrant",
+    "run",
+    "searched_policy",
+]
 
-FOUR_FIELD, FREE = "osp-opt four-field", "osp-opt free"
+FOUR_FIELD, FREE, GUIDANCE = "osp-opt four-field", "osp-opt free", "osp-opt guidance"
 REFERENCE = "reference tool's cache search"
 GOAL_RATIO = 1.3
+GUIDANCE_INTERVALS = (2, 5)  # FasterCache has 5
 TIMED_STEPS = 24
 SAME_SPEED = 0.02  # ratios nearer than this are not searched apart
 
@@ -45,32 +59,22 @@ SAME_SPEED = 0.02  # ratios nearer than this are not searched apart
 def run(lab: Lab) -> dict[str, Any]:
     """Search, measure everything in turns on fresh prompts, and return the section's results."""
     size = lab.size
-    reference, about = _reference(lab)
-    entrants: list[Entrant] = [
-        policy_entrant(lab, REFERENCE, "asked 1.3, raised", reference, about),
-        _mindie(lab),
-    ]
-    missing: list[NotRun] = []
+    reference, about = reference_entrant(lab)
     equal = round(about["predicted_speedup"], 3)
     if equal <= GOAL_RATIO * (1.0 + SAME_SPEED):
         equal = GOAL_RATIO
-    wanted = [(FOUR_FIELD, ratio) for ratio in size.four_field_ratios]
-    wanted += [(FREE, ratio) for ratio in size.free_ratios]
+    found: list[Entrant | NotRun] = [reference]
     for method, ratios in ((FOUR_FIELD, size.four_field_ratios), (FREE, size.free_ratios)):
-        if equal not in ratios:
-            wanted.append((method, equal))
-    for method, ratio in wanted:
-        found = searched_policy(lab, method, ratio)
-        if isinstance(found, NotRun):
-            missing.append(found)
-        else:
-            entrants.append(found)
-    peers, absent = peer_entrants(lab)
-    measured, failed = contest(lab, "cache", [*entrants, *peers], lab.judging(size.judges[1]))
+        wanted = dict.fromkeys((*ratios, equal))
+        found += [searched_policy(lab, method, ratio) for ratio in wanted]
+    found += field_entrants(lab)
+    entrants = [one for one in found if isinstance(one, Entrant)]
+    missing = [one for one in found if isinstance(one, NotRun)]
+    measured, failed = contest(lab, "cache", entrants, lab.judging(size.judges[1]))
     rows = [summary(entrant, values) for entrant, values in measured]
     return {
         "rows": rows,
-        "not_run": [vars(item) for item in (*missing, *absent, *failed)],
+        "not_run": [vars(item) for item in (*missing, *failed)],
         "block_times": block_times(lab).as_json(),
         "against_reference": {
             method: _against_reference(measured, method, equal) for method in (FOUR_FIELD, FREE)
@@ -79,6 +83,31 @@ def run(lab: Lab) -> dict[str, Any]:
             _at_equal_speed(own, measured) for own in measured if own[0].method == FREE
         ],
     }
+
+
+def field_entrants(lab: Lab) -> list[Entrant | NotRun]:
+    """Everybody else's caches, for the steps and the sampler of `lab`."""
+    steps = len(lab.reference)
+    found = peer_entrants(lab)
+    found.append(_mindie(lab))
+    for planner, target, policy in planned_policies(lab, lab.size.targets):
+        about = {"peer": True, "text": str(policy)}
+        found.append(policy_entrant(lab, planner, f"{target:g}x", policy, about))
+    for interval in GUIDANCE_INTERVALS:
+        setting = f"negative branch at 1 of {interval} steps"
+        runtime = _guidance_cache(lab, interval)
+        found.append(
+            Entrant("FasterCache CFG", setting, lab.reference, runtime, about={"peer": True})
+        )
+        plan = GuidancePlan.every(interval, steps)
+        policy = CachePolicy.explicit({}, steps, guidance=plan)
+        found.append(policy_entrant(lab, GUIDANCE, setting, policy, {}))
+    return found
+
+
+def _guidance_cache(lab: Lab, interval: int) -> Callable[[], AbstractContextManager[Runtime]]:
+    model, steps = lab.maker.pipeline.transformer, len(lab.reference)
+    return lambda: nullcontext(Runtime(transformer=GuidanceCache(model, steps, interval)))
 
 
 def _mindie(lab: Lab) -> Entrant:
@@ -117,18 +146,12 @@ def policy_entrant(
 ) -> Entrant:
     """A policy of ours as an entrant."""
     steps = lab.reference if schedule is None else schedule
-    return Entrant(method, setting, steps, _opener(lab, policy, steps), policy_key(policy), about)
+    return Entrant(method, setting, steps, _opener(lab, policy), policy_key(policy), about)
 
 
-def _opener(
-    lab: Lab, policy: CachePolicy, schedule: TimestepSchedule
-) -> Callable[[], AbstractContextManager[Runtime]]:
-    cache = lab.maker.block_cache(policy, _memory(lab))
+def _opener(lab: Lab, policy: CachePolicy) -> Callable[[], AbstractContextManager[Runtime]]:
+    cache = lab.block_cache(policy)
     return lambda: nullcontext(Runtime(cache=cache))
-
-
-def _memory(lab: Lab) -> SearchCacheOptions:
-    return SearchCacheOptions(**lab.common, workdir=lab.work)
 
 
 def searched_policy(
@@ -189,9 +212,9 @@ def _meta(options: SearchCacheOptions) -> dict[str, Any]:
     return dict(meta)
 
 
-def _reference(lab: Lab) -> tuple[CachePolicy, dict[str, Any]]:
+def reference_entrant(lab: Lab, times: BlockTimes | None = None) -> tuple[Entrant, dict[str, Any]]:
     """The reference's policy, with its number of blocks raised until 1.3 is delivered."""
-    times = block_times(lab)
+    times = times or block_times(lab)
     blocks, steps = lab.maker.num_blocks, lab.size.steps
     least = least_blocks(blocks, steps, GOAL_RATIO)
 
@@ -206,7 +229,7 @@ def _reference(lab: Lab) -> tuple[CachePolicy, dict[str, Any]]:
     def errors(policies: Sequence[CachePolicy]) -> list[float]:
         print(f"  {REFERENCE}: {len(policies)} policies", flush=True)
         return [
-            float(np.mean([_pixel_error(lab, policy, request) for request in requests]))
+            float(np.mean([pixel_error(lab, policy, request) for request in requests]))
             for policy in policies
         ]
 
@@ -226,8 +249,9 @@ def _reference(lab: Lab) -> tuple[CachePolicy, dict[str, Any]]:
         }
 
     held = lab.remembered(f"reference cache {num} {len(requests)}", measure)
+    policy = CachePolicy.from_json(held["policy"])
     about = {key: value for key, value in held.items() if key != "policy"}
-    return CachePolicy.from_json(held["policy"]), about
+    return policy_entrant(lab, REFERENCE, "asked 1.3, raised", policy, about), held
 
 
 def policy_error(lab: Lab, policy: CachePolicy, request: Request) -> float:
@@ -237,9 +261,9 @@ def policy_error(lab: Lab, policy: CachePolicy, request: Request) -> float:
     )
 
 
-def _pixel_error(lab: Lab, policy: CachePolicy, request: Request) -> float:
+def pixel_error(lab: Lab, policy: CachePolicy, request: Request) -> float:
     """Mean squared error of the frames, which is what the reference's procedure looks at."""
-    return _error(lab, policy, request, "reference cache", lambda z: lab.judge(z, request)["mse"])
+    return _error(lab, policy, request, "reference cache", lambda z: lab.frame_error(z, request))
 
 
 def _error(
@@ -250,7 +274,7 @@ def _error(
     of_latents: Callable[[Tensor], float],
 ) -> float:
     def measure() -> dict[str, Any]:
-        with _opener(lab, policy, lab.reference)() as runtime:
+        with _opener(lab, policy)() as runtime:
             made = lab.denoise(request, lab.reference, runtime.cache)
         return {"mse": of_latents(made.latents)}
 
@@ -301,31 +325,38 @@ def _speed(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _at_equal_speed(own: Measured, measured: Sequence[Measured]) -> dict[str, Any]:
-    """A free policy against every peer's curve read at the policy's own measured speed-up.
-
-    Curves are straight between settings, PSNR over the logarithm of the median speed-up, and read
-    per prompt, so that the differences are paired. A peer whose fastest setting is slower does not
-    reach the speed; for one whose slowest is faster that one counts.
-    """
+    """A free policy against every peer's curve read at the policy's own measured speed-up."""
     entrant, rows = own
     speed = _speed(rows)["estimate"]
-    psnr = column(rows, "psnr")
-    against = {}
-    methods = dict.fromkeys(e.method for e, _ in measured if e.about.get("peer"))
-    for method in methods:
-        curve = sorted(
-            (_speed(found)["estimate"], column(found, "psnr"))
-            for e, found in measured
-            if e.method == method
-        )
-        speeds = np.log([point for point, _ in curve])
-        if np.log(speed) > speeds[-1]:
-            against[method] = {"fastest": float(np.exp(speeds[-1])), "gain": None}
-            continue
-        values = np.array([value for _, value in curve])
-        read = [float(np.interp(np.log(speed), speeds, values[:, p])) for p in range(len(psnr))]
-        against[method] = {
-            "fastest": float(np.exp(speeds[-1])),
-            "gain": paired_difference(psnr, read).as_json(),
-        }
+    points = [
+        (e.method, _speed(found)["estimate"], column(found, "psnr"))
+        for e, found in measured
+        if e.about.get("peer")
+    ]
+    against = against_curves(speed, column(rows, "psnr"), points)
     return {"setting": entrant.setting, "speedup": speed, "against": against}
+
+
+def against_curves(
+    speed: float, psnr: Sequence[float], points: Sequence[tuple[str, float, Sequence[float]]]
+) -> dict[str, Any]:
+    """By how much PSNR (per prompt) is ahead of every curve at `speed`; by method.
+
+    `points` are (method, speed, PSNR per prompt) of peers' settings. Curves are straight between
+    settings, PSNR over the logarithm of the speed, and read per prompt, so that the differences are
+    paired. A peer whose fastest setting is slower does not reach the speed (gain None); for one
+    whose slowest is faster that one counts.
+    """
+    against = {}
+    for method in dict.fromkeys(name for name, _, _ in points):
+        curve = sorted((at, values) for name, at, values in points if name == method)
+        speeds = np.log([at for at, _ in curve])
+        fastest = float(np.exp(speeds[-1]))
+        if speed > fastest * (1.0 + SAME_SPEED):
+            against[method] = {"fastest": fastest, "gain": None}
+            continue
+        values = np.array([psnrs for _, psnrs in curve])
+        read = [float(np.interp(np.log(speed), speeds, values[:, p])) for p in range(len(psnr))]
+        gain = paired_difference(psnr, read)
+        against[method] = {"fastest": fastest, "gain": gain.as_json()}
+    return against

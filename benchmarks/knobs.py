@@ -1,14 +1,14 @@
 """Where to put a peer's threshold so that its curve covers the speeds that are compared.
 
 Thresholds of adaptive caches mean something else on every model. Each is therefore tried over a
-wide grid on one calibration prompt, the share of blocks that ran is counted, and the thresholds
-that come out near the wanted speeds are taken: a favour that every user of such a cache needs.
+wide grid on one calibration prompt, the work of the blocks is counted, and the thresholds that
+come out near the wanted speeds are taken: a favour that every user of such a cache needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -21,19 +21,18 @@ from osp_opt.tiny.prompts import load_prompts
 __all__ = ["block_speedup", "tuned_thresholds"]
 
 GRID = tuple(2.5 * 2.0**-k for k in range(13))  # descending: the fast ones are cheap to try
-TARGETS = (1.25, 1.5, 2.0, 3.0)  # in blocks run; the measured speed-up is somewhat less
 SLOW = 1.1
 
 
 def tuned_thresholds(
-    lab: Lab, name: str, at: Callable[[float], AbstractContextManager[Runtime]], model: Any
+    lab: Lab, name: str, at: Callable[[float], AbstractContextManager[Runtime]]
 ) -> list[float]:
     """Thresholds of peer `name`, ascending; where it never gets to a target, its fastest."""
 
     def measure() -> dict[str, Any]:
         speedups: list[float] = []
         for threshold in GRID:
-            speedups.append(block_speedup(lab, at(threshold), model))
+            speedups.append(block_speedup(lab, at(threshold)))
             if speedups[-1] < SLOW:
                 break
         return {"speedups": speedups}
@@ -42,8 +41,8 @@ def tuned_thresholds(
     speedups = np.maximum.accumulate(measured[::-1])
     grid = np.log(GRID[: len(speedups)][::-1])
     fastest = float(speedups[-1])
-    reached = [target for target in TARGETS if target < fastest]
-    if len(reached) < len(TARGETS):
+    reached = [target for target in lab.size.targets if target < fastest]
+    if len(reached) < len(lab.size.targets):
         reached.append(fastest)
     # Where several thresholds do the same (the first ones often do nothing), the last one counts.
     firm: np.ndarray[Any, Any] = np.append(speedups[1:] > speedups[:-1], True)
@@ -51,27 +50,9 @@ def tuned_thresholds(
     return sorted({float(f"{threshold:.3g}") for threshold in found})
 
 
-def block_speedup(lab: Lab, opened: AbstractContextManager[Runtime], model: Any) -> float:
-    """All block runs of one calibration video over those that were really made."""
+def block_speedup(lab: Lab, opened: AbstractContextManager[Runtime]) -> float:
+    """Work of one calibration video without a cache over what was really made."""
     request = Request(load_prompts("calibration")[0], lab.seed)
-    blocks = list(model.transformer_blocks)
-    with opened as runtime, _counted(blocks) as runs:
-        lab.denoise(request, lab.reference, runtime.cache, runtime.transformer)
-    return len(lab.reference) * len(blocks) / max(1, len(runs))
-
-
-@contextmanager
-def _counted(blocks: list[Any]) -> Iterator[list[int]]:
-    """Grows by one entry for every block that runs (fused projections pass `to_q` by, the feed
-    forward layer is always called).
-    """
-    runs: list[int] = []
-    hooks = [
-        block.ff.register_forward_hook(lambda *_, i=i: runs.append(i))
-        for i, block in enumerate(blocks)
-    ]
-    try:
-        yield runs
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with opened as runtime:
+        _, work = lab.counted(request, lab.reference, runtime.cache, runtime.transformer)
+    return lab.plain_work / max(1.0, work)

@@ -11,12 +11,21 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.size import Size
+from benchmarks.work import multiply_adds
 from osp_opt.base.ledger import TrialLedger
 from osp_opt.base.progress import Progress
 from osp_opt.base.samplers import MAX_STEPS
+from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.runtime import BlockCache
 from osp_opt.calibration import Calibration
 from osp_opt.generate.references import LatentStore
-from osp_opt.options import CALIBRATION_FILE, CalibrateOptions, JobOptions, SampleOptions
+from osp_opt.options import (
+    CALIBRATION_FILE,
+    CalibrateOptions,
+    JobOptions,
+    SampleOptions,
+    SearchCacheOptions,
+)
 from osp_opt.pipelines.maker import Denoised, Request
 from osp_opt.pipelines.open_sora_plan import VideoMaker
 from osp_opt.quality.metrics import MAX_PSNR, mse, psnr, ssim
@@ -54,7 +63,9 @@ class Lab:
     """The bundled model on this machine, with everything that was measured before.
 
     Prompts never serve twice: `calibration` calibrates, `verification` decides (inside the
-    searches), `evaluation` judges. `model` holds options that name another model.
+    searches), `evaluation` judges. `model` holds options that name another model or sampler,
+    `schedule` the steps that everything is compared with (default: even ones), `calibration` the
+    folder of one that was made (default: it is made with those steps).
     """
 
     def __init__(
@@ -64,6 +75,8 @@ class Lab:
         seed: int,
         device: str = "auto",
         model: dict[str, Any] | None = None,
+        schedule: TimestepSchedule | None = None,
+        calibration: Path | None = None,
     ) -> None:
         self.size = size
         self.seed = seed
@@ -78,7 +91,9 @@ class Lab:
         self.name = f"{self.maker.loaded.fingerprint[:12]}-{size.name}{size.steps}-s{seed}"
         self.work = work / self.name
         self.ledger = TrialLedger(self.work / "measurements.jsonl")
-        self.reference = TimestepSchedule(TimestepSchedule.uniform(size.steps).timesteps)
+        uniform = TimestepSchedule(TimestepSchedule.uniform(size.steps).timesteps)
+        self.reference = uniform if schedule is None else schedule
+        self._calibration = calibration
         self._stores = {
             1: LatentStore(self.work / "baseline", self.name),
             CONVERGED: LatentStore(self.work / "converged", self.name),
@@ -102,6 +117,29 @@ class Lab:
     ) -> Denoised:
         """One video, timed as `sample` times it; another transformer may stand in."""
         return self.maker.denoise(request, schedule, cache, transformer=transformer)
+
+    def counted(
+        self,
+        request: Request,
+        schedule: TimestepSchedule,
+        cache: Any = None,
+        transformer: Any = None,
+    ) -> tuple[Tensor, float]:
+        """Latents of one video and the multiply-adds of its blocks (see `multiply_adds`)."""
+        runs = transformer or self.maker.pipeline.transformer
+        with multiply_adds(getattr(runs, "model", runs)) as work:
+            made = self.denoise(request, schedule, cache, transformer)
+        return made.latents, work[0]
+
+    def block_cache(self, policy: CachePolicy) -> BlockCache:
+        """The runtime of a policy, as the commands make it."""
+        return self.maker.block_cache(policy, SearchCacheOptions(**self.common, workdir=self.work))
+
+    @cached_property
+    def plain_work(self) -> float:
+        """Multiply-adds of the uncached full length, in which all steps are alike."""
+        steps = TimestepSchedule(self.reference.timesteps[:2])
+        return self.counted(self.deciding(1)[0], steps)[1] / 2 * len(self.reference)
 
     def full(self, request: Request) -> np.ndarray[Any, Any]:
         """Frames of the uncached full-length video, sampled once and kept."""
@@ -128,6 +166,10 @@ class Lab:
             latents = self.denoise(request, uniform).latents.float().cpu()
             self._stores[finer].save(request, latents)
         return latents
+
+    def frame_error(self, latents: Tensor, request: Request) -> float:
+        """Mean squared error of the frames against the full length's, in [0, 1]."""
+        return mse(self.maker.decode(latents), self.full(request)) / _BLACK_TO_WHITE**2
 
     def judge(self, latents: Tensor, request: Request) -> dict[str, float]:
         """Raw frames against the full-length and the converged video's, and the checker's word."""
@@ -175,6 +217,8 @@ class Lab:
     @cached_property
     def calibration_folder(self) -> Path:
         """What `osp-opt calibrate` leaves, made at the first need."""
+        if self._calibration is not None:
+            return self._calibration
         options = CalibrateOptions(
             **self.common,
             workdir=self.work,

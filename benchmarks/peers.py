@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,31 +42,32 @@ class InContext:
     """
 
     def __init__(self, model: Any, timesteps: tuple[float, ...]) -> None:
-        self._model = model
+        self.model = model
         self._timesteps = timesteps
         self._contexts: tuple[TimestepContext, ...] = ()
         self.timestep = timesteps[0]
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+        return getattr(self.model, name)
 
     def encode_timesteps(self, timesteps: Sequence[float]) -> tuple[TimestepContext, ...]:
         """As the model's; remembered, since a context no longer says which timestep it is of."""
-        self._contexts = self._model.encode_timesteps(timesteps)
+        self._timesteps = tuple(timesteps)
+        self._contexts = self.model.encode_timesteps(timesteps)
         return self._contexts
 
     def __call__(self, x: Tensor, timestep: TimestepContext, **arguments: Any) -> Any:
         step = next(i for i, context in enumerate(self._contexts) if context is timestep)
         self.timestep = self._timesteps[step]
         sigma = sigma_of(self.timestep)
-        with self._model.cache_context(
+        with self.model.cache_context(
             "both",
             step_index=step,
             num_inference_steps=len(self._timesteps),
             timestep=torch.tensor([self.timestep]),
             sigma=sigma / (1.0 + sigma),
         ):
-            return self._model(x, timestep, **arguments)
+            return self.model(x, timestep, **arguments)
 
 
 @dataclass
@@ -91,9 +91,9 @@ class Bench:
             self._copies[library] = copy.deepcopy(self.lab.maker.pipeline.transformer)
         return self._copies[library]
 
-    def tuned(self, name: str, at: Callable[[float], Any], library: str) -> list[float]:
+    def tuned(self, name: str, at: Callable[[float], Any]) -> list[float]:
         """Thresholds at which the peer is about as fast as what it is compared with."""
-        return tuned_thresholds(self.lab, name, lambda t: at(t)(), self.model(library))
+        return tuned_thresholds(self.lab, name, lambda t: at(t)())
 
     @contextlib.contextmanager
     def diffusers(self, config: Callable[[InContext], Any]) -> Iterator[Runtime]:
@@ -140,15 +140,7 @@ class Bench:
             raise
 
 
-def _thinned(settings: list[Any], count: int) -> list[Any]:
-    """`count` of the settings, evenly, with both ends."""
-    if count >= len(settings):
-        return settings
-    picked = np.linspace(0, len(settings) - 1, count).round().astype(int)
-    return [settings[i] for i in picked]
-
-
-def peer_entrants(lab: Lab) -> tuple[list[Entrant], list[NotRun]]:
+def peer_entrants(lab: Lab) -> list[Entrant | NotRun]:
     """Every peer at every knob, and those whose library cannot be used."""
     bench = Bench(lab)
     families: list[tuple[str, Callable[[Bench], list[tuple[str, Any]]]]] = [
@@ -164,18 +156,18 @@ def peer_entrants(lab: Lab) -> tuple[list[Entrant], list[NotRun]]:
         ("cache-dit DBCache + FoCa", _dbcache_foca),
         ("cache-dit step masks", _step_masks),
     ]
-    entrants, missing = [], []
+    entrants: list[Entrant | NotRun] = []
     for method, settings in families:
         try:
             found = settings(bench)
         except Exception as error:  # noqa: BLE001 - other people's code, any failure
             reason = reason_of(error)
-            missing.append(NotRun(method, "", reason))
+            entrants.append(NotRun(method, "", reason))
             print(f"  {method}: not run: {reason}", flush=True)
             continue
-        for setting, opened in _thinned(found, lab.size.knobs):
+        for setting, opened in found[: lab.size.knobs]:
             entrants.append(Entrant(method, setting, lab.reference, opened, about={"peer": True}))
-    return entrants, missing
+    return entrants
 
 
 def _first_block(bench: Bench) -> list[tuple[str, Any]]:
@@ -184,7 +176,7 @@ def _first_block(bench: Bench) -> list[tuple[str, Any]]:
     def at(threshold: float) -> Any:
         return lambda: bench.diffusers(lambda _: FirstBlockCacheConfig(threshold=threshold))
 
-    return [(f"threshold {t:g}", at(t)) for t in bench.tuned("first block", at, "diffusers")]
+    return [(f"threshold {t:g}", at(t)) for t in bench.tuned("first block", at)]
 
 
 def _mag(bench: Bench) -> list[tuple[str, Any]]:
@@ -203,7 +195,7 @@ def _mag(bench: Bench) -> list[tuple[str, Any]]:
 
         return lambda: bench.diffusers(config)
 
-    return [(f"threshold {t:g}", at(t)) for t in bench.tuned("mag", at, "diffusers")]
+    return [(f"threshold {t:g}", at(t)) for t in bench.tuned("mag", at)]
 
 
 def _mag_ratios(bench: Bench) -> list[float]:
@@ -244,7 +236,7 @@ def _sea(bench: Bench) -> list[tuple[str, Any]]:
 
         return lambda: bench.diffusers(config)
 
-    return [(f"threshold {t:g}", at(t)) for t in bench.tuned("sea", at, "diffusers")]
+    return [(f"threshold {t:g}", at(t)) for t in bench.tuned("sea", at)]
 
 
 def _taylor_config(interval: int, **arguments: Any) -> Callable[[InContext], Any]:
@@ -309,7 +301,7 @@ def _db_settings(bench: Bench, calibrator: str = "", **settings: Any) -> list[tu
         }
         return lambda: bench.cache_dit(arguments, calibrator, **settings)
 
-    thresholds = bench.tuned(f"dbcache {calibrator}", at, "cache-dit")
+    thresholds = bench.tuned(f"dbcache {calibrator}", at)
     return [(f"F1B0, threshold {t:g}", at(t)) for t in thresholds]
 
 

@@ -19,6 +19,8 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
         made.append(_steps(results["steps"]["rows"], folder / "steps.png"))
     if "cache" in results:
         made.append(_curves(results["cache"]["rows"], folder / "cache.png", "Cache, full steps"))
+    if "field" in results:
+        made.append(_field(results["field"]["rows"], folder / "field.png"))
     if "combined" in results:
         rows = results["combined"]["rows"]
         made.append(_curves(rows, folder / "combined.png", "Steps, cache, and both", "converged"))
@@ -113,3 +115,37 @@ def _curves(rows: Sequence[dict[str, Any]], path: Path, title: str, measure: str
     axes.set_ylabel(f"PSNR to the {of} video, dB")
     axes.set_title(f"{title} (95 % intervals over prompts)", fontsize=10)
     return _saved(figure, axes, path)
+
+
+def _field(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """A panel for each base, PSNR over counted work; one legend."""
+    import matplotlib.pyplot as plt
+
+    bases = list(dict.fromkeys(row["base"] for row in rows))
+    figure, panels = plt.subplots(
+        1,
+        len(bases),
+        figsize=(5.0 * len(bases), 5.6),
+        dpi=110,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    styles = {method: _style(method, n) for n, method in enumerate(_by_method(rows))}
+    for axes, base in zip(panels[0], bases, strict=True):
+        axes.grid(alpha=0.3)
+        for method, own in _by_method([row for row in rows if row["base"] == base]).items():
+            own = sorted(own, key=lambda row: row["counted"])
+            style = {name: value for name, value in styles[method].items() if name != "capsize"}
+            axes.plot(
+                [row["counted"] for row in own], [row["psnr"]["estimate"] for row in own], **style
+            )
+        axes.set_title(base, fontsize=10)
+        axes.set_xlabel("less work, times (counted)")
+    panels[0][0].set_ylabel("PSNR to the plain video, dB")
+    figure.legend(
+        *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7.5
+    )
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
+    return path

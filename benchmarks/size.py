@@ -15,9 +15,10 @@ class Size:
     judges: fresh prompts per measurement, for the steps, cache and combined sections.
     ays_lengths: lengths for coordinate descent, which costs most. ratios: asked of search-cache;
     reuse_ratios: of it, beside recipes.
-    knobs: settings per peer (evenly taken from its sweep). deciding: verification prompts of a
-    cache search; reference_prompts: of the reference tool's. predictor_policies: drawn at each
-    cost, to see whether the score ranks them.
+    knobs: settings per peer, at most. targets: speeds in counted work at which a peer's threshold
+    is put. field_prompts: that judge the caches with other samplers.
+    deciding: verification prompts of a cache search; reference_prompts: of the reference tool's.
+    predictor_policies: drawn at each cost, to see whether the score ranks them.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Size:
     reference_candidates: int
     reference_iterations: int
     knobs: int
+    targets: tuple[float, ...]
+    field_prompts: int
     noise_prompts: int
     sampler_prompts: int
     predictor_policies: int
@@ -81,6 +84,8 @@ def quick_size() -> Size:
         reference_candidates=3,
         reference_iterations=2,
         knobs=2,
+        targets=(1.5, 3.0),
+        field_prompts=2,
         noise_prompts=2,
         sampler_prompts=2,
         predictor_policies=3,
@@ -130,6 +135,8 @@ def full_size(minutes: float, seconds_per_video: float) -> Size:
         reference_candidates=11,
         reference_iterations=5,
         knobs=4,
+        targets=(1.25, 1.5, 2.0, 3.0),
+        field_prompts=8,
         noise_prompts=8,
         sampler_prompts=8,
         predictor_policies=10,

@@ -79,9 +79,9 @@ def run(lab: Lab) -> dict[str, Any]:
     }
 
 
-def searched(lab: Lab) -> dict[str, Any]:
-    """What `osp-opt search-steps` wrote for every length, and what that cost."""
-    return _by_command(lab, TOOL, lab.size.lengths)
+def searched(lab: Lab, lengths: Sequence[int] = ()) -> dict[str, Any]:
+    """What `osp-opt search-steps` wrote for each length (default: all), and what that cost."""
+    return _by_command(lab, TOOL, lengths or lab.size.lengths)
 
 
 def _by_command(lab: Lab, method: str, lengths: Sequence[int]) -> dict[str, Any]:

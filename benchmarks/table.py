@@ -19,6 +19,7 @@ def render(results: dict[str, Any]) -> str:
         ("samplers", _samplers),
         ("cache", _cache),
         ("predictor", _predictor),
+        ("field", _field),
         ("combined", _combined),
         ("scaling", _scaling),
     ):
@@ -208,6 +209,41 @@ def _predictor(section: dict[str, Any]) -> str:
         "their score: of equal predicted speed-up, and of all."
     )
     return f"## Predictor\n\n{markdown_table(('cost', 'policies', *names), rows)}\n\n{note}"
+
+
+def _field(section: dict[str, Any]) -> str:
+    count = section["rows"][0]["prompts"]
+    text = (
+        "## Caches with other samplers and on searched steps\n\n![PSNR over counted work]"
+        f"(field.png)\n\n{count} fresh prompts; PSNR to the plain video of the same sampler and "
+        "steps. Work is counted in multiply-adds of the blocks' linear layers, nothing was timed."
+    )
+    for base in dict.fromkeys(row["base"] for row in section["rows"]):
+        mine = [row for row in section["rows"] if row["base"] == base]
+        lines = [
+            [row["method"], row["setting"], f"{row['counted']:.2f}", interval_text(row["psnr"])]
+            for row in mine
+        ]
+        text += f"\n\n### {base}\n\n"
+        text += markdown_table(("method", "setting", "less work, x", "PSNR, dB"), lines)
+        own = [one for one in section["equal_work"] if one["base"] == base]
+        text += "\n\nAhead of others at the same work, dB (paired; curves read between settings):"
+        text += "\n\n" + _ahead(own)
+    return text + _not_run(section)
+
+
+def _ahead(own: Sequence[dict[str, Any]]) -> str:
+    """A column for each of ours, a line for each peer."""
+    lines = []
+    for peer in dict.fromkeys(name for one in own for name in one["against"]):
+        cells = []
+        for one in own:
+            found = one["against"][peer]
+            slow = f"stops at {found['fastest']:.2f}x"
+            cells.append(slow if found["gain"] is None else interval_text(found["gain"]))
+        lines.append([peer, *cells])
+    head = [f"{one['method']} {one['setting']}, {one['counted']:.2f}x" for one in own]
+    return markdown_table(("against", *head), lines)
 
 
 def _combined(section: dict[str, Any]) -> str:

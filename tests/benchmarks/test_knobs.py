@@ -21,8 +21,7 @@ STEPS = 4
 def test_runs_of_blocks_are_counted(tmp_path: Path) -> None:
     """As the bundled model is loaded, with fused projections."""
     lab = Lab(tmp_path, replace(quick_size(), steps=STEPS), seed=1, device="cpu")
-    model = lab.maker.pipeline.transformer
-    assert block_speedup(lab, nullcontext(Runtime()), model) == 1.0
+    assert block_speedup(lab, nullcontext(Runtime())) == 1.0
     policy = CachePolicy.four_field(2, 8, 0, 2)
-    cached = block_speedup(lab, nullcontext(Runtime(cache=BlockCache(policy))), model)
+    cached = block_speedup(lab, nullcontext(Runtime(cache=BlockCache(policy))))
     assert cached == pytest.approx(policy.speedup(12, STEPS))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cache, goals, plots, steps, table
+from benchmarks import cache, field, goals, plots, steps, table
 from benchmarks.contest import Entrant, Runtime, contest, summary
 from benchmarks.size import full_size, quick_size
 from benchmarks.summary import summary as summary_of
@@ -80,6 +80,25 @@ def combined_rows(lab: Any) -> list[dict[str, Any]]:
     ]
     measured, _ = contest(lab, "combined", entrants, REQUESTS)
     return [summary(one, values) for one, values in measured]
+
+
+def field_section() -> dict[str, Any]:
+    """One base, on which a peer is 2 dB ahead of ours at equal work."""
+    rows = [
+        {
+            "base": "EulerDiscrete, 50 steps",
+            "method": method,
+            "setting": "here",
+            "prompts": 2,
+            "counted": 2.0,
+            "psnr": mean_ci(psnrs).as_json(),
+            "about": {"peer": True} if method == "theirs" else {},
+            "values": {"psnr": psnrs},
+        }
+        for method, psnrs in (("theirs", [42.0, 44.0]), (cache.FREE, [40.0, 42.0]))
+    ]
+    equal = [{"base": "EulerDiscrete, 50 steps", **one} for one in field._at_equal_work(rows)]
+    return {"rows": rows, "not_run": [], "equal_work": equal}
 
 
 def cache_entrants() -> list[Entrant]:
@@ -179,6 +198,7 @@ def results(lab: Any) -> dict[str, Any]:
                 {"group": "1.3x", "policies": 9, "correlations": {"score": 0.5, "blocks": None}},
             ],
         },
+        "field": field_section(),
         "combined": {"rows": combined_rows(lab), "not_run": [], "converged": 800},
         "scaling": {
             "cores": 2,
@@ -256,9 +276,11 @@ def test_table_and_figures_come_of_the_results(results: dict[str, Any], tmp_path
     assert "| 50 | 41.0 [28.3, 53.7] | 18.0 [5.3, 30.7] |" in page
     assert "| EulerDiscrete | 12 | deterministic | 31.0 [18.3, 43.7] | 0.1 [-1.2, 1.4] |" in page
     assert "| 1.3x | 9 | 0.50 | - |" in page
+    assert "| against | osp-opt free here, 2.00x |" in page
+    assert "| theirs | -2.0 [-2.0, -2.0] |" in page
     drawn = plots.draw(results, tmp_path)
     assert [path.name for path in drawn] == [
-        *("steps.png", "cache.png", "combined.png", "frontier.png")
+        *("steps.png", "cache.png", "field.png", "combined.png", "frontier.png")
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
