@@ -16,7 +16,8 @@ class Size:
     ays_lengths: lengths for coordinate descent, which costs most. ratios: asked of search-cache;
     reuse_ratios: of it, beside recipes.
     knobs: settings per peer, at most. targets: speeds in counted work at which a peer's threshold
-    is put. field_prompts: that judge the caches with other samplers.
+    is put. field_prompts: that judge the caches with other samplers;
+    attribute_prompts: that judge samplers by what they draw.
     deciding: verification prompts of a cache search; reference_prompts: of the reference tool's.
     predictor_policies: drawn at each cost, to see whether the score ranks them.
     """
@@ -43,6 +44,7 @@ class Size:
     knobs: int
     targets: tuple[float, ...]
     field_prompts: int
+    attribute_prompts: int
     noise_prompts: int
     sampler_prompts: int
     predictor_policies: int
@@ -86,6 +88,7 @@ def quick_size() -> Size:
         knobs=2,
         targets=(1.5, 3.0),
         field_prompts=2,
+        attribute_prompts=2,
         noise_prompts=2,
         sampler_prompts=2,
         predictor_policies=3,
@@ -137,6 +140,7 @@ def full_size(minutes: float, seconds_per_video: float) -> Size:
         knobs=4,
         targets=(1.25, 1.5, 2.0, 3.0),
         field_prompts=8,
+        attribute_prompts=40,
         noise_prompts=8,
         sampler_prompts=8,
         predictor_policies=10,

@@ -20,6 +20,8 @@ def render(results: dict[str, Any]) -> str:
         ("cache", _cache),
         ("predictor", _predictor),
         ("field", _field),
+        ("four-field", _four_field),
+        ("attributes", _attributes),
         ("combined", _combined),
         ("scaling", _scaling),
     ):
@@ -244,6 +246,53 @@ def _ahead(own: Sequence[dict[str, Any]]) -> str:
         lines.append([peer, *cells])
     head = [f"{one['method']} {one['setting']}, {one['counted']:.2f}x" for one in own]
     return markdown_table(("against", *head), lines)
+
+
+def _four_field(section: dict[str, Any]) -> str:
+    rows = [
+        [
+            told,
+            section[name]["policy"],
+            f"{section[name]['counted']:.2f}",
+            f"{section[name]['deciding']:.2e}",
+            f"{sum(section[name]['fresh']) / section['prompts']:.2e}",
+        ]
+        for told, name in (("reference tool's procedure", "reference"), ("best sampled", "best"))
+    ]
+    head = (
+        *("choice", "policy", "less work, x"),
+        *(
+            f"error, {section[n]} {t}"
+            for n, t in (("deciding_prompts", "that chose"), ("prompts", "fresh"))
+        ),
+    )
+    note = (
+        f"{section['reaching']} policies of four numbers save the work; {section['sampled']}, the "
+        "best by the recorded table, of all and of every interval, were sampled. Errors are mean "
+        f"squares of frames. On the prompts that chose the best has {section['bound']:.2f} of the "
+        f"procedure's error, on fresh ones {interval_text(section['ratio'], '.2f')} (geometric)."
+    )
+    return f"## Four numbers at their best\n\n{markdown_table(head, rows)}\n\n{note}"
+
+
+def _attributes(section: dict[str, Any]) -> str:
+    names = list(section["rows"][0]["right"])
+    rows = [
+        [
+            row["sampler"],
+            f"{row['steps']}",
+            *(interval_text(row["right"][name], ".0f", 100) for name in names),
+            interval_text(row["motion"], ".2f"),
+        ]
+        for row in section["rows"]
+    ]
+    note = (
+        f"Percent of {section['prompts']} fresh prompts, Wilson intervals; movement as a quotient "
+        "to the first line, geometric over prompts. PSNR would not compare samplers: each makes "
+        "its own video of a prompt."
+    )
+    head = ("sampler", "steps", *names, "movement")
+    return f"## What samplers draw\n\n{markdown_table(head, rows)}\n\n{note}"
 
 
 def _combined(section: dict[str, Any]) -> str:

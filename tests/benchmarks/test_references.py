@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from gaussian_model import VARIANCES, ancestral_distance, sigma_at
 
+from benchmarks.four_field import enumerated
 from benchmarks.reference_cache import CacheSearch, least_blocks
 from benchmarks.reference_steps import StepSearch, network_evaluations
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.search.cache.candidates import MAX_INTERVAL
 
 
 def test_its_formula_under_delivers() -> None:
@@ -52,6 +54,20 @@ def test_its_second_stage_takes_the_best_starts_and_stays_inside_the_model() -> 
     assert {fields["cache_block_start"] for fields in second} == {4, 5, 6}
     assert max(f["cache_block_start"] + f["cache_num_blocks"] for f in second) == 12
     assert result.policy == CachePolicy.four_field(6, 6, 0, 2)
+
+
+def test_every_policy_of_four_numbers_that_saves_the_work_is_enumerated() -> None:
+    blocks, steps = 4, 12
+    found = {CachePolicy(rule=rule) for rule in enumerated(blocks, steps, 1.3)}
+    everything = [
+        CachePolicy.four_field(a, num, first, interval)
+        for interval in range(2, MAX_INTERVAL + 1)
+        for first in range(steps)
+        for a in range(blocks)
+        for num in range(1, blocks - a + 1)
+    ]
+    assert found == {one for one in everything if one.speedup(blocks, steps) >= 1.3}
+    assert len(found) == len(enumerated(blocks, steps, 1.3))
 
 
 def gaussian_search(num_steps: int, seed: int) -> tuple[float, int]:

@@ -21,7 +21,7 @@ from benchmarks.size import full_size, quick_size
 from benchmarks.summary import summary as summary_of
 from osp_opt.base.ledger import TrialLedger
 from osp_opt.pipelines.maker import Request
-from osp_opt.quality.intervals import mean_ci
+from osp_opt.quality.intervals import mean_ci, ratio_ci, wilson
 from osp_opt.sampling.schedule import TimestepSchedule
 
 FULL = TimestepSchedule(TimestepSchedule.uniform(100).timesteps)
@@ -99,6 +99,10 @@ def field_section() -> dict[str, Any]:
     ]
     equal = [{"base": "EulerDiscrete, 50 steps", **one} for one in field._at_equal_work(rows)]
     return {"rows": rows, "not_run": [], "equal_work": equal}
+
+
+def four_field_choice(policy: str, error: float) -> dict[str, Any]:
+    return {"policy": policy, "counted": 1.3, "deciding": error, "fresh": [error, 3 * error]}
 
 
 def cache_entrants() -> list[Entrant]:
@@ -199,6 +203,27 @@ def results(lab: Any) -> dict[str, Any]:
             ],
         },
         "field": field_section(),
+        "four-field": {
+            "reaching": 900,
+            "sampled": 30,
+            "deciding_prompts": 2,
+            "prompts": 2,
+            "bound": 0.8,
+            "ratio": ratio_ci([0.5, 2.0]).as_json(),
+            "reference": four_field_choice("blocks 1..7 every 2 steps from step 5", 2e-5),
+            "best": four_field_choice("blocks 0..11 every 2 steps from step 50", 1.6e-5),
+        },
+        "attributes": {
+            "prompts": 4,
+            "rows": [
+                {
+                    "sampler": "EulerDiscrete",
+                    "steps": 100,
+                    "right": {"motion": wilson([1.0, 1.0, 1.0, 0.0]).as_json()},
+                    "motion": ratio_ci([0.9, 1.1]).as_json(),
+                }
+            ],
+        },
         "combined": {"rows": combined_rows(lab), "not_run": [], "converged": 800},
         "scaling": {
             "cores": 2,
@@ -278,6 +303,8 @@ def test_table_and_figures_come_of_the_results(results: dict[str, Any], tmp_path
     assert "| 1.3x | 9 | 0.50 | - |" in page
     assert "| against | osp-opt free here, 2.00x |" in page
     assert "| theirs | -2.0 [-2.0, -2.0] |" in page
+    assert "| blocks 0..11 every 2 steps from step 50 | 1.30 | 1.60e-05 | 3.20e-05 |" in page
+    assert "| EulerDiscrete | 100 | 75 [30, 95] | 0.99 [" in page
     drawn = plots.draw(results, tmp_path)
     assert [path.name for path in drawn] == [
         *("steps.png", "cache.png", "field.png", "combined.png", "frontier.png")
