@@ -32,7 +32,7 @@ from osp_opt.tiny.prompts import load_prompts
 __all__ = ["LONGEST", "least_cost", "lexicographic_minimax", "planned_policies"]
 
 LONGEST = 3  # steps in a row that are not computed
-MEASURED_STARTS = 17  # of LeMiCa's edges, evenly over the steps
+MEASURED_STARTS = 12  # of LeMiCa's edges, evenly over the steps
 
 Edges = dict[tuple[int, int], float]
 Costs = dict[tuple[int, int, int], float]

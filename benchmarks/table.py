@@ -22,6 +22,7 @@ def render(results: dict[str, Any]) -> str:
         ("field", _field),
         ("four-field", _four_field),
         ("attributes", _attributes),
+        ("attention", _attention),
         ("combined", _combined),
         ("scaling", _scaling),
     ):
@@ -293,6 +294,26 @@ def _attributes(section: dict[str, Any]) -> str:
     )
     head = ("sampler", "steps", *names, "movement")
     return f"## What samplers draw\n\n{markdown_table(head, rows)}\n\n{note}"
+
+
+def _attention(section: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["sampler"],
+            "forecast" if row["order"] else "reused",
+            f"all blocks, {row['against']}",
+            interval_text(row["ratio"], ".2f"),
+        ]
+        for row in section["rows"]
+    ]
+    note = (
+        f"Squared error of the latents, geometric over {section['prompts']} fresh prompts, when "
+        "self-attention alone is reused at every second of 50 steps, over that of whole blocks "
+        "reused. The same work is meant at 93x720p, where self-attention is "
+        f"{100 * section['share']:.0f} % of a block."
+    )
+    head = ("sampler", "order", "against", "error ratio")
+    return f"## Attention alone\n\n{markdown_table(head, rows)}\n\n{note}"
 
 
 def _combined(section: dict[str, Any]) -> str:

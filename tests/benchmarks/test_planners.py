@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.attention import AttentionReuse, share
 from benchmarks.cache import against_curves
 from benchmarks.guidance_cache import GuidanceCache, _split
 from benchmarks.lab import Lab
@@ -94,6 +95,25 @@ def test_the_guidance_cache_without_its_weights_is_plain_reuse_of_the_difference
     # Both branches at steps 0, 1, 2 and 5 of six, one at 3 and 4.
     assert work == own_work == pytest.approx(5 / 6 * lab.plain_work)
     assert not torch.equal(made(3)[0], mine)
+
+
+def test_the_prototype_skips_self_attention_and_nothing_else(lab: Lab) -> None:
+    request, model = lab.deciding(1)[0], lab.maker.pipeline.transformer
+    plain = lab.denoise(request, lab.reference).latents
+    never = AttentionReuse(model, 1, frozenset())
+    assert torch.equal(lab.denoise(request, lab.reference, transformer=never).latents, plain)
+    twice = AttentionReuse(model, 1, frozenset({2, 4}))
+    made, work = lab.counted(request, lab.reference, transformer=twice)
+    # Of the 14 width^2 that are counted for a token, projections of self-attention are 4.
+    assert work / lab.plain_work == pytest.approx(1 - 2 / 6 * 4 / 14)
+    again, _ = lab.counted(request, lab.reference, transformer=twice)
+    assert torch.equal(again, made)  # nothing is left of the video before
+
+
+def test_attention_is_most_of_a_block_where_there_are_many_tokens() -> None:
+    # Of width^2 a token: 4 for its projections, 2 cross-attention, 8 feed-forward.
+    assert share(1, 10_000, 1) == pytest.approx(4 / 14, rel=1e-3)
+    assert share(86_400, 2304, 512) == pytest.approx(0.88, abs=0.005)
 
 
 def test_frequencies_are_split_as_they_are() -> None:

@@ -213,6 +213,18 @@ def results(lab: Any) -> dict[str, Any]:
             "reference": four_field_choice("blocks 1..7 every 2 steps from step 5", 2e-5),
             "best": four_field_choice("blocks 0..11 every 2 steps from step 50", 1.6e-5),
         },
+        "attention": {
+            "prompts": 2,
+            "share": 0.88,
+            "rows": [
+                {
+                    "sampler": "EulerDiscrete",
+                    "order": 1,
+                    "against": "same work",
+                    "ratio": ratio_ci([3.0, 3.0]).as_json(),
+                }
+            ],
+        },
         "attributes": {
             "prompts": 4,
             "rows": [
@@ -305,6 +317,7 @@ def test_table_and_figures_come_of_the_results(results: dict[str, Any], tmp_path
     assert "| theirs | -2.0 [-2.0, -2.0] |" in page
     assert "| blocks 0..11 every 2 steps from step 50 | 1.30 | 1.60e-05 | 3.20e-05 |" in page
     assert "| EulerDiscrete | 100 | 75 [30, 95] | 0.99 [" in page
+    assert "| EulerDiscrete | forecast | all blocks, same work | 3.00 [3.00, 3.00] |" in page
     drawn = plots.draw(results, tmp_path)
     assert [path.name for path in drawn] == [
         *("steps.png", "cache.png", "field.png", "combined.png", "frontier.png")
