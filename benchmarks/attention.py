@@ -10,7 +10,6 @@ attention alone would save there.
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.field import ANCESTRAL
 from benchmarks.lab import Lab
+from benchmarks.told import Told
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import forecast_weights
 from osp_opt.model.attention import SelfAttention
@@ -84,17 +84,16 @@ def _errors(lab: Lab, sampler: str, request: Request) -> dict[str, float]:
     return lab.remembered(f"attention {sampler} {request.seed} {request.prompt}", measure)
 
 
-class AttentionReuse:
+class AttentionReuse(Told):
     """A prototype: a copy of a transformer whose self-attention is reused at some steps.
 
     order 0 takes its last output, 1 goes on from the last two in a line.
     """
 
     def __init__(self, model: nn.Module, order: int, reused: frozenset[int]) -> None:
-        self.model: Any = copy.deepcopy(model)
+        super().__init__(copy.deepcopy(model))
         self._order = order
         self._reused = reused
-        self._step = 0
         for module in self.model.modules():
             if isinstance(module, SelfAttention):
                 self._put_into(module)
@@ -104,32 +103,16 @@ class AttentionReuse:
         known: dict[int, Tensor] = {}  # outputs by step, the last two
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
-            for step in [step for step in known if step >= self._step]:  # of the video before
+            for step in [step for step in known if step >= self.step]:  # of the video before
                 del known[step]
-            if self._step in self._reused:
+            if self.step in self._reused:
                 steps = sorted(known, reverse=True)[: self._order + 1]
-                weights = forecast_weights(steps, self._step)
+                weights = forecast_weights(steps, self.step)
                 total = weights[0] * known[steps[0]]
                 return total if len(steps) == 1 else total + weights[1] * known[steps[1]]
-            known[self._step] = compute(*args, **kwargs)
+            known[self.step] = compute(*args, **kwargs)
             for step in sorted(known)[:-2]:
                 del known[step]
-            return known[self._step]
+            return known[self.step]
 
         attention.forward = forward  # type: ignore[method-assign]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def cache_context(
-        self, name: str, *, step_index: int, **told: Any
-    ) -> AbstractContextManager[None]:
-        """As the model's; this is where the step is told."""
-        self._step = step_index
-        context: AbstractContextManager[None] = self.model.cache_context(
-            name, step_index=step_index, **told
-        )
-        return context
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)

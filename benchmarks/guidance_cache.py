@@ -9,12 +9,12 @@ steps. Frequencies are low within a fifth of a frame's width around zero; the we
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.told import Told
 from osp_opt.model.transformer import TextContext
 
 __all__ = ["GuidanceCache"]
@@ -25,37 +25,23 @@ WEIGHT = 1.1
 LOW = 1 / 5  # of a frame's width
 
 
-class GuidanceCache:
+class GuidanceCache(Told):
     """A transformer for one video of `steps` steps; the negative branch runs at every
     `interval`-th of them. With a `weight` of 1 the whole difference is reused as it was.
     """
 
     def __init__(self, model: Any, steps: int, interval: int, weight: float = WEIGHT) -> None:
-        self.model = model
+        super().__init__(model)
         self._steps = steps
         self._interval = interval
         self._weight = weight
-        self._step = 0
         self._differences: tuple[Tensor, Tensor] | None = None  # low and high frequencies
         self._positive: TextContext | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def cache_context(
-        self, name: str, *, step_index: int, **told: Any
-    ) -> AbstractContextManager[None]:
-        """As the model's; this is where the step is told."""
-        self._step = step_index
-        context: AbstractContextManager[None] = self.model.cache_context(
-            name, step_index=step_index, **told
-        )
-        return context
 
     def __call__(self, x: Tensor, timestep: Any, *, text: TextContext, **arguments: Any) -> Any:
         """Both branches' outputs, as the model's."""
         half = len(x) // 2
-        since = self._step - round(FIRST * self._steps)
+        since = self.step - round(FIRST * self._steps)
         if self._differences is None or since <= 0 or since % self._interval == 0:
             (output, *_) = self.model(x, timestep, text=text, **arguments)
             self._differences = _split(output[:half] - output[half:])
@@ -64,7 +50,7 @@ class GuidanceCache:
             mask = None if text.mask is None else text.mask[half:]
             self._positive = TextContext(text.embeds[half:], mask)
         (positive, *_) = self.model(x[half:], timestep, text=self._positive, **arguments)
-        early = self._step < LOW_UNTIL * self._steps
+        early = self.step < LOW_UNTIL * self._steps
         weights = (self._weight, 1.0) if early else (1.0, self._weight)
         low, high = (w * part for w, part in zip(weights, self._differences, strict=True))
         return (torch.cat([positive + low + high, positive]),)

@@ -1,6 +1,6 @@
 """Other people's caches on the same transformer, through their public interfaces.
 
-diffusers' caches: ``transformer.enable_cache(Config)`` and, around each call, ``cache_context``.
+diffusers' caches: ``transformer.enable_cache(Config)``; the denoiser enters ``cache_context``.
 cache-dit: ``enable_cache(BlockAdapter, ...)``. Each runs on its own copy of the transformer, is
 enabled anew for every video (not timed) and removed after it.
 """
@@ -13,7 +13,7 @@ import importlib
 import io
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,51 +23,14 @@ from torch import Tensor
 from benchmarks.contest import Entrant, NotRun, Runtime, reason_of
 from benchmarks.knobs import tuned_thresholds
 from benchmarks.lab import Lab
-from osp_opt.model.transformer import TimestepContext
+from benchmarks.told import Told
 from osp_opt.pipelines.maker import Request
-from osp_opt.sampling.schedule import sigma_of
 from osp_opt.tiny.prompts import load_prompts
 
 __all__ = ["peer_entrants"]
 
 MOST_SKIPS = 4  # in a row, of the caches that take a limit; their defaults are 2 and 3
 WARM_UP = 8  # steps that DBCache computes first: its default
-
-
-class InContext:
-    """A transformer whose calls happen in diffusers' cache context; anything else passes through.
-
-    sigma is told as diffusers' pipelines of flow models mean it, the share of noise in [0, 1]:
-    sigma / (1 + sigma) of ours.
-    """
-
-    def __init__(self, model: Any, timesteps: tuple[float, ...]) -> None:
-        self.model = model
-        self._timesteps = timesteps
-        self._contexts: tuple[TimestepContext, ...] = ()
-        self.timestep = timesteps[0]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def encode_timesteps(self, timesteps: Sequence[float]) -> tuple[TimestepContext, ...]:
-        """As the model's; remembered, since a context no longer says which timestep it is of."""
-        self._timesteps = tuple(timesteps)
-        self._contexts = self.model.encode_timesteps(timesteps)
-        return self._contexts
-
-    def __call__(self, x: Tensor, timestep: TimestepContext, **arguments: Any) -> Any:
-        step = next(i for i, context in enumerate(self._contexts) if context is timestep)
-        self.timestep = self._timesteps[step]
-        sigma = sigma_of(self.timestep)
-        with self.model.cache_context(
-            "both",
-            step_index=step,
-            num_inference_steps=len(self._timesteps),
-            timestep=torch.tensor([self.timestep]),
-            sigma=sigma / (1.0 + sigma),
-        ):
-            return self.model(x, timestep, **arguments)
 
 
 @dataclass
@@ -78,12 +41,8 @@ class Bench:
     _copies: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def timesteps(self) -> tuple[float, ...]:
-        return self.lab.reference.timesteps
-
-    @property
     def steps(self) -> int:
-        return len(self.timesteps)
+        return len(self.lab.reference)
 
     def model(self, library: str) -> Any:
         """The copy that `library` may change."""
@@ -96,10 +55,10 @@ class Bench:
         return tuned_thresholds(self.lab, name, lambda t: at(t)())
 
     @contextlib.contextmanager
-    def diffusers(self, config: Callable[[InContext], Any]) -> Iterator[Runtime]:
+    def diffusers(self, config: Callable[[Told], Any]) -> Iterator[Runtime]:
         """One of diffusers' caches, for one video."""
         model = self.model("diffusers")
-        inside = InContext(model, self.timesteps)
+        inside = Told(model)
         with self._spoiled_by_failure("diffusers"):
             model.enable_cache(config(inside))
             yield Runtime(transformer=inside)
@@ -185,7 +144,7 @@ def _mag(bench: Bench) -> list[tuple[str, Any]]:
     ratios = _mag_ratios(bench)
 
     def at(threshold: float) -> Any:
-        def config(_: InContext) -> Any:
+        def config(_: Told) -> Any:
             return MagCacheConfig(
                 threshold=threshold,
                 max_skip_steps=MOST_SKIPS,
@@ -208,7 +167,7 @@ def _mag_ratios(bench: Bench) -> list[float]:
         request = Request(load_prompts("calibration")[0], lab.seed)
         printed = io.StringIO()
 
-        def config(_: InContext) -> Any:
+        def config(_: Told) -> Any:
             return MagCacheConfig(calibrate=True, num_inference_steps=bench.steps)
 
         with bench.diffusers(config) as runtime, contextlib.redirect_stdout(printed):
@@ -229,7 +188,7 @@ def _sea(bench: Bench) -> list[tuple[str, Any]]:
         return [x[-1]]  # both guidance branches hold the same latents
 
     def at(threshold: float) -> Any:
-        def config(_: InContext) -> Any:
+        def config(_: Told) -> Any:
             return SeaCacheConfig(
                 threshold=threshold, max_consecutive_cached=MOST_SKIPS, raw_vision_callback=latents
             )
@@ -239,10 +198,10 @@ def _sea(bench: Bench) -> list[tuple[str, Any]]:
     return [(f"threshold {t:g}", at(t)) for t in bench.tuned("sea", at)]
 
 
-def _taylor_config(interval: int, **arguments: Any) -> Callable[[InContext], Any]:
+def _taylor_config(interval: int, **arguments: Any) -> Callable[[Told], Any]:
     from diffusers.hooks import TaylorSeerCacheConfig
 
-    def config(_: InContext) -> Any:
+    def config(_: Told) -> Any:
         return TaylorSeerCacheConfig(
             cache_interval=interval, taylor_factors_dtype=torch.float32, **arguments
         )
@@ -274,7 +233,7 @@ def _pab(bench: Bench) -> list[tuple[str, Any]]:
     from diffusers.hooks import PyramidAttentionBroadcastConfig
 
     def at(spatial: int, cross: int, steps: tuple[int, int]) -> Any:
-        def config(inside: InContext) -> Any:
+        def config(inside: Told) -> Any:
             return PyramidAttentionBroadcastConfig(
                 spatial_attention_block_skip_range=spatial,
                 cross_attention_block_skip_range=cross,
