@@ -103,6 +103,6 @@ def searched(bench: Bench, steps: int, power: float, weight: float) -> tuple[flo
         return table.best(StepObjective("deterministic", _C, power), steps).schedule.timesteps
     k = len(calibration.timesteps)
     changes, sigmas = table.changes_at(calibration.timesteps)
-    cost = corrected_cost(changes[:k, :k], sigmas[:k], weight, ancestral=False, c=_C, power=power)
+    cost = corrected_cost(changes[:k, :k], sigmas[:k], weight, c=_C, power=power)
     path = PairProgramme(cost, calibration.timesteps).path(steps)
     return tuple(float(t) for t in calibration.timesteps[list(path)])

@@ -59,7 +59,7 @@ def test_reads_what_it_writes(tmp_path: Path) -> None:
         ({"timesteps": [1200.0, *STEPS[1:]]}, "must lie in"),
         ({"timesteps": ["999", *STEPS[1:]]}, "timesteps 0: "),
         ({"timesteps": STEPS[1:]}, "6 corrections for 5 steps"),
-        ({"corrections": [0, 2, 0, 0, 0, 0]}, "correction 1 is 2"),
+        ({"corrections": [0, 5, 0, 0, 0, 0]}, "correction 1 is 5"),
         ({"corrections": [0.5] * 6}, "first and the last"),
         ({"corrections": [], "timesteps": STEPS[1:]}, "cache is for 6 steps, and it has 5"),
         ({"cache": {"cache_block_start": 1}}, "no cache_num_blocks"),

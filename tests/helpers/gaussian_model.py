@@ -6,6 +6,7 @@ is Gaussian, and its squared Wasserstein distance to the data is (sqrt(p) - sqrt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -81,15 +82,16 @@ def coupled_error(
     timesteps: np.ndarray,
     reference: np.ndarray,
     variances: np.ndarray = VARIANCES[::20],
-    correction: float = 0.0,
+    correction: float | Sequence[float] = 0.0,
 ) -> float:
     """Mean squared difference of two ancestral runs on one noise path, exactly.
 
     In y = x / s^2 with clock tau = 1 / s^2 every step is y += D dtau + dW: the result is linear in
     the path's increments over the levels of both runs, so its coefficients say everything. With a
     `correction` the steps of `timesteps`, but the first and the last, hold
-    D + correction h / (2 h_before) (D - D_before), h in log s.
+    D + correction h / (2 h_before) (D - D_before), h in log s; it may be given for every step.
     """
+    weights = np.broadcast_to(correction, len(timesteps))
     levels = np.unique(np.concatenate([timesteps, reference]))[::-1]
     sigmas = sigma_at(levels)
     tau = 1.0 / sigmas**2
@@ -108,18 +110,18 @@ def coupled_error(
         y = np.zeros((len(levels), len(variances)))  # coefficients of the increments known so far
         y[: places[0] + 1] = 1.0
         before: tuple[np.ndarray, float] | None = None
-        for a, b in pairwise(places):
+        for weight, (a, b) in zip(weights, pairwise(places), strict=False):
             s2 = sigmas[a] ** 2
             denoised = held = variances / (variances + s2) * s2 * y
             h = float(np.log(sigmas[a] / sigmas[b]))
             if before is not None:
-                held = denoised + correction * h / (2 * before[1]) * (denoised - before[0])
+                held = denoised + weight * h / (2 * before[1]) * (denoised - before[0])
             before = denoised, h
             y = y + held * (tau[b] - tau[a])
             y[a + 1 : b + 1] += 1.0
         last = sigmas[places[-1]] ** 2
         return y * variances / (variances + last) * last
 
-    own = corrected(timesteps) if correction else coefficients(timesteps)
+    own = corrected(timesteps) if weights.any() else coefficients(timesteps)
     difference = own - coefficients(reference)
     return float(np.mean(np.diff(tau, prepend=0.0) @ difference**2))

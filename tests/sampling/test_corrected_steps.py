@@ -134,7 +134,7 @@ def test_factors() -> None:
     ("corrections", "said"),
     [
         ((0.0, 0.5), "2 corrections for 4 steps"),
-        ((0.0, 1.5, 0.5, 0.0), "correction 1 is 1.5"),
+        ((0.0, 4.5, 0.5, 0.0), "correction 1 is 4.5"),
         ((0.0, math.nan, 0.5, 0.0), "correction 1 is nan"),
         ((0.5, 0.5, 0.5, 0.0), "first and the last"),
         ((0.0, 0.5, 0.5, 0.5), "first and the last"),

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 from osp_opt.base.errors import ScheduleError
 
-__all__ = ["MAX_TIMESTEP", "check_corrections", "check_timesteps"]
+__all__ = ["MAX_CORRECTION", "MAX_TIMESTEP", "check_corrections", "check_timesteps"]
 
 MAX_TIMESTEP = 999.0
 """The noisiest of the 1000 trained levels."""
+
+MAX_CORRECTION = 4.0
+"""Of a step that makes up for one twice as long."""
 
 
 def check_timesteps(timesteps: Sequence[float], most: float = MAX_TIMESTEP) -> None:
@@ -30,11 +33,13 @@ def check_timesteps(timesteps: Sequence[float], most: float = MAX_TIMESTEP) -> N
 
 
 def check_corrections(corrections: Sequence[float], num_steps: int) -> None:
-    """Raise ScheduleError unless they fit that many steps, lie in [0, 1], and spare both ends."""
+    """Raise ScheduleError unless they fit the steps, lie in [0, 4], and spare both ends."""
     if len(corrections) != num_steps:
         raise ScheduleError(f"schedule: {len(corrections)} corrections for {num_steps} steps")
     for index, weight in enumerate(corrections):
-        if not 0.0 <= weight <= 1.0:
-            raise ScheduleError(f"schedule: correction {index} is {weight}; it must lie in [0, 1]")
+        if not 0.0 <= weight <= MAX_CORRECTION:
+            raise ScheduleError(
+                f"schedule: correction {index} is {weight}; it must lie in [0, {MAX_CORRECTION:g}]"
+            )
     if corrections[0] or corrections[-1]:
         raise ScheduleError("schedule: the first and the last step can have no correction")

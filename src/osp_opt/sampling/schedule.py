@@ -91,14 +91,14 @@ class TimestepSchedule:
     takes no part in comparison.
 
     `corrections` weigh the two-step rule at each step (`steps.correction_factors`): 0 is the plain
-    step, 1 the rule of DPM-Solver++ (2M). Empty, which all zeros become, means plain steps. Files
-    of schedules do not hold them; recipes do.
+    step, 1 the rule of DPM-Solver++ (2M), more makes up for a longer step before it. Empty, which
+    all zeros become, means plain steps. Files of schedules do not hold them; recipes do.
 
     `scale` says which noise level a timestep is: Open-Sora-Plan's, unless the model is another
     one. It takes no part in comparison.
 
     Raises ScheduleError when a timestep is not finite, lies outside [0, 999], or does not descend,
-    and when a correction is outside [0, 1] or at the first or last step, which can have none.
+    and when a correction is outside [0, 4] or at the first or last step, which can have none.
     """
 
     timesteps: tuple[float, ...]

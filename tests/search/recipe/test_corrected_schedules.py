@@ -13,7 +13,7 @@ from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 from osp_opt.sampling.steps import correction_factors
 from osp_opt.search.recipe.pairs import PairProgramme, corrected_cost
 from osp_opt.search.steps.coherent import coherent_error, error_coefficients
-from osp_opt.search.steps.objectives import pathwise_cost
+from osp_opt.search.steps.objectives import deterministic_cost
 from tests.helpers.gaussian_model import coupled_error, exact_gram
 
 K, E = 9, 40
@@ -32,10 +32,9 @@ def changes_of(rows: np.ndarray) -> np.ndarray:
 SIGMAS = np.geomspace(20.0, 0.05, K)
 
 
-@pytest.mark.parametrize("ancestral", [True, False])
-def test_the_cost_is_the_error_of_the_corrected_step(walk: np.ndarray, ancestral: bool) -> None:
-    clock = SIGMAS ** (-2 if ancestral else -1)
-    cost = corrected_cost(changes_of(walk), SIGMAS, 0.6, ancestral=ancestral, power=0.3)
+def test_the_cost_is_the_error_of_the_corrected_step(walk: np.ndarray) -> None:
+    clock = 1.0 / SIGMAS
+    cost = corrected_cost(changes_of(walk), SIGMAS, 0.6, power=0.3)
     for p, i, j in itertools.product(range(K), repeat=3):
         if not p <= i < j:
             assert cost[p, i, j] == np.inf
@@ -53,7 +52,7 @@ def test_the_cost_is_the_error_of_the_corrected_step(walk: np.ndarray, ancestral
 def test_without_weight_it_is_the_plain_steps_cost(walk: np.ndarray) -> None:
     changes = changes_of(walk)
     cost = corrected_cost(changes, SIGMAS, 0.0, c=0.5, power=0.5)
-    np.testing.assert_allclose(cost[0], pathwise_cost(changes, SIGMAS, 0.5, 0.5))
+    np.testing.assert_allclose(cost[0], deterministic_cost(changes, SIGMAS, 0.5, 0.5))
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5, 8, 9])

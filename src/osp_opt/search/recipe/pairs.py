@@ -1,6 +1,6 @@
-r"""The schedule of least additive cost for corrected steps, exactly.
+r"""The schedule of least additive cost for corrected deterministic steps, exactly.
 
-What a corrected step from i to j costs depends on the level p before it, so the programme runs
+What such a step from i to j costs depends on the level p before it, so the programme runs
 over pairs of levels:
 
     V_n[p, i] = min over j of  cost[p, i, j] + V_{n-1}[i, j].
@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from osp_opt.base.errors import ScheduleError
-from osp_opt.search.steps.objectives import deterministic_cost, pathwise_cost
+from osp_opt.search.steps.objectives import deterministic_cost
 from osp_opt.search.steps.programme import MIN_GAP
 
 __all__ = ["PairProgramme", "corrected_cost"]
@@ -24,7 +24,6 @@ def corrected_cost(
     sigmas_K: np.ndarray,
     weight: float,
     *,
-    ancestral: bool = True,
     c: float = 0.5,
     power: float = 0.5,
 ) -> np.ndarray:
@@ -37,8 +36,8 @@ def corrected_cost(
 
     all of it sums over the change table.
     """
-    plain = (pathwise_cost if ancestral else deterministic_cost)(changes_KK, sigmas_K, c, 0.0)
-    clock = sigmas_K ** (-2.0 if ancestral else -1.0)
+    plain = deterministic_cost(changes_KK, sigmas_K, c, 0.0)
+    clock = 1.0 / sigmas_K
     u, k = np.diff(clock), len(clock)
     span = clock[None, :] - clock[:, None]  # [i, j]
     upto = np.zeros((k, k))  # [p, j]: sum over m < j of u_m |D_m - D_p|^2

@@ -1,14 +1,16 @@
 """Schedules of corrected steps for any length, and what they are predicted to err by.
 
-The table is searched for several costs, of which none is right for every model, and the coherent
-error (`search/steps/coherent.py`) chooses among what is found. Suffixes: K recorded levels.
+With fresh noise on the way a step makes up for the one before it (`trapezoid.py`), and one
+programme finds the levels. Without it predictions are smooth and a step extrapolates them
+(`pairs.py`): several weights and costs are tried, of which none is right for every model. The
+coherent error (`search/steps/coherent.py`) chooses among what is found. Suffix: K recorded levels.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -17,51 +19,33 @@ from osp_opt.base.samplers import SamplerKind
 from osp_opt.calibration import Calibration
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.recipe.pairs import PairProgramme, corrected_cost
+from osp_opt.search.recipe.trapezoid import trapezoid_cost, trapezoid_weights
 from osp_opt.search.steps.candidates import StepCandidate, StepTable, blend, objectives_for
+from osp_opt.search.steps.programme import StepPlan, plan_steps
 
 __all__ = ["CorrectedSchedules"]
 
 _MOST_LEVELS = 128  # of the programme's grid: its time and memory grow with their cube
 
 
-@dataclass(frozen=True)
-class _Search:
-    """What is tried of the table.
-
-    weights: of the two-step rule. divisors: (c, power), how fast errors fade with noise. sharp:
-    whether the levels are tried as they were found, and not smoothed only.
-    """
-
-    weights: tuple[float, ...]
-    divisors: tuple[tuple[float, float], ...]
-    sharp: bool = False
-
-
-_PLAIN = _Search((0.0,), ())
-_ANCESTRAL = _Search((0.5,), ((0.5, 1.0), (5.0, 1.5), (2.0, 1.0)))
-"""A full correction would amplify fresh noise, and the sharp optimum of a table fits its noise."""
-_SMOOTH = _Search((0.25, 0.5, 0.75, 1.0), ((0.5, 0.0), (0.5, 0.5), (0.5, 1.0), (2.0, 1.0)), True)
-"""Without fresh noise how much is right differs between models and spacings: on one of flow
-matching half a correction of its own steps was 3 dB better than none and a full one 5 dB worse, and
-three quarters of it on searched steps 5 to 14 dB better."""
-
-
-def _search_of(kind: SamplerKind) -> _Search:
-    """Nothing where steps are of second order."""
-    if not kind.takes_corrections:
-        return _PLAIN
-    return _ANCESTRAL if kind.ancestral else _SMOOTH
+# Without fresh noise, what is tried of the table: weights of the two-step rule, and how fast errors
+# fade with noise (c, power). How much of the rule is right differs between models and spacings: on
+# one of flow matching half a correction of its own steps was 3 dB better than none and a full one
+# 5 dB worse, and three quarters of it on searched steps 5 to 14 dB better.
+_WEIGHTS = (0.25, 0.5, 0.75, 1.0)
+_DIVISORS = ((0.5, 0.0), (0.5, 0.5), (0.5, 1.0), (2.0, 1.0))
 
 
 class CorrectedSchedules:
     """Candidates of each length, best-predicted first, from the recorded table.
 
-    What is searched is made smooth: every timestep is moved towards its neighbours (where a sampler
-    takes whole ones only, half-way to uniform), and it ends where the recorded run did. The table
-    tells little of the end of a run that ends at a noisy level: there a prediction follows the
-    sample, the errors of earlier steps included. Schedules of 25 steps that were left free to end
-    earlier did at 67 of 1000 in place of 9, predicted to lose nothing, and lost 5 to 7 dB of the
-    latents. Uniform are, of other models, the steps of their scheduler's `own`.
+    What is searched ends where the recorded run did. The table tells little of the end of a run
+    that ends at a noisy level: there a prediction follows the sample, the errors of earlier steps
+    included. Schedules of 25 steps that were left free to end earlier did at 67 of 1000 in place of
+    9, predicted to lose nothing, and lost 5 to 7 dB of the latents. With fresh noise it is used as
+    found (smoothed it lost 1 to 3 dB); without, it is also tried smooth: every timestep moved
+    towards its neighbours (where a sampler takes whole ones only, half-way to uniform). Uniform
+    are, of other models, the steps of their scheduler's `own`.
     """
 
     def __init__(
@@ -70,7 +54,6 @@ class CorrectedSchedules:
         kind: SamplerKind,
         own: Callable[[int], TimestepSchedule] = TimestepSchedule.uniform,
     ) -> None:
-        self._tried = _search_of(kind)
         self._kind = kind
         self._table = StepTable(calibration, kind, own=own)
         self._found: dict[int, list[tuple[StepCandidate, float]]] = {}
@@ -78,13 +61,16 @@ class CorrectedSchedules:
     @property
     def corrects(self) -> bool:
         """Whether steps can be corrected."""
-        return any(self._tried.weights)
+        return self._kind.takes_corrections
 
     def uniform(self, num_steps: int) -> StepCandidate:
         """Evenly spaced steps, however many, with the correction that is predicted to err least."""
         plain = self._table.uniform(num_steps)
-        ways = [_corrected(plain, weight) for weight in self._tried.weights]
-        return min(ways, key=self.predicted) if len(ways) > 1 else ways[0]
+        if not self.corrects:
+            return plain
+        if self._kind.ancestral:
+            return _made_up_for(plain)
+        return min((_corrected(plain, weight) for weight in _WEIGHTS), key=self.predicted)
 
     def of_length(self, num_steps: int) -> list[tuple[StepCandidate, float]]:
         """Uniform and the best searched schedule, both corrected, with their predicted errors."""
@@ -119,8 +105,11 @@ class CorrectedSchedules:
         return self._table.coherent(candidate.schedule)
 
     def _searched(self, num_steps: int) -> list[StepCandidate]:
-        if not 2 < num_steps < len(self._grid):
+        if not (self.corrects and 2 < num_steps < len(self._grid)):
             return []
+        if self._kind.ancestral:
+            timesteps = self._grid[list(self._trapezoids.path(num_steps))]
+            return [_made_up_for(StepCandidate(self._schedule(timesteps), "searched"))]
         found = []
         for weight, programme in self._programmes:
             forms = self._forms(self._grid[list(programme.path(num_steps))])
@@ -128,12 +117,11 @@ class CorrectedSchedules:
         return found
 
     def _forms(self, timesteps: np.ndarray) -> list[StepCandidate]:
-        """What was found, smoothed."""
+        """What was found, and the same smoothed."""
         sharp = StepCandidate(self._schedule(timesteps), "searched")
         if self._table.takes_whole_timesteps:
-            return [blend(sharp, self._table.uniform(len(timesteps)), 0.5, True)]
-        smooth = StepCandidate(self._schedule(_smoothed(timesteps)), "searched")
-        return [sharp, smooth] if self._tried.sharp else [smooth]
+            return [sharp, blend(sharp, self._table.uniform(len(timesteps)), 0.5, True)]
+        return [sharp, StepCandidate(self._schedule(_smoothed(timesteps)), "searched")]
 
     @cached_property
     def _grid(self) -> np.ndarray:
@@ -144,20 +132,24 @@ class CorrectedSchedules:
     @cached_property
     def _programmes(self) -> list[tuple[float, PairProgramme]]:
         """One for each cost that is tried, with its correction; they hold all lengths."""
-        changes, sigmas = self._table.changes_at(self._grid)
-        k = len(self._grid)
+        changes, sigmas = self._recorded
         found = []
-        for weight, (c, power) in itertools.product(self._tried.weights, self._tried.divisors):
-            cost = corrected_cost(
-                changes[:k, :k],
-                sigmas[:k],
-                weight,
-                ancestral=self._kind.ancestral,
-                c=c,
-                power=power,
-            )
+        for weight, (c, power) in itertools.product(_WEIGHTS, _DIVISORS):
+            cost = corrected_cost(changes, sigmas, weight, c=c, power=power)
             found.append((weight, PairProgramme(cost, self._grid, self._table.min_gap)))
         return found
+
+    @cached_property
+    def _trapezoids(self) -> StepPlan:
+        cost = trapezoid_cost(*self._recorded)
+        return plan_steps(cost, self._grid, len(self._grid), self._table.min_gap)
+
+    @property
+    def _recorded(self) -> tuple[np.ndarray, np.ndarray]:
+        """The change table [K, K] and the levels [K] on the programme's grid."""
+        changes, sigmas = self._table.changes_at(self._grid)
+        k = len(self._grid)
+        return changes[:k, :k], sigmas[:k]
 
     def _schedule(self, timesteps: np.ndarray) -> TimestepSchedule:
         return TimestepSchedule(tuple(float(t) for t in timesteps), scale=self._table.scale)
@@ -165,6 +157,13 @@ class CorrectedSchedules:
 
 def _corrected(candidate: StepCandidate, weight: float) -> StepCandidate:
     return StepCandidate(candidate.schedule.corrected(weight), candidate.origin)
+
+
+def _made_up_for(candidate: StepCandidate) -> StepCandidate:
+    """With every step but the last made up for by the next."""
+    schedule = candidate.schedule
+    corrections = trapezoid_weights(schedule.sigmas[:-1])
+    return StepCandidate(replace(schedule, corrections=corrections), candidate.origin)
 
 
 def _smoothed(timesteps: np.ndarray, times: int = 2) -> np.ndarray:

@@ -77,7 +77,10 @@ class RecipeCandidate:
 
     def __str__(self) -> str:
         schedule = self.variant.schedule
-        corrected = f", corrected by {max(schedule.corrections):g}" if schedule.corrections else ""
+        weights = set(schedule.corrections[1:-1])
+        corrected = ", corrected" if weights else ""
+        if len(weights) == 1:
+            corrected += f" by {min(weights):g}"
         return f"{len(schedule)} steps ({self.steps}{corrected}), {self.move}"
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from osp_opt.sampling.steps import correction_factors
 
-__all__ = ["DATA_SCALE", "coherent_error", "error_coefficients"]
+__all__ = ["DATA_SCALE", "coherent_error", "error_coefficients", "feedback"]
 
 DATA_SCALE = 2.5
 """c of the feedback (unitless, as scaled latents) of ancestral steps: what a denoiser takes back of
@@ -36,6 +36,12 @@ noise on than the size of the latents (.3 here) would say. Of 60 schedules of 12
 plain and corrected, this value told the measured error to the converged video within 2.0 dB, the
 latents' own within 4.8 dB. Deterministic steps are another world: there the latents' own is right
 (`StepTable.coherent`)."""
+
+
+def feedback(sigmas: np.ndarray, c: float = DATA_SCALE) -> np.ndarray:
+    """How much of an error in x at each level the prediction repeats (k above)."""
+    found: np.ndarray = c * c / (c * c + np.square(sigmas))
+    return found
 
 
 def error_coefficients(
@@ -53,7 +59,7 @@ def error_coefficients(
     clock = sigmas_M ** (-2.0 if ancestral else -1.0)
     own = sigmas_M[list(path)]
     factors = correction_factors([*own.tolist(), 0.0], corrections)
-    slope = c * c / (c * c + own**2)
+    slope = feedback(own, c)
     kept = clock[list(path[:-1])] / clock[list(path[1:])]
     # What is left at the end of an error at each level but the first.
     passed = np.append(kept + (1.0 - kept) * slope[:-1], slope[-1])

@@ -34,6 +34,7 @@ __all__ = [
     "klub_cost",
     "pathwise_cost",
     "refine_changes",
+    "upper",
 ]
 
 # About the standard deviation of scaled latents (unitless); 0.3 to 0.7 make little difference.
@@ -55,7 +56,7 @@ def klub_cost(changes_KK: np.ndarray, sigmas_K: np.ndarray, c: float = DEFAULT_C
     piece = 0.5 * (changes_KK[:, :-1] + changes_KK[:, 1:]) * -np.diff(weight)
     cost = np.zeros_like(changes_KK, dtype=np.float64)
     np.cumsum(np.triu(piece), axis=1, out=cost[:, 1:])
-    return _upper(cost)
+    return upper(cost)
 
 
 def pathwise_cost(
@@ -66,7 +67,7 @@ def pathwise_cost(
     The divisor stands for how much of an error made at level j survives to the end.
     """
     error = _held_error(changes_KK, 1.0 / np.square(sigmas_K))
-    return _upper(error / (np.square(sigmas_K) + c) ** p)
+    return upper(error / (np.square(sigmas_K) + c) ** p)
 
 
 def deterministic_cost(
@@ -89,7 +90,7 @@ def deterministic_cost(
     wandering, and this cost is then an upper estimate.
     """
     error = _held_error(changes_KK, 1.0 / sigmas_K)
-    return _upper(error / (np.square(sigmas_K) + c) ** p)
+    return upper(error / (np.square(sigmas_K) + c) ** p)
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,6 @@ def _held_error(changes_KK: np.ndarray, clock_K: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _upper(cost_KK: np.ndarray) -> np.ndarray:
+def upper(cost_KK: np.ndarray) -> np.ndarray:
     """`cost_KK` with infinity on and below the diagonal (steps that do not go down)."""
     return np.where(np.triu(np.ones_like(cost_KK, dtype=bool), 1), cost_KK, np.inf)
