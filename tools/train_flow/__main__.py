@@ -11,7 +11,7 @@ def main() -> None:
     parser.add_argument("stage", choices=["autoencoder", "decoder", "transformer", "all"])
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1500, help="updates of the transformer")
+    parser.add_argument("--steps", type=int, default=5000, help="updates of the transformer")
     args = parser.parse_args()
     if args.stage in ("autoencoder", "all"):
         from tools.train_flow.autoencoder import train_autoencoder

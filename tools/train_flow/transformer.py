@@ -68,7 +68,7 @@ _ADAMW = ("patch_embedding", "proj_out", "scale_shift_table", "norm")
 def train_transformer(
     out: Path,
     seed: int = 0,
-    steps: int = 1500,
+    steps: int = 5000,
     log_every: int = 50,
     per_spec: int = 3,
     trained_on: Sequence[ClipSpec] = split_specs()[0],
