@@ -24,10 +24,10 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor, nn
 
+from osp_opt.api import calibrate
 from osp_opt.base.ledger import TrialLedger
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
-from osp_opt.calibration.pipelines import record_pipeline
 from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, open_pipeline
 from osp_opt.quality.metrics import MAX_PSNR, psnr
 from osp_opt.search.recipe.schedules import CorrectedSchedules
@@ -119,7 +119,7 @@ class Bench:
         if not file.is_file():
             count, steps = CALIBRATION
             prompts = load_prompts("calibration")[:count]
-            record_pipeline(self.pipeline, prompts, steps, seed=self.seed).save(file)
+            calibrate(self.pipeline, prompts, steps=steps, seed=self.seed).save(file)
         return Calibration.load(file)
 
     @cached_property

@@ -17,6 +17,7 @@ _HOMES = MappingProxyType(
         "CachePolicy": "osp_opt.cache.policy",
         "Calibration": "osp_opt.calibration",
         "CausalVAEModel": "osp_opt.model.vae.autoencoder",
+        "DiffusersPipeline": "osp_opt.pipelines.diffusers_pipeline",
         "OpenSoraPlanPipeline": "osp_opt.sampling.pipeline",
         "OpenSoraT2V": "osp_opt.model.transformer",
         "OspOptError": "osp_opt.base.errors",
@@ -24,7 +25,6 @@ _HOMES = MappingProxyType(
         "VideoShape": "osp_opt.base.shape",
         "apply_cache": "osp_opt.cache.hooks",
         "open_pipeline": "osp_opt.pipelines.diffusers_pipeline",
-        "record_pipeline": "osp_opt.calibration.pipelines",
         "calibrate": "osp_opt.api",
         "search_cache": "osp_opt.api",
         "search_steps": "osp_opt.api",
@@ -39,10 +39,9 @@ if TYPE_CHECKING:
     from osp_opt.cache.policy import CachePolicy
     from osp_opt.cache.runtime import BlockCache
     from osp_opt.calibration import Calibration
-    from osp_opt.calibration.pipelines import record_pipeline
     from osp_opt.model.transformer import OpenSoraT2V
     from osp_opt.model.vae.autoencoder import CausalVAEModel
-    from osp_opt.pipelines.diffusers_pipeline import open_pipeline
+    from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, open_pipeline
     from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
     from osp_opt.sampling.schedule import TimestepSchedule
 
@@ -51,6 +50,7 @@ __all__ = [
     "CachePolicy",
     "Calibration",
     "CausalVAEModel",
+    "DiffusersPipeline",
     "OpenSoraPlanPipeline",
     "OpenSoraT2V",
     "OspOptError",
@@ -60,7 +60,6 @@ __all__ = [
     "apply_cache",
     "calibrate",
     "open_pipeline",
-    "record_pipeline",
     "search_cache",
     "search_steps",
 ]

@@ -7,6 +7,10 @@
     cache = search_cache(calibration, 1.3, pipe)
     pipe("a red ball", schedule=steps.schedule, cache=cache.policy)
 
+`pipe` is an `OpenSoraPlanPipeline`, or any text-to-video pipeline of diffusers that `--pipeline`
+takes: as it is, or as a `DiffusersPipeline(pipe, arguments)`, where its calls need arguments that
+no option names (and whose `denoise` takes what was found).
+
 Options are the commands' own, by their names in Python (`steps`, `seed`, `guidance_scale`,
 `verify`, `budget`, `max_loss`, ...); what loads or places a model is the pipeline's business. With
 `folder` the files, ledgers included, stay there, so that a call that was interrupted goes on;
@@ -15,14 +19,12 @@ without it nothing is left.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import ValidationError
 
 from osp_opt.base.errors import OptionError
@@ -35,11 +37,10 @@ from osp_opt.options import (
     CalibrateOptions,
     SamplingOptions,
     SearchCacheOptions,
+    SearchOptions,
     SearchStepsOptions,
 )
-from osp_opt.pipelines.load import LoadedModel
-from osp_opt.pipelines.open_sora_plan import VideoMaker
-from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
+from osp_opt.pipelines.in_memory import AnyPipeline, InMemory, in_memory, without_model
 from osp_opt.search.cache import job as cache_job
 from osp_opt.search.cache.report import Found
 from osp_opt.search.cache.state import open_search as open_cache_search
@@ -53,13 +54,11 @@ from osp_opt.system.parallel import Parallel
 __all__ = ["calibrate", "search_cache", "search_steps"]
 
 OptionsT = TypeVar("OptionsT", bound=SamplingOptions)
-
-_IN_MEMORY = "a pipeline in memory"
-_HASHED = 1024  # values of each parameter that tell one model from another
+SearchT = TypeVar("SearchT", bound=SearchOptions)
 
 
 def calibrate(
-    pipe: OpenSoraPlanPipeline,
+    pipe: AnyPipeline,
     prompts: str | Sequence[str],
     *,
     folder: str | Path | None = None,
@@ -67,36 +66,42 @@ def calibrate(
 ) -> Calibration:
     """Sample `prompts` with the original model and record what the searches need.
 
-    Raises OptionError for an option that is unknown or impossible.
+    Raises OptionError for an option that is unknown or impossible; CheckpointError for a pipeline
+    that makes no videos from text, or has no registered blocks; ScheduleError for a scheduler that
+    cannot follow a schedule, or draws fresh noise.
     """
+    given = in_memory(pipe)
     with _place(folder) as workdir:
-        made = _options(CalibrateOptions, workdir, {"text_prompt": prompts, **options})
-        context = _context(pipe, made.run_dir)
-        record_calibration(made, VideoMaker(made, context, _loaded(pipe)), context)
+        values = {"text_prompt": prompts, **options, **given.named}
+        made = _options(CalibrateOptions, workdir, values)
+        context = _context(given, made.run_dir)
+        record_calibration(made, given.maker(made, context), context)
         return Calibration.load(made.out_dir / CALIBRATION_FILE)
 
 
 def search_steps(
     calibration: Calibration,
     steps: int | None = None,
-    pipe: OpenSoraPlanPipeline | None = None,
+    pipe: AnyPipeline | None = None,
     *,
     folder: str | Path | None = None,
     **options: Any,
 ) -> Decision:
     """The best schedule of `steps` steps, or, with `max_loss`, of the fewest that keep it.
 
-    Without `pipe` the recorded table decides. With it candidates race on videos, and with
-    `verify=True` fresh prompts judge the winner: `.schedule` is what was found, `.verification`
-    what was shown. Raises OptionError as `calibrate`, CalibrationError where `pipe` is not the
+    Without `pipe` the recorded table decides, but of a pipeline of diffusers, whose own steps only
+    it knows. With it candidates race on videos (unless `verify` is False, when the table decides),
+    and with `verify=True` fresh prompts judge the winner: `.schedule` is what was found,
+    `.verification` what was shown. Raises as `calibrate`, CalibrationError where `pipe` is not the
     model that was calibrated.
     """
     values = {**options} if steps is None else {**options, "steps": steps}
     with _place(folder) as workdir:
         if pipe is None:
             values["verify"] = False
-        made = _options(SearchStepsOptions, workdir, values)
-        search = open_step_search(_source(made, calibration, pipe))
+        source = _source(SearchStepsOptions, workdir, values, calibration, pipe)
+        search = open_step_search(source)
+        made = source.options
         if made.max_loss is not None and search.trials is not None:
             return fewest_within(search, search.trials, made.max_loss)[1]
         if len(made.steps) != 1 or made.all_steps:
@@ -107,7 +112,7 @@ def search_steps(
 def search_cache(
     calibration: Calibration,
     ratio: float | None,
-    pipe: OpenSoraPlanPipeline,
+    pipe: AnyPipeline,
     *,
     folder: str | Path | None = None,
     **options: Any,
@@ -122,8 +127,8 @@ def search_cache(
     values = {**options} if ratio is None else {**options, "ratio": ratio}
     values.setdefault("steps", len(calibration.timesteps))
     with _place(folder) as workdir:
-        made = _options(SearchCacheOptions, workdir, values)
-        return cache_job.find(open_cache_search(_source(made, calibration, pipe)))
+        source = _source(SearchCacheOptions, workdir, values, calibration, pipe)
+        return cache_job.find(open_cache_search(source))
 
 
 @contextmanager
@@ -138,7 +143,7 @@ def _place(folder: str | Path | None) -> Iterator[Path]:
 
 def _options(model: type[OptionsT], workdir: Path, values: dict[str, Any]) -> OptionsT:
     try:
-        return model(**values, workdir=workdir, model_path=_IN_MEMORY)
+        return model(**values, workdir=workdir)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(map(str, problem["loc"])) or model.command
@@ -149,34 +154,24 @@ def _options(model: type[OptionsT], workdir: Path, values: dict[str, Any]) -> Op
 
 
 def _source(
-    options: OptionsT, calibration: Calibration, pipe: OpenSoraPlanPipeline | None
-) -> Source[Any]:
-    context = _context(pipe, options.run_dir)
-    maker = None if pipe is None else VideoMaker(options, context, _loaded(pipe))
+    model: type[SearchT],
+    workdir: Path,
+    values: dict[str, Any],
+    calibration: Calibration,
+    pipe: AnyPipeline | None,
+) -> Source[SearchT]:
+    given = None if pipe is None else in_memory(pipe)
+    named = without_model(calibration.metadata) if given is None else given.named
+    options = _options(model, workdir, {**values, **named})
+    context = _context(given, options.run_dir)
+    maker = None if given is None else given.maker(options, context)
     return Source(options, context, calibration, options.run_dir, maker)
 
 
-def _context(pipe: OpenSoraPlanPipeline | None, folder: Path) -> WorkerContext:
+def _context(given: InMemory | None, folder: Path) -> WorkerContext:
     folder.mkdir(parents=True, exist_ok=True)
     device = Device.open("cpu")
-    if pipe is not None:
-        where, dtype = pipe.transformer.device, pipe.transformer.dtype
-        name = str(dtype).removeprefix("torch.")
-        device = Device.open(where.type, where.index or 0, dtype=name)
+    if given is not None:
+        name = str(given.dtype).removeprefix("torch.")
+        device = Device.open(given.device.type, given.device.index or 0, dtype=name)
     return WorkerContext(device, Parallel(), folder, Progress(verbosity="quiet"))
-
-
-def _loaded(pipe: OpenSoraPlanPipeline) -> LoadedModel:
-    config = dict(pipe.transformer.config)
-    return LoadedModel(pipe, pipe.defaults, pipe.fingerprint or _digest(pipe), config)
-
-
-def _digest(pipe: OpenSoraPlanPipeline) -> str:
-    """SHA-256 (hex) over names, shapes and some values of all parameters."""
-    digest = hashlib.sha256()
-    for part in (pipe.transformer, pipe.vae):
-        for name, tensor in part.state_dict().items():
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            some = tensor.detach().flatten()[:_HASHED].to("cpu", torch.float32)
-            digest.update(some.contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -133,7 +133,7 @@ def test_arguments(folder: Path) -> None:
     refused(folder, FileError, "height is datetime", pipeline_args=call)
     call.write_text("height: 32\n")
     twice = {"pipeline_args": call, "height": 32}
-    refused(folder, OptionError, r"--height: .*call\.yaml says it too", **twice)
+    refused(folder, OptionError, r"--height: it stands in .*call\.yaml too", **twice)
     call.write_text("- 32\n")
     refused(folder, FileError, "must be a mapping", pipeline_args=call)
     for line, reason in (

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusers import CogVideoXDPMScheduler, FlowMatchHeunDiscreteScheduler
-from tiny_pipelines import cogvideox
+from diffusers import FlowMatchHeunDiscreteScheduler
 
-from osp_opt.base.errors import OptionError, ScheduleError
+import osp_opt
 from osp_opt.calibration import Calibration
-from osp_opt.calibration.pipelines import record_pipeline
 from osp_opt.cli import doctor
 from osp_opt.options import DoctorOptions
 from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline
@@ -28,7 +26,7 @@ def test_a_recording_gives_schedules_that_the_pipeline_follows(
 ) -> None:
     """Random networks: what the table says is the least cost; what a model makes of it is not."""
     pipeline = DiffusersPipeline(*tiny[name])
-    calibration = record_pipeline(pipeline, ["a red ball"], LEVELS)
+    calibration = osp_opt.calibrate(pipeline, ["a red ball"], steps=LEVELS)
     calibration.save(tmp_path / "calibration.safetensors")
     calibration = Calibration.load(tmp_path / "calibration.safetensors")
     table = StepTable(calibration, pipeline.kind, own=pipeline.schedule)
@@ -48,17 +46,6 @@ def test_a_recording_gives_schedules_that_the_pipeline_follows(
         assert np.all(table.costs(found, objective) <= table.costs(own, objective))
 
 
-def test_what_cannot_be_recorded_is_refused(tiny: Any) -> None:
-    pipeline = DiffusersPipeline(*tiny["wan"])
-    with pytest.raises(OptionError, match="8 steps are too few"):
-        record_pipeline(pipeline, ["a"], 8)
-    with pytest.raises(OptionError, match="no prompts"):
-        record_pipeline(pipeline, [], 20)
-    stochastic = DiffusersPipeline(*cogvideox(CogVideoXDPMScheduler()))
-    with pytest.raises(ScheduleError, match="CogVideoXDPMScheduler draws fresh noise"):
-        record_pipeline(stochastic, ["a"], 20)
-
-
 def test_the_documented_walk(tiny: Any, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """The lines of docs/your-pipeline.md, on a pipeline that lies in a folder."""
     pipe, arguments = tiny["ltx"]
@@ -68,9 +55,10 @@ def test_the_documented_walk(tiny: Any, tmp_path: Any, capsys: pytest.CaptureFix
     assert found
     names: dict[str, Any] = {"FOLDER": tmp_path, "SIZE": arguments}
     exec(found.group(1), names)
-    assert "(2 values)" in capsys.readouterr().out
+    assert "times that of the scheduler's own steps" in capsys.readouterr().out
     assert names["frames"].shape == (9, 32, 32, 3)
-    assert len(names["found"]) == 8
+    assert len(names["steps"].schedule) == 8
+    assert names["same"].latents.shape == names["made"].latents.shape
 
 
 def test_doctor_says_what_works(tiny: Any, tmp_path: Path, capsys: Any) -> None:

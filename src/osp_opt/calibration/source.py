@@ -6,7 +6,6 @@ there is none, one that is made now.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -26,7 +25,7 @@ from osp_opt.options import (
     SearchStepsOptions,
     calibration_file,
 )
-from osp_opt.pipelines.calibrated import check_family
+from osp_opt.pipelines.calibrated import Calibrated
 from osp_opt.pipelines.maker import Maker, open_maker
 from osp_opt.pipelines.open_sora_plan import can_be_recorded
 from osp_opt.quality.yardstick import Yardstick
@@ -37,10 +36,8 @@ __all__ = ["Source", "open_source"]
 
 OptionsT = TypeVar("OptionsT", bound=SearchOptions)
 
-_SHAPE = ("num_frames", "height", "width")
 # Statistics of another one of these say nothing about what is going to be sampled.
-_FATAL = ("model", *_SHAPE, "guidance_scale", "arguments")
-_RECORDED = ("model", "sampler", "dtype")
+_FATAL = ("model", "num_frames", "height", "width", "guidance_scale", "arguments")
 _ANY_SAMPLER = "EulerDiscrete"  # what calibrates for samplers that cannot be recorded themselves
 
 
@@ -60,11 +57,12 @@ class Source(Generic[OptionsT]):
     ) -> None:
         self.calibration = calibration
         self.folder = folder
-        self._recorded = _recorded_setting(calibration, folder)
-        check_family(calibration.metadata, folder, options)
+        self._known = Calibrated(calibration.metadata, folder)
+        self._recorded = self._known.setting
+        self._known.check_family(options)
         self.context = context
         self._loaded = maker
-        self.options: OptionsT = options.model_copy(update=self._taken_over(options))
+        self.options: OptionsT = options.model_copy(update=self._known.taken_over(options))
 
     @property
     def reference(self) -> TimestepSchedule:
@@ -78,12 +76,8 @@ class Source(Generic[OptionsT]):
         return self.calibration.kind or SAMPLER_KINDS[self.options.sampler]
 
     def even(self, steps: int) -> TimestepSchedule:
-        """The steps that every searched schedule has to beat; of a pipeline, which has its own,
-        that needs the model.
-        """
-        if self.options.pipeline is not None:
-            return self.maker().even(steps)
-        return TimestepSchedule.uniform(steps)
+        """The steps that every searched schedule has to beat."""
+        return self._known.even(steps) or self.maker().even(steps)
 
     @property
     def yardstick(self) -> Yardstick | None:
@@ -134,33 +128,9 @@ class Source(Generic[OptionsT]):
         return maker
 
     def setting(self, schedule: TimestepSchedule) -> dict[str, Any]:
-        """What a schedule found here is for; needs no model, but that of a pipeline."""
-        if self.options.pipeline is not None:
-            return self.maker().setting(schedule).as_json()
-        return {
-            **self._recorded,
-            "sampler": self.options.sampler,
-            "guidance_scale": self.options.guidance_scale,
-            "steps": len(schedule),
-            "timesteps": list(schedule.timesteps),
-        }
-
-    def _taken_over(self, options: SearchOptions) -> dict[str, Any]:
-        """What the calibration says of options that were left open. (A pipeline's call has
-        arguments of its own.)
-        """
-        if options.pipeline is not None:
-            return {}
-        known: Mapping[str, Any] = {**self.calibration.metadata, **self._recorded}
-        taken = {
-            name: known[name]
-            for name in (*_SHAPE, "guidance_scale", "negative_prompt", "max_sequence_length")
-            if getattr(options, name) is None and known.get(name) is not None
-        }
-        for name in ("sampler", "noise"):
-            if name not in options.model_fields_set and known.get(name) is not None:
-                taken[name] = known[name]
-        return taken
+        """What a schedule found here is for."""
+        known = self._known.setting_for(schedule, self.options)
+        return self.maker().setting(schedule).as_json() if known is None else known
 
 
 def open_source(options: OptionsT, context: WorkerContext) -> Source[OptionsT]:
@@ -189,13 +159,3 @@ def _made_now(options: OptionsT, context: WorkerContext) -> Source[OptionsT]:
     record_calibration(wanted, maker.for_options(wanted), context, last=False)
     calibration = Calibration.load(calibration_file(wanted.out_dir))
     return Source(options, context, calibration, wanted.out_dir, maker)
-
-
-def _recorded_setting(calibration: Calibration, folder: Path) -> dict[str, Any]:
-    """The setting a calibration was made in. Raises CalibrationError when it lacks one."""
-    setting = calibration.metadata.get("setting")
-    shape = () if "pipeline" in calibration.metadata else (*_SHAPE, "guidance_scale")
-    wanted = (*_RECORDED, *shape)
-    if not isinstance(setting, dict) or any(name not in setting for name in wanted):
-        raise CalibrationError(f"{folder}: does not say what it was made with; calibrate again")
-    return setting

@@ -1,20 +1,100 @@
-"""Is a calibration of the model that the options name? Read off its header, without torch."""
+"""What a calibration says of the model that it was made with, before that is loaded. No torch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from osp_opt.base.artifacts import fingerprint_folder, open_for_reading, parse_json
 from osp_opt.base.errors import CalibrationError
-from osp_opt.options import ModelOptions
+from osp_opt.options import ModelOptions, SamplingOptions
+from osp_opt.sampling.schedule import TimestepSchedule
 
-__all__ = ["check_family", "check_files"]
+__all__ = ["Calibrated", "check_files"]
 
 _HEADER = "osp_opt"
 _MOST_BYTES = 1 << 26
+_SHAPE = ("num_frames", "height", "width")
+_OF_BOTH = ("model", "sampler", "dtype")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The `metadata` of a calibration in `folder`. What a pipeline of diffusers does where nobody
+    says, only itself knows; of Open-Sora-Plan's models the calibration tells.
+    """
+
+    metadata: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The setting that it was made in. Raises CalibrationError when it lacks one."""
+        setting = self.metadata.get("setting")
+        wanted = _OF_BOTH if self._pipeline is not None else (*_OF_BOTH, *_SHAPE, "guidance_scale")
+        if not isinstance(setting, dict) or any(name not in setting for name in wanted):
+            raise CalibrationError(
+                f"{self.folder}: does not say what it was made with; calibrate again"
+            )
+        return setting
+
+    @property
+    def _pipeline(self) -> Any:
+        """The class of a pipeline of diffusers; None for a model of Open-Sora-Plan."""
+        return self.metadata.get("pipeline")
+
+    def check_family(self, options: ModelOptions) -> None:
+        """Raise CalibrationError where it was made with a pipeline and `options` name none, or the
+        other way round.
+        """
+        if self._pipeline is not None and options.pipeline is None:
+            raise CalibrationError(
+                f"{self.folder}: calibrated with a {self._pipeline}; name it with --pipeline, or "
+                "calibrate again in another --workdir"
+            )
+        if self._pipeline is None and options.pipeline is not None:
+            raise CalibrationError(
+                f"{self.folder}: calibrated with a model of Open-Sora-Plan; run osp-opt calibrate "
+                "--pipeline in another --workdir"
+            )
+
+    def taken_over(self, options: SamplingOptions) -> dict[str, Any]:
+        """What it says of options that were left open. (A pipeline's call has arguments of its
+        own.)
+        """
+        if self._pipeline is not None:
+            return {}
+        known: Mapping[str, Any] = {**self.metadata, **self.setting}
+        taken = {
+            name: known[name]
+            for name in (*_SHAPE, "guidance_scale", "negative_prompt", "max_sequence_length")
+            if getattr(options, name) is None and known.get(name) is not None
+        }
+        for name in ("sampler", "noise"):
+            if name not in options.model_fields_set and known.get(name) is not None:
+                taken[name] = known[name]
+        return taken
+
+    def even(self, steps: int) -> TimestepSchedule | None:
+        """The steps that every searched schedule has to beat; None where only the model knows."""
+        return None if self._pipeline is not None else TimestepSchedule.uniform(steps)
+
+    def setting_for(
+        self, schedule: TimestepSchedule, options: SamplingOptions
+    ) -> dict[str, Any] | None:
+        """What a schedule that is found from it is for; None where only the model knows."""
+        if self._pipeline is not None:
+            return None
+        return {
+            **self.setting,
+            "sampler": options.sampler,
+            "guidance_scale": options.guidance_scale,
+            "steps": len(schedule),
+            "timesteps": list(schedule.timesteps),
+        }
 
 
 def check_files(file: Path, options: ModelOptions) -> None:
@@ -25,7 +105,7 @@ def check_files(file: Path, options: ModelOptions) -> None:
         metadata = _metadata(file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
-    check_family(metadata, file.parent, options)
+    Calibrated(metadata, file.parent).check_family(options)
     place = Path(options.pipeline or "").expanduser()
     setting = metadata.get("setting")
     if options.pipeline is None or not place.is_dir() or not isinstance(setting, dict):
@@ -34,23 +114,6 @@ def check_files(file: Path, options: ModelOptions) -> None:
         raise CalibrationError(
             f"{file.parent}: calibrated with another pipeline than {options.pipeline}; run osp-opt "
             "calibrate for this one, in another --workdir"
-        )
-
-
-def check_family(metadata: Mapping[str, Any], folder: Path, options: ModelOptions) -> None:
-    """Raise CalibrationError where a calibration was made with a pipeline and `options` name none,
-    or the other way round.
-    """
-    made_by = metadata.get("pipeline")
-    if made_by is not None and options.pipeline is None:
-        raise CalibrationError(
-            f"{folder}: calibrated with a {made_by}; name it with --pipeline, or calibrate again "
-            "in another --workdir"
-        )
-    if made_by is None and options.pipeline is not None:
-        raise CalibrationError(
-            f"{folder}: calibrated with a model of Open-Sora-Plan; run osp-opt calibrate "
-            "--pipeline in another --workdir"
         )
 
 

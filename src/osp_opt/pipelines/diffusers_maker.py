@@ -17,10 +17,9 @@ from osp_opt.base.errors import OptionError
 from osp_opt.base.samplers import SamplerKind
 from osp_opt.cache.paired_steps import PairedSteps
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.model.checkpoint import model_fingerprint
 from osp_opt.options import CacheMemoryOptions, SamplingOptions
 from osp_opt.pipelines.conditions import conditions, versions
-from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, open_pipeline, pipeline_folder
+from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, open_pipeline
 from osp_opt.pipelines.driving import StepSeen
 from osp_opt.pipelines.files import call_arguments, needs_no_noise
 from osp_opt.pipelines.maker import Denoised, Request
@@ -34,6 +33,7 @@ from osp_opt.system.timing import Timer
 
 if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext
+    from osp_opt.system.device import Device
 
 __all__ = ["PipelineMaker"]
 
@@ -51,7 +51,8 @@ class _Cache:
 
 
 class PipelineMaker:
-    """A diffusers pipeline as `--pipeline` and its arguments say; see `Maker`.
+    """A diffusers pipeline as `--pipeline` and its arguments say, or one that is `loaded`, with its
+    own arguments; see `Maker`.
 
     Raises what `open_pipeline` raises.
     """
@@ -61,7 +62,6 @@ class PipelineMaker:
         options: SamplingOptions,
         context: WorkerContext,
         loaded: DiffusersPipeline | None = None,
-        fingerprint: str = "",
     ) -> None:
         self.device = context.device
         self.stages = Timer(
@@ -69,22 +69,11 @@ class PipelineMaker:
             lambda: self.device.memory().peak,
             self.device.reset_peak_memory,
         )
-        if loaded is None:
-            assert options.pipeline is not None
-            folder = pipeline_folder(options.pipeline, options.cache_dir)
-            fingerprint = model_fingerprint(folder)
-            loaded = open_pipeline(
-                folder,
-                dtype=self.device.dtype,
-                device=self.device.torch_device,
-                arguments=call_arguments(options),
-                synchronize=self.device.synchronize,
-            )
-            for transformer in loaded.transformers.values():
-                if self.device.attention != "native":
-                    transformer.set_attention_backend(self.device.attention)  # type: ignore[operator]
-        self.pipeline = loaded
-        self._fingerprint = fingerprint
+        opened = _opened(options, self.device) if loaded is None else loaded
+        self._given = opened.arguments
+        self._fingerprint = opened.fingerprint
+        arguments = call_arguments(options, self._given)
+        self.pipeline = opened.called_with(arguments, self.device.synchronize)
         self._decide(options)
 
     def _decide(self, options: SamplingOptions) -> None:
@@ -96,11 +85,9 @@ class PipelineMaker:
     def for_options(self, options: SamplingOptions) -> PipelineMaker:
         """The same loaded pipeline, called as other options say."""
         other = copy.copy(self)
-        arguments = call_arguments(options)
+        arguments = call_arguments(options, self._given)
         if arguments != self.pipeline.arguments:
-            other.pipeline = DiffusersPipeline(
-                self.pipeline.pipe, arguments, self.device.synchronize
-            )
+            other.pipeline = self.pipeline.called_with(arguments, self.device.synchronize)
         other._decide(options)
         return other
 
@@ -288,3 +275,19 @@ class PipelineMaker:
         timer = PairedSteps(policy, self.device.synchronize)
         self.denoise(request, schedule, cache, paired=timer.run)
         return timer.speedup(len(schedule))
+
+
+def _opened(options: SamplingOptions, device: Device) -> DiffusersPipeline:
+    """The pipeline that the options name, on the device."""
+    assert options.pipeline is not None
+    opened = open_pipeline(
+        options.pipeline,
+        dtype=device.dtype,
+        device=device.torch_device,
+        cache_dir=options.cache_dir,
+        synchronize=device.synchronize,
+    )
+    for transformer in opened.transformers.values():
+        if device.attention != "native":
+            transformer.set_attention_backend(device.attention)  # type: ignore[operator]
+    return opened

@@ -30,6 +30,7 @@ from osp_opt.base.errors import CheckpointError, OptionError, ScheduleError
 from osp_opt.base.samplers import SamplerKind
 from osp_opt.cache.hooks import CacheHandle, apply_cache, unregister
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.model.checkpoint import model_fingerprint
 from osp_opt.model.weights import names
 from osp_opt.pipelines.blocks import (
     BlockWatch,
@@ -38,6 +39,7 @@ from osp_opt.pipelines.blocks import (
     transformers_of,
     watching,
 )
+from osp_opt.pipelines.digest import parameters_digest
 from osp_opt.pipelines.driving import Drive, StepSeen, driving
 from osp_opt.pipelines.experts import check_experts
 from osp_opt.pipelines.files import described
@@ -115,7 +117,7 @@ def open_pipeline(
             line = "it needs accelerate: pip install 'osp-opt[pipelines]'"
         raise CheckpointError(f"{place}: diffusers cannot load it ({line:.300})") from error
     _check_filled(place, pipe)
-    return DiffusersPipeline(pipe.to(device), arguments, synchronize)
+    return DiffusersPipeline(pipe.to(device), arguments, synchronize, folder)
 
 
 @contextmanager
@@ -152,6 +154,7 @@ class DiffusersPipeline:
         pipe: a diffusers text-to-video pipeline.
         arguments: for every call of it.
         synchronize: waits until the device has finished, so that times are right.
+        folder: whose files it was loaded from, if it is what they say.
 
     Raises as `open_pipeline`.
     """
@@ -161,6 +164,7 @@ class DiffusersPipeline:
         pipe: Any,
         arguments: Mapping[str, Any] | None = None,
         synchronize: Callable[[], None] | None = None,
+        folder: Path | None = None,
     ) -> None:
         found = Described.of(pipe)
         check_kind(found)
@@ -171,12 +175,27 @@ class DiffusersPipeline:
         self._parameters = found.parameters
         self.steering = Steering(copy.deepcopy(pipe.scheduler))
         self._synchronize = synchronize or _nothing
+        self._folder = folder
         self._own: dict[int, tuple[float, ...]] = {}
 
     @property
     def name(self) -> str:
         """The pipeline's class."""
         return type(self.pipe).__name__
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) by which results know it: of its folder's files, else of what is loaded."""
+        if self._folder is None:
+            configs = (self.pipe.config, self.pipe.scheduler.config)
+            return parameters_digest(self.pipe.components, *configs)
+        return model_fingerprint(self._folder)
+
+    def called_with(
+        self, arguments: Mapping[str, Any], synchronize: Callable[[], None] | None
+    ) -> DiffusersPipeline:
+        """The same loaded pipeline, called otherwise. Raises OptionError as the constructor."""
+        return DiffusersPipeline(self.pipe, arguments, synchronize, self._folder)
 
     @functools.cached_property
     def num_blocks(self) -> int:

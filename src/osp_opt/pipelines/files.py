@@ -40,30 +40,34 @@ _SIZES = ("num_frames", "height", "width", "max_sequence_length")
 _WEIGHTS = (".safetensors", ".bin")
 
 
-def call_arguments(options: ModelOptions) -> dict[str, Any]:
-    """What goes into every call of the pipeline: the file of --pipeline-args, and what options
-    say. Raises FileError for a bad file, OptionError for what both say.
+def call_arguments(options: ModelOptions, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What goes into every call of the pipeline: the file of --pipeline-args (of a pipeline that
+    was loaded elsewhere, what was `given` with it), and what options say.
+
+    Raises FileError for a bad file, OptionError for what both say or no JSON file could hold.
     """
     path = options.pipeline_args
-    found: dict[str, Any] = {} if path is None else read_mapping(path, "call arguments")
+    found = dict(given or {}) if path is None else read_mapping(path, "call arguments")
+    source = "call arguments" if path is None else f"call arguments {path}"
+    wrong = OptionError if path is None else FileError
     for name, value in found.items():
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise FileError(
-                f"call arguments {path}: {name} is {value!r:.40}, which no JSON file could hold"
+            raise wrong(
+                f"{source}: {name} is {value!r:.40}, which no JSON file could hold"
             ) from error
         wanted = _wanted(name, value)
         if wanted is not None:
-            raise FileError(f"call arguments {path}: {name} is {value!r:.40}; give {wanted}")
+            raise wrong(f"{source}: {name} is {value!r:.40}; give {wanted}")
     for name in _AS_OPTIONS:
-        given = getattr(options, name, None)
-        if given is None:
+        said = getattr(options, name, None)
+        if said is None:
             continue
         if name in found:
             flag = "--" + name.replace("_", "-")
-            raise OptionError(f"{flag}: {path} says it too; give it in one place")
-        found[name] = given
+            raise OptionError(f"{flag}: it stands in the {source} too; give it in one place")
+        found[name] = said
     return found
 
 
