@@ -77,7 +77,9 @@ class Source(Generic[OptionsT]):
 
     def even(self, steps: int) -> TimestepSchedule:
         """The steps that every searched schedule has to beat."""
-        return self._known.even(steps) or self.maker().even(steps)
+        return (
+            TimestepSchedule.uniform(steps) if self._known.is_enough else self.maker().even(steps)
+        )
 
     @property
     def yardstick(self) -> Yardstick | None:
@@ -129,8 +131,9 @@ class Source(Generic[OptionsT]):
 
     def setting(self, schedule: TimestepSchedule) -> dict[str, Any]:
         """What a schedule found here is for."""
-        known = self._known.setting_for(schedule, self.options)
-        return self.maker().setting(schedule).as_json() if known is None else known
+        if self._known.is_enough:
+            return self._known.setting_for(schedule.timesteps, self.options)
+        return self.maker().setting(schedule).as_json()
 
 
 def open_source(options: OptionsT, context: WorkerContext) -> Source[OptionsT]:

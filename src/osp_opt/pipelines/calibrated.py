@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from osp_opt.base.artifacts import fingerprint_folder, open_for_reading, parse_json
 from osp_opt.base.errors import CalibrationError
 from osp_opt.options import ModelOptions, SamplingOptions
-from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["Calibrated", "check_files"]
 
@@ -78,22 +77,19 @@ class Calibrated:
                 taken[name] = known[name]
         return taken
 
-    def even(self, steps: int) -> TimestepSchedule | None:
-        """The steps that every searched schedule has to beat; None where only the model knows."""
-        return None if self._pipeline is not None else TimestepSchedule.uniform(steps)
+    @property
+    def is_enough(self) -> bool:
+        """Whether it tells, without the model, what a schedule has to beat and what it is for."""
+        return self._pipeline is None
 
-    def setting_for(
-        self, schedule: TimestepSchedule, options: SamplingOptions
-    ) -> dict[str, Any] | None:
-        """What a schedule that is found from it is for; None where only the model knows."""
-        if self._pipeline is not None:
-            return None
+    def setting_for(self, timesteps: Sequence[float], options: SamplingOptions) -> dict[str, Any]:
+        """What a schedule that is found from it is for, where it is enough."""
         return {
             **self.setting,
             "sampler": options.sampler,
             "guidance_scale": options.guidance_scale,
-            "steps": len(schedule),
-            "timesteps": list(schedule.timesteps),
+            "steps": len(timesteps),
+            "timesteps": list(timesteps),
         }
 
 
