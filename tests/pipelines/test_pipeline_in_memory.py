@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler, WanPipeline
 from running import Job
 from tiny_pipelines import cogvideox, wan
 
@@ -30,21 +30,9 @@ STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[Any, dict[str, Any]]:
-    """A WanPipeline and its call arguments, each of which an option stands for, too."""
-    return wan()
-
-
-@pytest.fixture(scope="module")
-def calibration(loaded: Any) -> Calibration:
-    pipe, arguments = loaded
-    return osp_opt.calibrate(pipe, PROMPTS, steps=STEPS, **arguments)
-
-
-@pytest.fixture(scope="module")
-def flags(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def flags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("wan")
-    pipe, arguments = loaded
+    pipe, arguments = wan()
     pipe.save_pretrained(folder / "pipeline")
     (folder / "call.yaml").write_text(yaml.safe_dump(arguments))
     return {
@@ -53,6 +41,19 @@ def flags(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
         "device": "cpu",
         "workdir": folder / "work",
     }
+
+
+@pytest.fixture(scope="module")
+def loaded(flags: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """It as diffusers loads it, and its call arguments, which options stand for, too."""
+    pipe = WanPipeline.from_pretrained(flags["pipeline"], torch_dtype=torch.float32)
+    return pipe, yaml.safe_load(flags["pipeline_args"].read_text())
+
+
+@pytest.fixture(scope="module")
+def calibration(loaded: Any) -> Calibration:
+    pipe, arguments = loaded
+    return osp_opt.calibrate(pipe, PROMPTS, steps=STEPS, **arguments)
 
 
 def test_what_is_found_is_what_the_commands_write(

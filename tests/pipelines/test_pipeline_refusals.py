@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from running import Job
-from tiny_pipelines import ltx
+from tiny_pipelines import cogvideox, ltx
 
 from osp_opt.base.errors import (
     CalibrationError,
@@ -32,6 +32,7 @@ from osp_opt.pipelines.diffusers_pipeline import open_pipeline
 from osp_opt.pipelines.files import check_pipeline, described
 from osp_opt.pipelines.requirements import Described
 from osp_opt.run.checks import check_before_launch
+from osp_opt.sampling.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,45 @@ def test_arguments(folder: Path) -> None:
     ):
         call.write_text(line)
         refused(folder, FileError, reason, pipeline_args=call)
+
+
+def test_levels_that_no_call_can_follow(folder: Path, tmp_path: Path) -> None:
+    """Before the pipeline is loaded."""
+    levels, recipe = tmp_path / "levels.json", tmp_path / "recipe.json"
+    flow = {"sampler": "FlowMatchEulerDiscreteScheduler", "levels": "flow"}
+    options = {"pipeline": str(folder), "text_prompt": "a"}
+    for values, reason in (
+        ([0.0, 0.5, 1.0], "the last level is 0, which has no noise"),
+        ([0.5, 0.2, 0.9], "must strictly descend"),
+        ([0.5, 1.2], "timestep 0 is 1200.0"),
+    ):
+        levels.write_text(json.dumps(values))
+        for model in (SampleOptions, SearchCacheOptions):
+            with pytest.raises(ScheduleError, match=rf"levels\.json: .*{reason}"):
+                check_before_launch(model(**options, schedule=levels))
+    Recipe(**flow, timesteps=[1000.0, 400.0, 0.0]).save(recipe)
+    with pytest.raises(ScheduleError, match=r"recipe\.json: .*the last level is 0"):
+        check_before_launch(SampleOptions(**options, recipe=recipe))
+    with pytest.raises(OptionError, match=r"made for a pipeline with FlowMatch.*with --pipeline"):
+        check_before_launch(SampleOptions(text_prompt="a", recipe=recipe))
+    Recipe(sampler="EulerDiscrete", timesteps=[900.0, 400.0]).save(recipe)
+    with pytest.raises(OptionError, match="made for a model of Open-Sora-Plan; leave out"):
+        check_before_launch(SampleOptions(**options, recipe=recipe))
+
+
+def test_levels_that_only_the_loaded_scheduler_refuses(
+    run_job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole timesteps that fall together are said before sampling, too."""
+    pipe, arguments = cogvideox()
+    pipe.save_pretrained(tmp_path / "pipeline")
+    (tmp_path / "call.yaml").write_text(yaml.safe_dump(arguments))
+    (tmp_path / "levels.json").write_text("[0.3001, 0.3002, 0.9]")
+    flags = {"pipeline": str(tmp_path / "pipeline"), "pipeline_args": tmp_path / "call.yaml"}
+    files = {"schedule": tmp_path / "levels.json", "workdir": tmp_path / "work", "device": "cpu"}
+    with pytest.raises(ScheduleError, match="takes whole timesteps"):
+        run_job(SampleOptions(**flags, **files, text_prompt="a"))
+    assert "sampling" not in "".join(capsys.readouterr())
 
 
 def test_weights_that_do_not_fill_the_model(folder: Path) -> None:

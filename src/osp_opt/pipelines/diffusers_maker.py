@@ -164,7 +164,8 @@ class PipelineMaker:
         return self.pipeline.schedule(steps)
 
     def call_timesteps(self, schedule: TimestepSchedule) -> tuple[float, ...]:
-        """Those of the schedule: the network runs once at each."""
+        """Those of the schedule: the network runs once at each. Raises ScheduleError."""
+        self.pipeline.check(schedule.timesteps, schedule.corrections)
         return schedule.timesteps
 
     def setting(self, schedule: TimestepSchedule) -> Setting:

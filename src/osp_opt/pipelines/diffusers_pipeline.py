@@ -312,11 +312,7 @@ class DiffusersPipeline:
         if (steps is None) == (levels is None):
             raise OptionError("give a number of steps, or levels")
         if levels is not None:
-            self._check_levels(levels)
-        if any(corrections) and not self.kind.takes_corrections:
-            raise ScheduleError(
-                f"{self.steering.name} takes no corrected steps: its own are of second order"
-            )
+            self._check_levels(levels, corrections)
         count = len(levels) if levels is not None else int(steps or 0)
         position, began = Position(), [0.0]
         last: list[Tensor] = []
@@ -402,11 +398,20 @@ class DiffusersPipeline:
         with watching(list(self.transformers.values()), watch, position):
             yield
 
-    def _check_levels(self, levels: Sequence[float]) -> None:
+    def check(self, levels: Sequence[float], corrections: Sequence[float] = ()) -> None:
+        """Raise ScheduleError for levels, or corrections of steps, that no call can follow."""
+        self._check_levels(levels, corrections)
+        self.steering.differ(self.own_levels(len(levels)), levels)
+
+    def _check_levels(self, levels: Sequence[float], corrections: Sequence[float]) -> None:
         scale = self.steering.scale
         check_timesteps(levels, scale.most)
         if scale.sigmas(levels)[-1] <= 0.0:
-            raise ScheduleError("schedule: the last timestep is 0, which has no noise to remove")
+            raise ScheduleError("schedule: the last level is 0, which has no noise to remove")
+        if any(corrections) and not self.kind.takes_corrections:
+            raise ScheduleError(
+                f"{self.steering.name} takes no corrected steps: its own are of second order"
+            )
 
     @property
     def boundary(self) -> float | None:

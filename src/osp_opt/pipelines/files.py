@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from osp_opt.pipelines.requirements import (
     check_kind,
     check_scheduler,
     draws_noise,
+    is_flow,
 )
+from osp_opt.sampling.levels import check_timesteps
 
-__all__ = ["call_arguments", "check_pipeline", "described", "needs_no_noise"]
+__all__ = ["call_arguments", "check_levels", "check_pipeline", "described", "needs_no_noise"]
 
 INDEX = "model_index.json"
 _AS_OPTIONS = (
@@ -112,6 +114,22 @@ def check_pipeline(options: ModelOptions) -> None:
     check_scheduler([name], config)
     if not isinstance(options, (SampleOptions, DoctorOptions)):
         needs_no_noise([name], config)
+
+
+def check_levels(options: ModelOptions, timesteps: Sequence[float]) -> None:
+    """Raise ScheduleError for timesteps that the scheduler of the pipeline that `options` name
+    cannot follow, as far as its files tell.
+    """
+    assert options.pipeline is not None
+    name, config = _scheduler(Path(options.pipeline).expanduser())
+    if name is None:
+        return
+    if not is_flow([name], config):
+        check_timesteps(timesteps)
+        return
+    check_timesteps(timesteps, 1000.0)
+    if timesteps[-1] <= 0.0:
+        raise ScheduleError("schedule: the last level is 0, which has no noise to remove")
 
 
 def needs_no_noise(names: list[str], config: Mapping[str, Any]) -> None:

@@ -131,7 +131,10 @@ class Maker(Protocol):
         ...
 
     def call_timesteps(self, schedule: TimestepSchedule) -> tuple[float, ...]:
-        """Timestep of every network evaluation: the steps as a cache counts them."""
+        """Timestep of every network evaluation: the steps as a cache counts them.
+
+        Raises ScheduleError for a schedule that cannot be followed.
+        """
         ...
 
     def setting(self, schedule: TimestepSchedule) -> Setting:

@@ -23,6 +23,7 @@ __all__ = [
     "check_kind",
     "check_scheduler",
     "draws_noise",
+    "is_flow",
 ]
 
 NEEDED = ("prompt", "num_inference_steps", "num_frames", "generator", "output_type")
@@ -151,3 +152,8 @@ def draws_noise(names: Sequence[str], config: Mapping[str, Any]) -> bool:
     """Whether a scheduler draws fresh noise on the way, so that runs of other lengths differ."""
     sde = str(config.get("algorithm_type", "")).startswith("sde")
     return sde or bool(config.get("stochastic_sampling")) or "CogVideoXDPMScheduler" in names
+
+
+def is_flow(names: Sequence[str], config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler thinks in the s of flow matching, x_s = (1 - s) x0 + s eps."""
+    return "FlowMatchEulerDiscreteScheduler" in names or bool(config.get("use_flow_sigmas"))

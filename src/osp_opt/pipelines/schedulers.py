@@ -19,14 +19,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
 from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-    FlowMatchEulerDiscreteScheduler,
-)
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
 from osp_opt.base.errors import ScheduleError
-from osp_opt.pipelines.requirements import check_scheduler, draws_noise
+from osp_opt.pipelines.requirements import check_scheduler, draws_noise, is_flow
 from osp_opt.sampling.noise_scale import FLOW, NoiseScale
 
 __all__ = ["Steering"]
@@ -64,8 +61,7 @@ class Steering:
     @property
     def is_flow(self) -> bool:
         """Whether it thinks in the s of flow matching, x_s = (1 - s) x0 + s eps."""
-        euler = isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
-        return euler or bool(self.scheduler.config.get("use_flow_sigmas"))
+        return is_flow(self.names, self.scheduler.config)
 
     @property
     def is_reversed(self) -> bool:
@@ -123,16 +119,9 @@ class Steering:
     def set_levels(self, timesteps: Sequence[float]) -> None:
         """Follow these, of which the scheduler has just set as many of its own.
 
-        Raises ScheduleError for a number of steps that it did not set, and for whole timesteps
-        that fall together.
+        Raises as `differ`.
         """
-        own = self.levels()
-        if len(own) != len(timesteps):
-            raise ScheduleError(
-                f"{self.name} set {len(own)} levels where {len(timesteps)} were asked for: it "
-                "cannot follow a schedule here"
-            )
-        if all(abs(a - b) <= _SAME for a, b in zip(own, timesteps, strict=True)):
+        if not self.differ(self.levels(), timesteps):
             return
         self.follows = True
         scheduler = self.scheduler
@@ -153,6 +142,23 @@ class Steering:
             sigmas = torch.from_numpy(np.append(self.scale.sigmas(whole), 0.0)).float()
             sigmas[-1] = scheduler.sigmas[-1]
             scheduler.sigmas = sigmas.to(scheduler.sigmas.device)
+
+    def differ(self, own: Sequence[float], timesteps: Sequence[float]) -> bool:
+        """Whether `timesteps` are others than its `own` levels of a run.
+
+        Raises ScheduleError for a number of steps that it did not set, and for whole timesteps
+        that fall together.
+        """
+        if len(own) != len(timesteps):
+            raise ScheduleError(
+                f"{self.name} set {len(own)} levels where {len(timesteps)} were asked for: it "
+                "cannot follow a schedule here"
+            )
+        if all(abs(a - b) <= _SAME for a, b in zip(own, timesteps, strict=True)):
+            return False
+        if self.whole:
+            _whole(timesteps, self.name)
+        return True
 
     def mixes(self) -> list[tuple[float, float]]:
         """(a, b) of every step that is set: its sample is a x0 + b eps."""

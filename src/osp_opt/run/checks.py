@@ -33,7 +33,7 @@ from osp_opt.options import (
     calibration_of,
 )
 from osp_opt.pipelines.calibrated import check_files
-from osp_opt.pipelines.files import check_pipeline
+from osp_opt.pipelines.files import check_levels, check_pipeline
 from osp_opt.sampling.recipe import recipe_of
 from osp_opt.system.host import impossible_device
 from osp_opt.system.ranks import parse_layout
@@ -70,7 +70,10 @@ def check_before_launch(options: JobOptions) -> list[str]:
     _check_output(options)
     check_ffmpeg()
     if isinstance(options, (SampleOptions, SearchCacheOptions)) and options.schedule is not None:
-        length = schedule_length(options.schedule)
+        levels = read_schedule(options.schedule)
+        length = len(levels)
+        if options.pipeline is not None:
+            _check_levels(options, options.schedule, [1000.0 * s for s in reversed(levels)])
         if "steps" in options.model_fields_set and options.steps != length:
             notes.append(
                 f"--schedule {options.schedule} has {length} steps; "
@@ -78,8 +81,10 @@ def check_before_launch(options: JobOptions) -> list[str]:
             )
     if isinstance(options, SampleOptions) and options.cache is not None:
         CachePolicy.from_file(options.cache)
-    if isinstance(options, SampleOptions):
-        recipe_of(options)
+    if isinstance(options, SampleOptions) and options.recipe is not None:
+        recipe = recipe_of(options)
+        if options.pipeline is not None and recipe is not None:
+            _check_levels(options, options.recipe, recipe.timesteps)
     if isinstance(options, SearchOptions):
         notes += _check_calibration(options)
     return notes
@@ -131,15 +136,22 @@ def calibration_to_make(options: JobOptions | SearchOptions) -> CalibrateOptions
     return options.calibrate_options(CALIBRATED_PROMPTS)
 
 
-def schedule_length(path: Path) -> int:
-    """Number of steps in a schedule file. Raises FileError or ScheduleError."""
+def read_schedule(path: Path) -> list[float]:
+    """The numbers in a schedule file, one a step. Raises FileError or ScheduleError."""
     values = read_json(path, "schedule", max_bytes=SCHEDULE_MAX_BYTES)
     if not isinstance(values, list) or not values:
         raise ScheduleError(f"schedule {path}: must be a JSON list of timesteps / 1000")
     for index, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ScheduleError(f"schedule {path}: entry {index} is not a number")
-    return len(values)
+    return values
+
+
+def _check_levels(options: ModelOptions, path: Path, timesteps: Sequence[float]) -> None:
+    try:
+        check_levels(options, timesteps)
+    except ScheduleError as error:
+        raise ScheduleError(f"{path}: {error}") from error
 
 
 def _check_model(options: ModelOptions) -> list[str]:

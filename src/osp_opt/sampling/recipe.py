@@ -98,10 +98,17 @@ class Recipe(BaseModel):
 
 
 def recipe_of(options: SampleOptions) -> Recipe | None:
-    """The recipe that `options` name, if they do. Raises OptionError for another sampler."""
+    """The recipe that `options` name, if they do. Raises OptionError for another sampler, and
+    where one of the two is a model of Open-Sora-Plan and the other a pipeline.
+    """
     if options.recipe is None:
         return None
     recipe = Recipe.from_file(options.recipe)
+    if (recipe.sampler in STEERABLE) != (options.pipeline is not None):
+        made_for = "a model of Open-Sora-Plan; leave out --pipeline"
+        if recipe.sampler in STEERABLE:
+            made_for = f"a pipeline with {recipe.sampler}; name it with --pipeline"
+        raise OptionError(f"--recipe {options.recipe}: was made for {made_for}")
     if "sampler" in options.model_fields_set and options.sampler != recipe.sampler:
         raise OptionError(
             f"--sampler {options.sampler}: {options.recipe} was made for {recipe.sampler}; "
