@@ -20,7 +20,7 @@ without it nothing is left.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,9 +71,9 @@ def calibrate(
     cannot follow a schedule, or draws fresh noise.
     """
     given = in_memory(pipe)
+    _check_undecided(given, options)
     with _place(folder) as workdir:
-        values = {"text_prompt": prompts, **options, **given.named}
-        made = _options(CalibrateOptions, workdir, values)
+        made = _options(CalibrateOptions, workdir, {"text_prompt": prompts, **options}, given.named)
         context = _context(given, made.run_dir)
         record_calibration(made, given.maker(made, context), context)
         return Calibration.load(made.out_dir / CALIBRATION_FILE)
@@ -141,9 +141,11 @@ def _place(folder: str | Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _options(model: type[OptionsT], workdir: Path, values: dict[str, Any]) -> OptionsT:
+def _options(
+    model: type[OptionsT], workdir: Path, values: dict[str, Any], named: dict[str, str]
+) -> OptionsT:
     try:
-        return model(**values, workdir=workdir)
+        return model(**values, **named, workdir=workdir)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(map(str, problem["loc"])) or model.command
@@ -161,11 +163,20 @@ def _source(
     pipe: AnyPipeline | None,
 ) -> Source[SearchT]:
     given = None if pipe is None else in_memory(pipe)
-    named = without_model(calibration.metadata) if given is None else given.named
-    options = _options(model, workdir, {**values, **named})
+    if given is None:
+        named = without_model(calibration.metadata)
+    else:
+        named = given.named
+        _check_undecided(given, values)
+    options = _options(model, workdir, values, named)
     context = _context(given, options.run_dir)
     maker = None if given is None else given.maker(options, context)
     return Source(options, context, calibration, options.run_dir, maker)
+
+
+def _check_undecided(given: InMemory, values: Mapping[str, Any]) -> None:
+    for name in given.decided & set(values):
+        raise OptionError(f"{name}: the pipeline is loaded and placed already; do that with it")
 
 
 def _context(given: InMemory | None, folder: Path) -> WorkerContext:

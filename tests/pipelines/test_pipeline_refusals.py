@@ -202,8 +202,7 @@ def test_weights_that_do_not_fill_the_model(folder: Path) -> None:
         {"sampler": "DDIM"},
         {"noise": "independent"},
         {"ae_path": "a/b"},
-        {"save_memory": True},
-        {"compile": True},
+        {"tile_overlap_factor": 0.5},
     ],
 )
 def test_options_that_mean_nothing_to_a_pipeline(flags: dict[str, Any]) -> None:

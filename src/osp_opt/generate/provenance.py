@@ -25,6 +25,7 @@ _CONDITIONS = {
     "attention": "attention backend",
     "compile": "compilation",
     "branches": "guidance branches at once",
+    "offloaded": "what is kept in host memory",
     "versions": "package versions",
 }
 """What decides how long a video takes besides what it is: the fields of ``timed_on``."""

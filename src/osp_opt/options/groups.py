@@ -31,8 +31,8 @@ PROMPT_FILE_KINDS = (".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 
 _OF_OPEN_SORA_PLAN = {
     *("model_path", "version", "ae", "ae_path", "text_encoder_name", "model_type"),
-    *("sampler", "noise", "enable_tiling", "tile_overlap_factor", "allow_untrained_shape"),
-    *("compile", "save_memory", "offload", "videos_path", "resize", "also"),
+    *("sampler", "noise", "tile_overlap_factor", "allow_untrained_shape"),
+    *("videos_path", "resize", "also"),
 }
 """Options that say something of Open-Sora-Plan's models only."""
 
@@ -154,12 +154,14 @@ class DeviceOptions(Options):
     compile: bool = option(False, "Compile the transformer blocks (torch.compile).", panel="Device")
     save_memory: bool = option(
         False,
-        "Smaller autoencoder tiles, guidance branches in turn, text encoder released after use.",
+        "Smaller autoencoder tiles, guidance branches in turn, text encoder released after use; "
+        "of a --pipeline: tiles.",
         panel="Device",
     )
     offload: bool = option(
         False,
-        "Keep text encoder and autoencoder in host memory while they are not in use.",
+        "Keep text encoder and autoencoder in host memory while they are not in use; "
+        "of a --pipeline: every part, or block by block where one does not fit the device.",
         panel="Device",
         identity=False,
     )

@@ -15,7 +15,12 @@ __all__ = ["conditions", "versions"]
 
 
 def conditions(
-    device: Device, *, layout: str, compiled: bool, branches: int | None
+    device: Device,
+    *,
+    layout: str,
+    compiled: bool,
+    branches: int | None,
+    offloaded: str | None = None,
 ) -> dict[str, Any]:
     """As JSON values: speeds are compared where they agree (`generate.provenance`)."""
     return {
@@ -26,6 +31,7 @@ def conditions(
         "attention": device.attention,
         "compile": compiled,
         "branches": branches,
+        "offloaded": offloaded,
         "versions": versions(),
     }
 

@@ -23,7 +23,8 @@ from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, open_pipelin
 from osp_opt.pipelines.driving import StepSeen
 from osp_opt.pipelines.files import call_arguments, needs_no_noise
 from osp_opt.pipelines.maker import Denoised, Request
-from osp_opt.pipelines.requirements import MIN_STEPS
+from osp_opt.pipelines.placing import place
+from osp_opt.pipelines.requirements import MIN_STEPS, check_offload
 from osp_opt.pipelines.setting import Setting
 from osp_opt.sampling.noise_scale import FLOW, NoiseScale
 from osp_opt.sampling.schedule import SAME_TIMESTEP, TimestepSchedule
@@ -69,7 +70,10 @@ class PipelineMaker:
             lambda: self.device.memory().peak,
             self.device.reset_peak_memory,
         )
-        opened = _opened(options, self.device) if loaded is None else loaded
+        self._offloaded = None  # as far as is known of one that somebody else placed
+        opened = loaded
+        if opened is None:
+            opened, self._offloaded = _opened(options, self.device)
         self._given = opened.arguments
         self._fingerprint = opened.fingerprint
         arguments = call_arguments(options, self._given)
@@ -141,7 +145,13 @@ class PipelineMaker:
     @property
     def timed_on(self) -> dict[str, Any]:
         """The conditions under which its videos are timed."""
-        return conditions(self.device, layout="cfg=1,sp=1", compiled=False, branches=None)
+        return conditions(
+            self.device,
+            layout="cfg=1,sp=1",
+            compiled=self.options.compile,
+            branches=None,
+            offloaded=self._offloaded,
+        )
 
     def schedule(self, steps: int) -> TimestepSchedule:
         """Its scheduler's own steps, so many of them."""
@@ -210,6 +220,8 @@ class PipelineMaker:
             "device": self.device.model,
             "versions": versions(),
             "attention": self.device.attention,
+            "compile": self.options.compile,
+            "tiling": self.options.save_memory or self.options.enable_tiling,
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -278,17 +290,18 @@ class PipelineMaker:
         return timer.speedup(len(schedule))
 
 
-def _opened(options: SamplingOptions, device: Device) -> DiffusersPipeline:
-    """The pipeline that the options name, on the device."""
+def _opened(options: SamplingOptions, device: Device) -> tuple[DiffusersPipeline, str | None]:
+    """The pipeline that the options name, and how it is kept off the device (see `place`)."""
     assert options.pipeline is not None
+    if options.offload:
+        check_offload(device.name)
     opened = open_pipeline(
         options.pipeline,
         dtype=device.dtype,
-        device=device.torch_device,
         cache_dir=options.cache_dir,
         synchronize=device.synchronize,
     )
     for transformer in opened.transformers.values():
         if device.attention != "native":
             transformer.set_attention_backend(device.attention)  # type: ignore[operator]
-    return opened
+    return opened, place(opened, options, device)

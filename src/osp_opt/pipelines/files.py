@@ -18,12 +18,19 @@ from typing import Any
 from osp_opt.base.artifacts import HUB_ID, read_json
 from osp_opt.base.errors import CheckpointError, FileError, OptionError, ScheduleError
 from osp_opt.base.mappings import read_mapping
-from osp_opt.options import CalibrateOptions, DoctorOptions, ModelOptions, SampleOptions
+from osp_opt.options import (
+    CalibrateOptions,
+    DoctorOptions,
+    ModelOptions,
+    SampleOptions,
+    SamplingOptions,
+)
 from osp_opt.pipelines.requirements import (
     MIN_STEPS,
     Described,
     check_arguments,
     check_kind,
+    check_offload,
     check_scheduler,
     draws_noise,
     is_flow,
@@ -96,6 +103,8 @@ def check_pipeline(options: ModelOptions) -> None:
         raise OptionError(
             f"--steps {options.steps}: too few to choose from; record {MIN_STEPS} or more"
         )
+    if isinstance(options, SamplingOptions) and options.offload:
+        check_offload(options.device)
     arguments = call_arguments(options)
     folder = Path(options.pipeline).expanduser()
     if not folder.is_dir():

@@ -26,17 +26,19 @@ __all__ = ["AnyPipeline", "InMemory", "in_memory", "without_model"]
 AnyPipeline = OpenSoraPlanPipeline | DiffusersPipeline | DiffusionPipeline
 
 _IN_MEMORY = "a pipeline in memory"
+_PLACING = frozenset({"device", "dtype", "attention", "compile", "offload", "enable_tiling"})
 
 
 @dataclass(frozen=True)
 class InMemory:
     """A loaded pipeline.
 
-    named: the option that says what model it is. device, dtype: where and in what it computes.
-    maker: makes videos with it, as options say.
+    named: the option that says what model it is. decided: those that loading has decided already.
+    device, dtype: where and in what it computes. maker: makes videos with it, as options say.
     """
 
     named: dict[str, str]
+    decided: frozenset[str]
     device: torch.device
     dtype: torch.dtype
     maker: Callable[[SamplingOptions, WorkerContext], Maker]
@@ -54,6 +56,7 @@ def in_memory(pipe: AnyPipeline) -> InMemory:
         model = LoadedModel(pipe, pipe.defaults, known, dict(pipe.transformer.config))
         return InMemory(
             {"model_path": _IN_MEMORY},
+            _PLACING,
             pipe.transformer.device,
             pipe.transformer.dtype,
             lambda options, context: VideoMaker(options, context, model),
@@ -65,6 +68,7 @@ def in_memory(pipe: AnyPipeline) -> InMemory:
     opened, transformer = pipe, next(iter(pipe.transformers.values()))
     return InMemory(
         {"pipeline": _IN_MEMORY},
+        _PLACING | {"save_memory"},
         execution_device(transformer),
         next(p.dtype for p in transformer.parameters() if p.is_floating_point()),
         lambda options, context: PipelineMaker(options, context, opened),

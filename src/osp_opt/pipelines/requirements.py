@@ -7,6 +7,7 @@ loaded pipeline and the files of one that is not (`pipelines.files`).
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = [
     "Described",
     "check_arguments",
     "check_kind",
+    "check_offload",
     "check_scheduler",
     "draws_noise",
     "is_flow",
@@ -146,6 +148,14 @@ def check_scheduler(names: Sequence[str], config: Mapping[str, Any]) -> None:
         raise ScheduleError(f"scheduler {name}: prediction_type {prediction!r} is unknown")
     if config.get("solver_p") is not None:
         raise ScheduleError(f"scheduler {name} with a second solver (solver_p) is not steered")
+
+
+def check_offload(device: str) -> None:
+    """Raise OptionError where parts of a pipeline cannot be kept off the device."""
+    if device == "cpu":
+        raise OptionError("--offload: on cpu everything is in host memory; leave it out")
+    if importlib.util.find_spec("accelerate") is None:
+        raise OptionError("--offload: it needs accelerate: pip install 'osp-opt[pipelines]'")
 
 
 def draws_noise(names: Sequence[str], config: Mapping[str, Any]) -> bool:
