@@ -13,7 +13,9 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# Not compiled: most of it is never imported.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		-c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: install
@@ -33,8 +35,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Types are checked beside the tests, and told of after them.
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@said=$$(mktemp); $(BIN)/mypy > $$said 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$types; typed=$$?; echo mypy:; cat $$said; rm $$said; test $$tests$$typed = 00
 
 # The same with the lowest versions that pyproject.toml allows, in an environment of their own.
 test-lowest:

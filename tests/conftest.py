@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -39,6 +40,7 @@ TINY_DEFAULTS = {
 
 def pytest_configure(config: pytest.Config) -> None:
     """On the CPU, whatever the machine has: only what is asked for by name sees accelerators."""
+    gc.disable()  # until all is imported: what importing makes lives on
     if not any("on_device" in str(name) for name in config.args):
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ASCEND_RT_VISIBLE_DEVICES": ""}
 
@@ -46,6 +48,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow files first, so that at the end no process waits for another with one left."""
     items.sort(key=lambda item: item.path.parent.name not in SLOW)
+
+
+def pytest_collection_finish() -> None:
+    """Never look through the libraries' objects for garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,12 +85,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
     """Runs commands in processes that have everything loaded."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # a process forked from a threaded one may hang
-        patch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-        made = Server(tmp_path_factory.mktemp("server"))
-        made.start()
-    return made
+    return Server(tmp_path_factory.mktemp("server"))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launching import PRELOADED, free_port
+from launching import forks, free_port
 from parsing import parse
 
 from osp_opt.base.errors import OspOptError
@@ -58,14 +58,6 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOADED)
-
-    def start(self) -> None:
-        """Import everything now, in the environment of now."""
-        process = self._context.Process(target=os.getpid)
-        process.start()
-        process.join()
 
     def run(
         self,
@@ -115,7 +107,7 @@ class Server:
         """The running process; killed when the block is left before it has ended."""
         for name in ("out", "err", "changes"):
             (self._folder / name).write_text("")
-        process = self._context.Process(
+        process = forks().Process(
             target=_command, args=(options, self._folder, current, at_change, limit_bytes)
         )
         process.start()

@@ -7,25 +7,29 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import cache
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 TIMEOUT_S = 300
-PRELOADED = [
-    "osp_opt.run.worker",
-    "osp_opt.calibration.job",
-    "osp_opt.generate.job",
-    "osp_opt.search.cache.job",
-    "osp_opt.search.steps.job",
-    "osp_opt.search.recipe.job",
-    "osp_opt.evaluate.job",
-    "osp_opt.pipelines.open_sora_plan",
-    "diffusers.models.attention_dispatch",
-    "torch.distributed",
-]
-"""There is one server of forks, whoever is first to start it."""
+
+
+@cache
+def forks() -> ForkServerContext:
+    """Starts processes that have loaded everything: what `preloaded` imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preloaded"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("OMP_NUM_THREADS", "1")  # a process forked from a threaded one may hang
+        patch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+        first = context.Process(target=os.getpid)
+        first.start()
+        first.join()
+    return context
 
 
 def free_port() -> int:
@@ -47,12 +51,10 @@ def run_ranks(
     The ranks are forked from a process that has loaded torch and the package, which takes longer
     than all that they do; the launcher that starts them for users is tested in tests/run.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     port = free_port()
     told = [logs / f"rank{rank}.log" for rank in range(processes)]
     ranks = [
-        context.Process(target=_run_rank, args=(rank, processes, port, told[rank], main, arguments))
+        forks().Process(target=_run_rank, args=(rank, processes, port, told[rank], main, arguments))
         for rank in range(processes)
     ]
     for rank in ranks:

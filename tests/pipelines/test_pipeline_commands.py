@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ from osp_opt.sampling.recipe import Recipe
 pytest.importorskip("accelerate")  # without it diffusers loads no Wan
 
 PROMPTS = ("a red ball", "a blue cat")
-STEPS = 12
+STEPS = 9
 Flags = dict[str, Any]
+Calibrate = Callable[[str, Path], None]
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +86,40 @@ def plain(driven: DiffusersPipeline, prompt: str, seed: int, steps: int) -> np.n
     return (made.frames[0].clip(0, 1) * 255).astype(np.uint8)
 
 
-def calibrate(flags: Flags, run_job: Job) -> Calibration:
-    run_job(CalibrateOptions(**flags, text_prompt=PROMPTS, steps=STEPS))
-    return Calibration.load(flags["workdir"] / "calibration" / "calibration.safetensors")
+@pytest.fixture(scope="module")
+def calibrated() -> dict[str, Path]:
+    """Working folders in which calibrate has run, by the pipeline."""
+    return {}
+
+
+@pytest.fixture
+def calibrate(
+    saved: Callable[[str], Flags], calibrated: dict[str, Path], run_job: Job
+) -> Calibrate:
+    """Puts into a working folder what calibrate makes of a pipeline; it runs once."""
+
+    def prepare(name: str, workdir: Path) -> None:
+        if name in calibrated:
+            shutil.copytree(calibrated[name], workdir, dirs_exist_ok=True)
+        else:
+            run_job(
+                CalibrateOptions(**saved(name), workdir=workdir, text_prompt=PROMPTS, steps=STEPS)
+            )
+            calibrated[name] = Path(shutil.copytree(workdir, f"{workdir}-calibrated"))
+
+    return prepare
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "wan2"])
 def test_calibrate_search_steps_and_sample(
-    name: str, saved: Callable[[str], Flags], run_job: Job, tmp_path: Path
+    name: str, saved: Callable[[str], Flags], calibrate: Calibrate, run_job: Job, tmp_path: Path
 ) -> None:
     flags = {**saved(name), "workdir": tmp_path}
     driven = opened(flags)
 
     # calibrate: the pipeline's own levels
-    calibration = calibrate(flags, run_job)
+    calibrate(name, tmp_path)
+    calibration = Calibration.load(tmp_path / "calibration" / "calibration.safetensors")
     assert calibration.prompts == PROMPTS
     assert list(calibration.timesteps) == pytest.approx(driven.own_levels(STEPS))
     assert (calibration.scale == FLOW) == (name != "cogvideox")
@@ -133,10 +155,10 @@ def test_calibrate_search_steps_and_sample(
 
 @pytest.mark.parametrize("name", [*FAMILIES, "wan2"])
 def test_the_walk_with_a_cache_and_evidence(
-    name: str, saved: Callable[[str], Flags], run_job: Job, tmp_path: Path
+    name: str, saved: Callable[[str], Flags], calibrate: Calibrate, run_job: Job, tmp_path: Path
 ) -> None:
     flags = {**saved(name), "workdir": tmp_path}
-    calibrate(flags, run_job)
+    calibrate(name, tmp_path)
     videos: Flags = {"prompt_file": tmp_path / "prompts.txt"}
     videos["prompt_file"].write_text("a fox\na boat\na tree\n")
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 import huggingface_hub
 import torch
 from diffusers.models.modeling_utils import ModelMixin
-from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+from huggingface_hub.errors import HTTPError
 from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor, nn
 

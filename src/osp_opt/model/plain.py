@@ -27,6 +27,6 @@ def is_plain(layer: nn.Module, kind: type[Layer]) -> TypeGuard[Layer]:
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not (layer._backward_hooks or layer._backward_pre_hooks)
         and not _has_any_global_hook()  # type: ignore[no-untyped-call]
-        and all(type(parameter) is nn.Parameter for parameter in layer.parameters())
+        and all(p is None or type(p) is nn.Parameter for p in layer._parameters.values())
         and not (is_grad_enabled() and any(p.requires_grad for p in layer.parameters()))
     )

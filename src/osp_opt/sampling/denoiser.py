@@ -107,6 +107,7 @@ class GuidedDenoiser:
         self.conditions = conditions
         self.guidance_scale = guidance_scale
         self.recorder = recorder
+        self._dtype = transformer.dtype  # diffusers walks through the whole model for it
         times = transformer.encode_timesteps(timesteps) if timesteps else ()
         self._times = dict(zip(timesteps, times, strict=True))
         self._loops: BlockLoops | None = cache if recorder is None else recorder
@@ -164,7 +165,7 @@ class GuidedDenoiser:
             time = torch.full((), timestep, device=x.device, dtype=torch.float32)
         with self._told(branch, step, timestep):
             output: Tensor = self.transformer(
-                x.to(self.transformer.dtype),
+                x.to(self._dtype),
                 time,
                 text=self.conditions.branches[branch],
                 blocks=loop,

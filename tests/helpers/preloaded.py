@@ -1,0 +1,19 @@
+"""What the server of forks imports before it forks: all that a command does."""
+
+import gc
+
+from osp_opt.system.host import importing
+
+with importing():
+    import diffusers.models.attention_dispatch  # noqa: F401
+    import torch.distributed  # noqa: F401
+
+    import osp_opt.calibration.job
+    import osp_opt.evaluate.job
+    import osp_opt.generate.job
+    import osp_opt.pipelines.open_sora_plan
+    import osp_opt.run.worker
+    import osp_opt.search.cache.job
+    import osp_opt.search.recipe.job
+    import osp_opt.search.steps.job  # noqa: F401
+gc.freeze()  # no process looks through it for garbage
