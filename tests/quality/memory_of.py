@@ -1,11 +1,7 @@
-"""Prints how much memory one piece of work takes beyond the frames that it is about, in bytes.
-
-Arguments: frames, height, width, what.
-"""
+"""How much memory one piece of work takes beyond the frames that it is about, in a process."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -37,8 +33,9 @@ def decode(frames: int, height: int, width: int) -> None:
     assert torch.cat(pieces, dim=2).shape == (1, 3, frames, height, width)
 
 
-def main() -> None:
-    frames, height, width = map(int, sys.argv[1:4])
+def main(shape: tuple[int, int, int], what: str, told: Path) -> None:
+    """Write the bytes into the file `told`; `shape`: frames, height, width."""
+    frames, height, width = shape
     a = np.tile(np.arange(width, dtype=np.uint8)[:, None], (frames, height, 1, 3))
     b = a.copy()
     b[:, ::2] //= 2
@@ -51,9 +48,5 @@ def main() -> None:
         }
         compare(a[:1, :16, :16], b[:1, :16, :16])  # whatever is loaded at first use
         before = peak()
-        work[sys.argv[4]]()
-        print(peak() - before)
-
-
-if __name__ == "__main__":
-    main()
+        work[what]()
+        told.write_text(str(peak() - before))

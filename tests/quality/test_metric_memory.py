@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 
 import memory_of
 import pytest
+from launching import run_ranks
 
 GIB = 2**30
 
@@ -20,7 +20,9 @@ GIB = 2**30
         ((93, 720, 1280), "decode", 2 * GIB),
     ],
 )
-def test_memory_beyond_the_frames(shape: tuple[int, int, int], what: str, limit: int) -> None:
-    command = [sys.executable, memory_of.__file__, *map(str, shape), what]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0 < int(done.stdout) < limit
+def test_memory_beyond_the_frames(
+    shape: tuple[int, int, int], what: str, limit: int, tmp_path: Path
+) -> None:
+    told = tmp_path / "bytes"
+    run_ranks(memory_of.main, 1, shape, what, told, logs=tmp_path)
+    assert 0 < int(told.read_text()) < limit
