@@ -8,6 +8,8 @@ import pytest
 from forked import Server
 from official import LINES, PROMPTS, STEPS, Walk, write_checkpoint
 
+STARTED = ("videos", "cache")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -15,9 +17,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_five_lines_and_again(model: Path, tmp_path: Path, free_port: int, server: Server) -> None:
-    """In an empty folder; a second time nothing is sampled again."""
+    """In an empty folder; a second time nothing is sampled again.
+
+    One line that samples and one that searches are started as a user starts them.
+    """
     walk = Walk(tmp_path / "walk", model, free_port)
-    told = {name: walk.run(name) for name in LINES}
+    told = {
+        name: walk.run(name) if name in STARTED else walk.run_forked(server, name) for name in LINES
+    }
     walk.assert_promised()
     assert "calibrated on" in told["steps"], "prompts of line 1 decide with other seeds"
     assert "no calibration" in told["cache"], "says that it makes one, and what that costs"

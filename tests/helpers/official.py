@@ -48,8 +48,8 @@ LINES = {
 }
 
 
-def random_transformer() -> Any:
-    """4 layers, 24 wide, RoPE, for 5x16x16 videos; its captions are the golden text encoder's."""
+def random_transformer(layers: int = 4) -> Any:
+    """24 wide, RoPE, for 5x16x16 videos; its captions are the golden text encoder's."""
     import torch
 
     from osp_opt.model.transformer import OpenSoraT2V
@@ -58,7 +58,7 @@ def random_transformer() -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return OpenSoraT2V(
-            num_layers=4,
+            num_layers=layers,
             num_attention_heads=2,
             attention_head_dim=12,
             cross_attention_dim=24,
@@ -70,7 +70,7 @@ def random_transformer() -> Any:
 
 def write_checkpoint(folder: Path) -> Path:
     """The folders 29x480p, vae (with a .ckpt, as released) and mt5, with random weights."""
-    random_transformer().save_pretrained(folder / "29x480p")
+    random_transformer(layers=2).save_pretrained(folder / "29x480p")
     shutil.copytree(GOLDEN / "vae" / "d4_4x8x8", folder / "vae")
     shutil.copytree(GOLDEN / "pipeline" / "text_encoder", folder / "mt5")
     return folder
