@@ -200,7 +200,9 @@ def test_the_walk_with_a_cache_and_evidence(
     assert found["speedup"] is not None
     assert report(ReportOptions(workdir=tmp_path)) == 0
     page = (tmp_path / "report.html").read_text()
-    assert f"{STEPS} steps" in page
+    assert f"{STEPS} own steps" in page
+    assert "the scheduler's own, measured" in page
+    assert "uniform" not in page.lower()
 
     # export: what others read, and what cannot be said in their words
     schedule = tmp_path / "search-steps" / "searched_schedule.txt"

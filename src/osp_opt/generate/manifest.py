@@ -102,6 +102,13 @@ class Take:
         """Whether the timesteps are evenly spaced, as far as is known."""
         return _is_uniform(self.settings or {})
 
+    @property
+    def steps_word(self) -> str:
+        """What its steps are called: "uniform", of a pipeline "own", or "searched"."""
+        setting = (self.settings or {}).get("setting")
+        own = isinstance(setting, dict) and "own_steps" in setting
+        return ("own" if own else "uniform") if self.is_uniform else "searched"
+
     def is_same(self, other: Take) -> bool:
         """Whether both are one take of one folder."""
         return (self.folder.resolve(), self.label) == (other.folder.resolve(), other.label)

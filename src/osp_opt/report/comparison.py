@@ -92,7 +92,7 @@ def describe(take: Take) -> str:
     """How the videos of a take were made, in a few words."""
     if not take.timesteps:
         return ""
-    words = f"{len(take.timesteps)} {'uniform' if take.is_uniform else 'searched'} steps"
+    words = f"{len(take.timesteps)} {take.steps_word} steps"
     cache = (take.settings or {}).get("cache")
     if cache is None:
         return f"{words}, no cache"

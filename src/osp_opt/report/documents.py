@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,10 +16,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from osp_opt.base.errors import FileError
 from osp_opt.evaluate.job import EVALUATION_FORMAT
 
+_OLD = MappingProxyType(
+    {
+        "predictions_scaled_to_uniform": "predictions_scaled_to_plain",
+        "log_predicted_error_over_uniform": "log_predicted_error_over_plain",
+        "log_measured_error_over_uniform": "log_measured_error_over_plain",
+    }
+)
+"""Keys by which earlier files call what they hold."""
+
 __all__ = ["Curve", "EvaluationFile", "PolicyMeta", "ScheduleMeta", "checked"]
 
 Number = Annotated[float, Field(ge=-1e12, le=1e12)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
+Word = Annotated[str, Field(max_length=40)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 
 
@@ -89,7 +100,8 @@ class Curve(_Part):
     """Error against the number of steps, of `search-steps`."""
 
     reference_steps: Steps
-    predictions_scaled_to_uniform: bool = False
+    predictions_scaled_to_plain: bool = False
+    plain_steps: Word = "uniform"
     points: Annotated[list[_Point], Field(min_length=1, max_length=100_000)]
 
 
@@ -115,8 +127,9 @@ class _Verification(_Part):
 
 
 class _Search(_Part):
-    log_predicted_error_over_uniform: IntervalPart | None = None
-    log_measured_error_over_uniform: IntervalPart | None = None
+    plain_steps: Word = "uniform"
+    log_predicted_error_over_plain: IntervalPart | None = None
+    log_measured_error_over_plain: IntervalPart | None = None
     verification: _Verification | None = None
 
 
@@ -127,7 +140,10 @@ class ScheduleMeta(_Part):
 
 
 def checked(kind: type[_Part], content: Any, path: Path) -> dict[str, Any]:
-    """The content itself, when it is of that kind. Raises FileError naming what is wrong in it."""
+    """The content, when it is of that kind, by the keys of today. Raises FileError naming what is
+    wrong in it.
+    """
+    content = _by_new_keys(content)
     try:
         kind.model_validate(content)
     except ValidationError as error:
@@ -138,3 +154,9 @@ def checked(kind: type[_Part], content: Any, path: Path) -> dict[str, Any]:
         ) from error
     assert isinstance(content, Mapping)
     return dict(content)
+
+
+def _by_new_keys(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {_OLD.get(key, key): _by_new_keys(value) for key, value in content.items()}
+    return content

@@ -94,7 +94,7 @@ def _schedules(schedules: Sequence[ScheduleFile]) -> Plot | None:
         "Each mark is one evaluation of the network. Close marks: the schedule spends steps there.",
         draw(
             "schedule",
-            "Noise levels of the searched schedules and of uniform ones of the same length",
+            "Noise levels of the searched schedules, and of uniform ones where these are usual",
             plot,
             height=0.9 + 0.75 * len(distinct),
         ),
@@ -104,13 +104,15 @@ def _schedules(schedules: Sequence[ScheduleFile]) -> Plot | None:
 def _errors(curve: Mapping[str, Any]) -> Plot:
     """Error against the number of steps, as `search-steps` left it: measured and predicted."""
     points = curve["points"]
-    colors = {"uniform": BASE, "dp": STEPS, "ays": CACHE}
-    words = {"uniform": "uniform", "dp": "searched", "ays": "ays"}
+    plain = curve.get("plain_steps", "uniform")
+    colors = {"plain": BASE, "dp": STEPS, "ays": CACHE}
+    words = {"plain": plain, "dp": "searched", "ays": "ays"}
 
     def plot(figure: Figure) -> None:
         axes = figure.add_subplot()
         for name, color in colors.items():
-            own = [point for point in points if point["schedule"] == name]
+            names = (name, "uniform") if name == "plain" else (name,)  # as earlier files call it
+            own = [point for point in points if point["schedule"] in names]
             predicted = [point for point in own if point["kind"] == "predicted"]
             if predicted:
                 lengths, errors = zip(*((p["steps"], p["error"]) for p in predicted), strict=True)
@@ -125,13 +127,13 @@ def _errors(curve: Mapping[str, Any]) -> Plot:
         axes.set_ylabel("squared error of latents")
         legend(axes)
 
-    scaled = curve.get("predictions_scaled_to_uniform")
+    scaled = curve.get("predictions_scaled_to_plain")
     return Plot(
         "errors",
         "Error against the number of steps",
         f"To the video of {curve['reference_steps']} steps. Bars are 95 % intervals over prompts; "
         + (
-            "predictions are scaled by one factor to uniform's measurements."
+            f"predictions are scaled by one factor to the measurements of {plain} steps."
             if scaled
             else "predictions are in a unit of their own."
         ),

@@ -131,10 +131,10 @@ def _promises(found: Material) -> Iterator[tuple[str, str, str, str]]:
             yield item.path.name, "times faster", predicted, measured.text(digits=2)
     for schedule in found.schedules:
         search = schedule.meta.get("search")
-        expected = _interval(search, "log_predicted_error_over_uniform")
-        seen = _interval(search, "log_measured_error_over_uniform")
-        if expected is not None and seen is not None:
-            what = "error as a multiple of uniform steps'"
+        expected = _interval(search, "log_predicted_error_over_plain")
+        seen = _interval(search, "log_measured_error_over_plain")
+        if search and expected is not None and seen is not None:
+            what = f"error as a multiple of that of {search.get('plain_steps', 'uniform')} steps"
             yield schedule.path.name, what, expected.exp().text(), seen.exp().text()
 
 

@@ -109,7 +109,8 @@ def with_predecessors(options: JobOptions) -> tuple[JobOptions, list[str]]:
         found = SearchStepsOptions(workdir=options.workdir).schedule_path
         if not options.model_fields_set & {"schedule", "steps"} and found.is_file():
             taken["schedule"] = found
-            notes.append(f"a cache for the steps of {found}; --steps N for N uniform ones")
+            plain = "uniform ones" if options.pipeline is None else "of the scheduler's own"
+            notes.append(f"a cache for the steps of {found}; --steps N for N {plain}")
     return options.model_copy(update=taken), notes
 
 

@@ -146,17 +146,17 @@ def test_search_decides_verifies_and_resumes(workdir: Path, tiny_checkpoint: Pat
         assert video["searched"]["right"] in range(5)
     raced = {prompt for row in meta["search"]["race"] for prompt in row["errors"]}
     assert raced.isdisjoint({video["prompt"] for video in verification["videos"]} | set(PROMPTS))
-    if meta["search"]["shown_better_than_uniform"]:
-        assert meta["search"]["log_fresh_error_over_uniform"]["high"] < 0
+    if meta["search"]["shown_better_than_plain"]:
+        assert meta["search"]["log_fresh_error_over_plain"]["high"] < 0
     curve = json.loads((options.run_dir / "curve.json").read_text())
-    (point,) = [p for p in curve["points"] if (p["schedule"], p["kind"]) == ("uniform", "verified")]
-    errors = [video["uniform"]["mse"] for video in verification["videos"]]
+    (point,) = [p for p in curve["points"] if (p["schedule"], p["kind"]) == ("plain", "verified")]
+    errors = [video["plain"]["mse"] for video in verification["videos"]]
     assert point["error"] == pytest.approx(np.sqrt(errors[0] * errors[1]))
-    assert curve["predictions_scaled_to_uniform"]
+    assert curve["predictions_scaled_to_plain"]
     predicted = {
         p["steps"]: p["error"]
         for p in curve["points"]
-        if (p["schedule"], p["kind"]) == ("uniform", "predicted")
+        if (p["schedule"], p["kind"]) == ("plain", "predicted")
     }
     assert predicted[5] == pytest.approx(point["error"]), "scaled to agree where it was measured"
     assert predicted[10] < predicted[5]
@@ -173,7 +173,7 @@ def test_without_sampling_the_curve_is_prediction_only(workdir: Path) -> None:
     options = search(workdir / "no-such-model", workdir, steps="6", verify=False)
     curve = json.loads((options.run_dir / "curve.json").read_text())
     assert {p["kind"] for p in curve["points"]} == {"predicted"}
-    assert not curve["predictions_scaled_to_uniform"]
+    assert not curve["predictions_scaled_to_plain"]
 
 
 def test_table_alone_needs_no_model(workdir: Path) -> None:
@@ -185,7 +185,7 @@ def test_table_alone_needs_no_model(workdir: Path) -> None:
     assert options.schedule_path.read_bytes() == first.read_bytes()
     rows = json.loads((options.run_dir / "table.json").read_text())
     assert [row["steps"] for row in rows] == [3, 6]
-    assert all(row["log_predicted_error_over_uniform"]["estimate"] <= 0 for row in rows)
+    assert all(row["log_predicted_error_over_plain"]["estimate"] <= 0 for row in rows)
 
 
 def test_all_lengths_at_once(workdir: Path, tiny_checkpoint: Path) -> None:

@@ -33,7 +33,7 @@ class CurvePoint:
     """
 
     steps: int
-    schedule: str  # "uniform", "dp" or "ays"
+    schedule: str  # "plain" (those to beat: uniform, or the scheduler's own), "dp" or "ays"
     kind: str
     error: float
     low: float | None = None
@@ -50,7 +50,8 @@ def write_curve(search: Search, decisions: Mapping[int, Decision]) -> None:
         {
             "reference_steps": len(search.reference),
             "objective": _objective(search).label,
-            "predictions_scaled_to_uniform": scaled,
+            "predictions_scaled_to_plain": scaled,
+            "plain_steps": search.table.uniform(2).origin,
             "points": [asdict(point) for point in points],
         },
     )
@@ -70,11 +71,11 @@ def curve_points(
         for point in _measured(length, decision, search.options.method)
     ]
     predicted = list(_predicted(search, decisions))
-    costs = {p.steps: p.error for p in predicted if p.schedule == "uniform"}
+    costs = {p.steps: p.error for p in predicted if p.schedule == "plain"}
     offsets = [
         math.log(p.error / costs[p.steps])
         for p in measured
-        if p.schedule == "uniform" and p.steps in costs
+        if p.schedule == "plain" and p.steps in costs
     ]
     factor = math.exp(float(np.mean(offsets))) if offsets else 1.0
     scaled = [CurvePoint(p.steps, p.schedule, p.kind, factor * p.error) for p in predicted]
@@ -87,7 +88,7 @@ def _objective(search: Search) -> Any:
 
 
 def _measured(length: int, decision: Decision, method: str) -> Iterator[CurvePoint]:
-    names = {"uniform": "uniform", "searched": method, "dp": "dp"}
+    names = {"plain": "plain", "searched": method, "dp": "dp"}
     if decision.verification is not None:
         for name, errors in decision.verification.errors.items():
             if name == "searched" and decision.candidate == decision.uniform:
@@ -97,7 +98,7 @@ def _measured(length: int, decision: Decision, method: str) -> Iterator[CurvePoi
     for row in decision.race:
         raced = list(row["errors"].values())
         if row["timesteps"] == list(decision.uniform.schedule.timesteps):
-            yield from _point(length, "uniform", "race", raced)
+            yield from _point(length, "plain", "race", raced)
         elif row["timesteps"] == list(decision.candidate.schedule.timesteps):
             yield from _point(length, method, "race", raced)
 
@@ -124,7 +125,7 @@ def _predicted(search: Search, decisions: Mapping[int, Decision]) -> Iterator[Cu
     for length in sorted({*LENGTHS, *asked}):
         if not 2 < length < full:
             continue
-        yield CurvePoint(length, "uniform", "predicted", cost(table.uniform(length).schedule))
+        yield CurvePoint(length, "plain", "predicted", cost(table.uniform(length).schedule))
         planned = search.objectives(length)[0] if by_distribution else objective
         best = table.best(planned, length).schedule
         yield CurvePoint(length, "dp", "predicted", cost(best))

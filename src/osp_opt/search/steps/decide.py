@@ -237,7 +237,8 @@ def _verified(search: Search, trials: Trials, decision: Decision) -> Decision:
     if search.options.method == "ays":  # side by side with what the table finds for nothing
         trusted = search.objectives(len(candidate))[0]
         others["dp"] = search.table.best(trusted, len(candidate)).schedule
-    found = verify(trials, candidate, uniform, search.fresh_requests, others)
+    own = decision.uniform.origin
+    found = verify(trials, candidate, uniform, search.fresh_requests, others, own)
     say = search.context.progress.detail
     for line in found.lines():
         say(line)
@@ -248,7 +249,6 @@ def _verified(search: Search, trials: Trials, decision: Decision) -> Decision:
     if candidate == uniform:
         return decision
     gain = mean_ci(found.log_ratios)
-    own = decision.uniform.origin
     say(f"  error {as_factor(gain)} times that of {own} steps on {gain.count} fresh prompts")
     if search.options.objective == "distribution":  # chosen for something else than this error
         return decision

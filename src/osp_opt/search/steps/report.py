@@ -50,7 +50,7 @@ def write_schedules(search: Search, decisions: Mapping[int, Decision]) -> None:
             {
                 "steps": length,
                 "schedule": str(path),
-                "better_than_uniform": report["search"]["shown_better_than_uniform"],
+                "better_than_plain": report["search"]["shown_better_than_plain"],
                 "measured": None if found is None else found.searched.as_json(),
             }
         )
@@ -92,15 +92,16 @@ def _sidecar(search: Search, decision: Decision) -> dict[str, Any]:
             "origin": decision.chosen.origin,
             # What the reasons, predictions and measurements below are about.
             "candidate": decision.candidate.origin,
-            "shown_better_than_uniform": (
+            "plain_steps": decision.uniform.origin,
+            "shown_better_than_plain": (
                 verification is not None and decision.better and decision.chosen != decision.uniform
             ),
             "reason": decision.reason,
-            "log_predicted_error_over_uniform": decision.predicted.as_json(),
+            "log_predicted_error_over_plain": decision.predicted.as_json(),
             # The best evidence there is: fresh prompts, else those of the race.
-            "log_measured_error_over_uniform": fresh or race,
-            "log_race_error_over_uniform": race,
-            "log_fresh_error_over_uniform": fresh,
+            "log_measured_error_over_plain": fresh or race,
+            "log_race_error_over_plain": race,
+            "log_fresh_error_over_plain": fresh,
             "calibration": {
                 "videos": len(calibration.prompts),
                 "levels": len(calibration.timesteps),

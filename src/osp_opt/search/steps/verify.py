@@ -19,8 +19,9 @@ __all__ = ["Verification", "verify"]
 class Verification:
     """A schedule, and the uniform one of its length, against the full-length videos.
 
+    uniform is of the scheduler's own steps where a model has these; `plain_steps` says so.
     psnr_gain: dB nearer than uniform's, in pairs. errors: mean squared, of latents, by name of
-    schedule ("searched", "uniform", others that were compared), per prompt.
+    schedule ("searched", "plain", others that were compared), per prompt.
     """
 
     steps: int
@@ -30,6 +31,7 @@ class Verification:
     log_ratios: tuple[float, ...]  # of latent errors, own over uniform's, per prompt
     errors: dict[str, tuple[float, ...]] = field(repr=False)
     videos: list[dict[str, Any]] = field(repr=False)
+    plain_steps: str = "uniform"
 
     @property
     def worse(self) -> int:
@@ -43,7 +45,7 @@ class Verification:
         return [
             f"{self.steps} steps: {own.lines()[0]}",
             *own.lines()[1:],
-            f"uniform {uniform}, gain {gain}; worse on {self.worse} of {own.psnr.count}",
+            f"{self.plain_steps} steps {uniform}, gain {gain}; worse on {self.worse} of {own.psnr.count}",
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -51,7 +53,7 @@ class Verification:
         return {
             "steps": self.steps,
             "searched": self.searched.as_json(),
-            "uniform": self.uniform.as_json(),
+            "plain": self.uniform.as_json(),
             "psnr_gain": self.psnr_gain.as_json(),
             "worse": self.worse,
             "videos": self.videos,
@@ -64,14 +66,15 @@ def verify(
     uniform: TimestepSchedule,
     requests: Sequence[Request],
     others: Mapping[str, TimestepSchedule] | None = None,
+    plain_steps: str = "uniform",
 ) -> Verification:
     """Sample the original, uniform, `schedule` and `others` (by name, only to be compared) on
-    `requests` with coupled noise.
+    `requests` with coupled noise. `plain_steps` is what the uniform ones are called.
     """
-    named = {"searched": schedule, "uniform": uniform, **(others or {})}
+    named = {"searched": schedule, "plain": uniform, **(others or {})}
     variants = [Variant(each) for each in named.values()]
     rows = dict(zip(named, trials.compared(variants, requests), strict=True))
-    own, even = rows["searched"], rows["uniform"]
+    own, even = rows["searched"], rows["plain"]
     return Verification(
         steps=len(schedule),
         searched=evidence_of(own, trials.speedups(variants[0], requests[:TIMED_VIDEOS])),
@@ -83,4 +86,5 @@ def verify(
             {"prompt": r.prompt, "seed": r.seed} | {name: rows[name][i] for name in rows}
             for i, r in enumerate(requests)
         ],
+        plain_steps=plain_steps,
     )
