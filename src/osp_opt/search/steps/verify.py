@@ -45,7 +45,8 @@ class Verification:
         return [
             f"{self.steps} steps: {own.lines()[0]}",
             *own.lines()[1:],
-            f"{self.plain_steps} steps {uniform}, gain {gain}; worse on {self.worse} of {own.psnr.count}",
+            f"{self.plain_steps} steps {uniform}, gain {gain}; worse on {self.worse} of "
+            f"{own.psnr.count}",
         ]
 
     def as_json(self) -> dict[str, Any]:
