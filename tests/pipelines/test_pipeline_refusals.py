@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from parsing import parse
 from pydantic import ValidationError
 from running import Job
 from tiny_pipelines import cogvideox, ltx
@@ -25,11 +26,13 @@ from osp_opt.options import (
     CalibrateOptions,
     OptimizeOptions,
     SampleOptions,
+    SamplingOptions,
     SearchCacheOptions,
     SearchStepsOptions,
+    following,
 )
 from osp_opt.pipelines.diffusers_pipeline import open_pipeline
-from osp_opt.pipelines.files import check_pipeline, described
+from osp_opt.pipelines.files import call_arguments, check_pipeline, described
 from osp_opt.pipelines.requirements import Described
 from osp_opt.run.checks import check_before_launch
 from osp_opt.sampling.recipe import Recipe
@@ -263,3 +266,16 @@ def test_calibrations_of_others(
         CalibrationError, match=r"calibrated with arguments .*, now .*'num_frames': 1"
     ):
         run_job(SearchStepsOptions(**{**flags, "pipeline_args": call}, workdir=work, device="cpu"))
+
+
+def test_the_next_command_calls_the_pipeline_in_the_same_way() -> None:
+    """What is printed as the next command reads back, with the same arguments of the call."""
+    call: dict[str, Any] = {"height": 32, "guidance_scale": 3.0, "negative_prompt": "no text"}
+    made = CalibrateOptions(pipeline="a/b", save_memory=True, offload=True, **call)
+    for command in ("search-steps", "search-cache", "optimize", "sample"):
+        words = following(made, command)
+        options = parse(command, words.removeprefix(f"osp-opt {command}"))
+        assert isinstance(options, SamplingOptions)
+        assert call_arguments(options) == call
+        assert options.save_memory
+        assert options.offload

@@ -62,9 +62,10 @@ COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
 _CARRIED = (
     *("model_path", "version", "ae_path", "text_encoder_name", "cache_dir"),
     *("pipeline", "pipeline_args"),
-    *("device", "nproc_per_node", "workdir"),
+    *("device", "compile", "save_memory", "offload", "nproc_per_node", "workdir"),
 )
 _SHAPE = ("num_frames", "height", "width")  # searches take it from the calibration
+_CALL = (*_SHAPE, "guidance_scale", "negative_prompt", "max_sequence_length")  # of a pipeline
 _SAME_VIDEOS = ("text_prompt", "prompt_file", "num_prompts", "seed", "seeds_per_prompt")
 
 
@@ -73,11 +74,13 @@ def following(options: Options, command: str, *arguments: str) -> str:
     names = (*_CARRIED, *_SAME_VIDEOS) if command == options.command else _CARRIED
     if command in ("calibrate", "sample") and getattr(options, "model_path", None) is not None:
         names = (*names, *_SHAPE)
+    if getattr(options, "pipeline", None) is not None:
+        names = (*names, *_CALL)
     words = ["osp-opt", command, *arguments]
     for name in names:
         value = getattr(options, name, None)
         if name in options.model_fields_set & set(COMMANDS[command].model_fields) and value:
-            values = value if isinstance(value, tuple) else (value,)
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
             words += ["--" + name.replace("_", "-"), *map(str, values)]
     return shlex.join(words)
 

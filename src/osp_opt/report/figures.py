@@ -60,12 +60,16 @@ def block_changes(calibration: Calibration, lag: int = 0) -> np.ndarray:
 
 
 def _schedules(schedules: Sequence[ScheduleFile]) -> Plot | None:
-    """Searched schedules above the uniform ones of their length, by noise level. (Of other models
-    the files do not say how their schedulers space steps.)
+    """Searched schedules by noise level, Open-Sora-Plan's above the uniform ones of their length.
+
+    (Of other models the files do not say how their schedulers space steps, nor, but of flow
+    matching, which noise level a timestep is.)
     """
-    if not schedules:
+    known = [item for item in schedules if not _of_another_table(item)]
+    if not known:
         return None
-    distinct = list({item.schedule: item for item in schedules}.values())[:MOST_SCHEDULES]
+    distinct = list({item.schedule: item for item in known}.values())[:MOST_SCHEDULES]
+    flow = all(item.schedule.scale != own_scale() for item in distinct)
 
     def plot(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -94,11 +98,18 @@ def _schedules(schedules: Sequence[ScheduleFile]) -> Plot | None:
         "Each mark is one evaluation of the network. Close marks: the schedule spends steps there.",
         draw(
             "schedule",
-            "Noise levels of the searched schedules, and of uniform ones where these are usual",
+            "Noise levels of the searched schedules"
+            + ("" if flow else " and of uniform ones of the same length"),
             plot,
             height=0.9 + 0.75 * len(distinct),
         ),
     )
+
+
+def _of_another_table(item: ScheduleFile) -> bool:
+    setting = item.meta.get("setting")
+    of_a_pipeline = isinstance(setting, Mapping) and "own_steps" in setting
+    return of_a_pipeline and item.schedule.scale == own_scale()
 
 
 def _errors(curve: Mapping[str, Any]) -> Plot:
