@@ -11,6 +11,7 @@ from typing import Any
 from osp_opt.base.artifacts import fingerprint_folder, open_for_reading, parse_json
 from osp_opt.base.errors import CalibrationError
 from osp_opt.options import ModelOptions, SamplingOptions
+from osp_opt.pipelines.files import call_arguments
 
 __all__ = ["Calibrated", "check_files"]
 
@@ -95,7 +96,8 @@ class Calibrated:
 
 def check_files(file: Path, options: ModelOptions) -> None:
     """Raise CalibrationError where a calibration file is of another pipeline than `options` name,
-    as far as files tell. What is no calibration file is left to whoever loads it.
+    or of other arguments, as far as files tell. What is no calibration file is left to whoever
+    loads it.
     """
     try:
         metadata = _metadata(file)
@@ -110,6 +112,12 @@ def check_files(file: Path, options: ModelOptions) -> None:
         raise CalibrationError(
             f"{file.parent}: calibrated with another pipeline than {options.pipeline}; run osp-opt "
             "calibrate for this one, in another --workdir"
+        )
+    then, now = setting.get("arguments"), call_arguments(options)
+    if then != now:
+        raise CalibrationError(
+            f"{file.parent}: calibrated with arguments {then}, now {now}; give those, or run "
+            "osp-opt calibrate for these in another --workdir"
         )
 
 

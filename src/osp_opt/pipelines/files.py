@@ -36,6 +36,7 @@ from osp_opt.pipelines.requirements import (
     is_flow,
 )
 from osp_opt.sampling.levels import check_timesteps
+from osp_opt.system.host import impossible_device
 
 __all__ = ["call_arguments", "check_levels", "check_pipeline", "described", "needs_no_noise"]
 
@@ -104,7 +105,8 @@ def check_pipeline(options: ModelOptions) -> None:
             f"--steps {options.steps}: too few to choose from; record {MIN_STEPS} or more"
         )
     if isinstance(options, SamplingOptions) and options.offload:
-        check_offload(options.device)
+        anything = any(impossible_device(name) is None for name in ("npu", "cuda"))
+        check_offload(options.device if options.device != "auto" or anything else "cpu")
     arguments = call_arguments(options)
     folder = Path(options.pipeline).expanduser()
     if not folder.is_dir():
