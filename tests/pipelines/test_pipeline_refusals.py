@@ -258,14 +258,16 @@ def test_calibrations_of_others(
             check_before_launch(model(**another))
     with pytest.raises(CalibrationError, match="calibrated with a LTXPipeline; name it with"):
         check_before_launch(SearchStepsOptions(workdir=work))
-    # Another size: known once the pipeline is loaded.
+    # Another size: known before, and of a hub id once the pipeline is loaded.
     call = tmp_path / "other.yaml"
     arguments = yaml.safe_load((original / "call.yaml").read_text())
     call.write_text(yaml.safe_dump({**arguments, "num_frames": 1}))
-    with pytest.raises(
-        CalibrationError, match=r"calibrated with arguments .*, now .*'num_frames': 1"
-    ):
-        run_job(SearchStepsOptions(**{**flags, "pipeline_args": call}, workdir=work, device="cpu"))
+    other = SearchStepsOptions(**{**flags, "pipeline_args": call}, workdir=work, device="cpu")
+    for look in (check_before_launch, run_job):
+        with pytest.raises(
+            CalibrationError, match=r"calibrated with arguments .*, now .*'num_frames': 1"
+        ):
+            look(other)
 
 
 def test_the_next_command_calls_the_pipeline_in_the_same_way() -> None:
