@@ -90,7 +90,9 @@ def read_policy(path: Path) -> PolicyFile:
     if kind_of(path) == "recipe":
         recipe = Recipe.from_file(path)
         if recipe.policy is None:
-            raise PolicyError(f"{path}: this recipe caches nothing; its steps go --to diffusers, comfyui")
+            raise PolicyError(
+                f"{path}: this recipe caches nothing; its steps go --to diffusers or comfyui"
+            )
         policy, steps = recipe.policy, len(recipe.timesteps)
     else:
         policy, steps = CachePolicy.from_file(path), None
