@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from functools import cache
+from typing import Any
 
 import typer
 import typer.main
@@ -13,6 +15,15 @@ from osp_opt.options import COMMANDS, Options
 
 def parse(command: str, line: str) -> Options:
     """The options that ``osp-opt COMMAND LINE`` would run with."""
+    parser, caught = _parser(command)
+    code = parser.main(shlex.split(line), standalone_mode=False)
+    assert code == 0, f"{command} {line} ended with {code}"
+    return caught.pop()
+
+
+@cache
+def _parser(command: str) -> tuple[Any, list[Options]]:
+    """The command as typer makes it, and where it puts its options."""
     caught: list[Options] = []
     app = typer.Typer()
 
@@ -21,6 +32,4 @@ def parse(command: str, line: str) -> Options:
         return 0
 
     add_command(app, COMMANDS[command])(run)
-    code = typer.main.get_command(app).main(shlex.split(line), standalone_mode=False)
-    assert code == 0, f"{command} {line} ended with {code}"
-    return caught[0]
+    return typer.main.get_command(app), caught

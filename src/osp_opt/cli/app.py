@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 import typer
 import typer.main
@@ -132,6 +133,12 @@ def _launch(options: JobOptions) -> int:
     return launch(options)
 
 
+@cache
+def _commands() -> Any:
+    """What typer makes of the app, once in a process: some hundred options each time."""
+    return typer.main.get_command(app)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``osp-opt`` with ``argv`` (default: the process's own) and return the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -141,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report_error(f"the current folder is gone ({error.strerror}); cd to another one")
         return USAGE_EXIT_CODE
     try:
-        code = typer.main.get_command(app).main(args, prog_name="osp-opt", standalone_mode=False)
+        code = _commands().main(args, prog_name="osp-opt", standalone_mode=False)
     except _UsageError as error:
         report_error(_usage_line(error))
         return USAGE_EXIT_CODE
