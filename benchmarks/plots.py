@@ -144,7 +144,10 @@ def _field(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         axes.set_xlabel("less work, times (counted)")
     panels[0][0].set_ylabel("PSNR to the plain video, dB")
     figure.legend(
-        *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7.5
+        *panels[0][0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2 * len(bases),
+        fontsize=7.5,
     )
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
