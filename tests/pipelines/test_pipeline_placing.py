@@ -14,7 +14,8 @@ from running import Job
 from tiny_pipelines import FAMILIES, wan
 
 import osp_opt
-from osp_opt.base.errors import OptionError
+from osp_opt.base.errors import OptionError, PolicyError
+from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.options import CalibrateOptions, SampleOptions
@@ -134,3 +135,24 @@ def test_save_memory_is_noted(run_job: Job, tmp_path: Path) -> None:
     run_job(SampleOptions(**options))
     run_job(SampleOptions(**options, save_memory=True))
     assert len(list((tmp_path / "samples").glob("*.mp4"))) == 2
+
+
+def test_a_cache_that_offloading_takes_off_is_said() -> None:
+    """accelerate restores the transformer's own forward behind every video."""
+    pipe, arguments = wan()
+    pipe.enable_model_cpu_offload(device="cpu")
+    policy = CachePolicy.explicit({}, STEPS, guidance=GuidancePlan((2, 4), 0))
+    handle = osp_opt.apply_cache(pipe, policy, num_steps=STEPS)
+
+    def video() -> None:
+        pipe(
+            prompt="a fox",
+            num_inference_steps=STEPS,
+            output_type="latent",
+            callback_on_step_end=handle.on_step_end,
+            **arguments,
+        )
+
+    video()
+    with pytest.raises(PolicyError, match="apply the cache anew for each video"):
+        video()

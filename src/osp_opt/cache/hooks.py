@@ -117,6 +117,11 @@ class CacheHandle:
                 f"step {step} ended where step {run.step} was expected: reset() the cache after a "
                 "video that was broken off"
             )
+        if run.guided is not None and not run.saw_call:
+            raise PolicyError(
+                "the transformer has lost the hook that reuses guidance, as it does behind every "
+                "video with enable_model_cpu_offload(): apply the cache anew for each video"
+            )
         run.step = step + 1
         if run.step == (run.num_steps or getattr(pipe, "num_timesteps", None)):
             run.reset()
@@ -198,6 +203,11 @@ class _Run:
             index = getattr(context, "step_index", None)
             step = step if index is None or self.branch is not None else int(index)
         return step, self.branch or name
+
+    @property
+    def saw_call(self) -> bool:
+        """Whether a call of the transformer was seen at this step."""
+        return self.step in self._last.values()
 
     @property
     def tells_branch(self) -> bool:
