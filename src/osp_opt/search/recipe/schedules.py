@@ -43,9 +43,9 @@ class CorrectedSchedules:
     that ends at a noisy level: there a prediction follows the sample, the errors of earlier steps
     included. Schedules of 25 steps that were left free to end earlier did at 67 of 1000 in place of
     9, predicted to lose nothing, and lost 5 to 7 dB of the latents. With fresh noise it is used as
-    found (smoothed it lost 1 to 3 dB); without, it is also tried smooth: every timestep moved
-    towards its neighbours (where a sampler takes whole ones only, half-way to uniform). Uniform
-    are, of other models, the steps of their scheduler's `own`.
+    found; without, it is also tried smooth: every timestep moved towards its neighbours (where a
+    sampler takes whole ones only, half-way to uniform). Uniform are, of other models, the steps of
+    their scheduler's `own`.
     """
 
     def __init__(

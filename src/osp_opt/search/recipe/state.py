@@ -50,13 +50,12 @@ RANKING, PROVING = 4.0, 6.0
 MOST_ANCESTRAL, MOST = 1.5, 2.0
 _LATER = 2.5  # places, of a move's next schedule
 _SAME = 1e-9  # of two speeds: sums of seconds differ in their last digits
-# What a move adds to the log error, roughly: 33 planned steps of the bundled model are 2.5 dB (.6)
-# further from the converged video with the negative branch at every second (7 prompts).
-_OF_GUIDANCE, _OF_BLOCKS = 0.6, 1.2
+# What a move adds to the log error, roughly: about 30 planned steps of the bundled model were .6
+# (7 prompts) and .2 (24) further from the converged video with the negative branch at every second.
+_OF_GUIDANCE, _OF_BLOCKS = 0.4, 1.2
 # What is seen of a predicted difference in log error: 12, 25 and 50 planned steps of that model
-# were to err 1.1, 1.4 and 1.3 less than uniform ones, and erred 1.1, 1.0 and 1.0 less; a little
-# less than that, because these prompts chose how planning is done.
-_SEEN = 0.7
+# were to err 1.1, 1.4 and 1.3 less than uniform ones, and erred .7, .6 and .4 less (45 prompts).
+_SEEN = 0.5
 
 
 @dataclass(frozen=True)
