@@ -357,7 +357,7 @@ def test_what_cannot_be_driven_is_refused(tmp_path: Any) -> None:
     [
         ((500.0, 900.0), "must strictly descend"),
         ((1001.0, 500.0), r"must lie in \[0, 1000\]"),
-        ((1000.0, 0.0), "the last timestep is 0"),
+        ((1000.0, 0.0), "the last level is 0"),
         ((), "it is empty"),
     ],
 )

@@ -117,11 +117,6 @@ class CacheHandle:
                 f"step {step} ended where step {run.step} was expected: reset() the cache after a "
                 "video that was broken off"
             )
-        if run.guided is not None and not run.saw_call:
-            raise PolicyError(
-                "the transformer has lost the hook that reuses guidance, as it does behind every "
-                "video with enable_model_cpu_offload(): apply the cache anew for each video"
-            )
         run.step = step + 1
         if run.step == (run.num_steps or getattr(pipe, "num_timesteps", None)):
             run.reset()
@@ -184,6 +179,7 @@ class _Run:
         self.guided: GuidedCalls | None = None  # where the policy reuses guidance
         self.branch: str | None = None
         self.bypassed = False
+        self.in_call = False  # between a call's begin and its end, as far as hooks saw them
         self.reset()
 
     def reset(self) -> None:
@@ -203,11 +199,6 @@ class _Run:
             index = getattr(context, "step_index", None)
             step = step if index is None or self.branch is not None else int(index)
         return step, self.branch or name
-
-    @property
-    def saw_call(self) -> bool:
-        """Whether a call of the transformer was seen at this step."""
-        return self.step in self._last.values()
 
     @property
     def tells_branch(self) -> bool:
@@ -262,6 +253,7 @@ class _CallHook(ModelHook):
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not self._run.bypassed:
             self._run.begin()
+            self._run.in_call = True
         return args, kwargs
 
     @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
@@ -279,6 +271,7 @@ class _CallHook(ModelHook):
                 if blocks[1] == len(run.kinds):
                     run.calls.end(blocks)
         run.calls.begin()  # holds no tensor between calls
+        run.in_call = False
         return output
 
     def reset_state(self, module: nn.Module) -> nn.Module:
@@ -313,6 +306,11 @@ class _BlockHook(ModelHook):
     def _left_out(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the block does not run now; what the call says of the model is noted."""
         run, calls, index = self._run, self._run.calls, self._index
+        if run.guided is not None and not run.in_call:
+            raise PolicyError(
+                "the transformer has lost the hook that reuses guidance, as it does behind every "
+                "video with enable_model_cpu_offload(): apply the cache anew for each video"
+            )
         step, branch = run.position()
         reused, stored = run.policy.reuse_ranges(step), run.policy.store_ranges(step)
         starts = [start for start, end in (*reused, *stored) if start <= index < end]
