@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from osp_opt.base.errors import ScheduleError
-from osp_opt.search.steps.objectives import deterministic_cost
+from osp_opt.search.steps.objectives import changes_upto, deterministic_cost
 from osp_opt.search.steps.programme import MIN_GAP
 
 __all__ = ["PairProgramme", "corrected_cost"]
@@ -38,10 +38,8 @@ def corrected_cost(
     """
     plain = deterministic_cost(changes_KK, sigmas_K, c, 0.0)
     clock = 1.0 / sigmas_K
-    u, k = np.diff(clock), len(clock)
     span = clock[None, :] - clock[:, None]  # [i, j]
-    upto = np.zeros((k, k))  # [p, j]: sum over m < j of u_m |D_m - D_p|^2
-    upto[:, 1:] = np.cumsum(changes_KK[:, :-1] * u, axis=1)
+    upto = changes_upto(changes_KK, clock)
     to_before = upto[:, None, :] - upto[:, :, None]  # [p, i, j]: over m in [i, j), against D_p
     to_own = upto - np.diagonal(upto)[:, None]  # [i, j]: against D_i
     moved = changes_KK[:, :, None]  # [p, i, .]
@@ -51,7 +49,7 @@ def corrected_cost(
     scale = weight * length / (2.0 * before) * span
     correction = (scale**2 * moved - 2.0 * scale * along) / np.square(clock)
     error = (plain + correction).clip(0.0) / (np.square(sigmas_K) + c) ** power
-    descends = np.triu(np.ones((k, k), dtype=bool))
+    descends = np.triu(np.ones_like(span, dtype=bool))
     return np.where(descends[:, :, None], error, np.inf)
 
 

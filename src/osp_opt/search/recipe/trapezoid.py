@@ -26,7 +26,7 @@ import numpy as np
 
 from osp_opt.sampling.levels import MAX_CORRECTION
 from osp_opt.search.steps.coherent import DATA_SCALE, feedback
-from osp_opt.search.steps.objectives import pathwise_cost, upper
+from osp_opt.search.steps.objectives import changes_upto, pathwise_cost, upper
 
 __all__ = ["trapezoid_cost", "trapezoid_weights"]
 
@@ -59,8 +59,7 @@ def trapezoid_cost(changes_KK: np.ndarray, sigmas_K: np.ndarray) -> np.ndarray:
     """
     held = pathwise_cost(changes_KK, sigmas_K, p=0.0)
     clock = sigmas_K**-2.0
-    upto = np.zeros_like(changes_KK)  # [p, j]: sum over m < j of u_m |D_m - D_p|^2
-    upto[:, 1:] = np.cumsum(changes_KK[:, :-1] * np.diff(clock), axis=1)
+    upto = changes_upto(changes_KK, clock)
     from_own = upto - np.diagonal(upto)[:, None]  # [i, j]: over m in [i, j), against D_i
     from_next = (np.diagonal(upto)[:, None] - upto).T  # against D_j
     span = clock[None, :] - clock[:, None]

@@ -30,6 +30,7 @@ from osp_opt.base.errors import CalibrationError
 __all__ = [
     "DEFAULT_C",
     "StepObjective",
+    "changes_upto",
     "deterministic_cost",
     "klub_cost",
     "pathwise_cost",
@@ -200,6 +201,13 @@ def _held_error(changes_KK: np.ndarray, clock_K: np.ndarray) -> np.ndarray:
     error: np.ndarray = products - 2.0 * total * cross + total**2 * np.diagonal(gram)[:, None]
     scaled: np.ndarray = error.clip(0.0) / np.square(clock_K)[None, :]
     return scaled
+
+
+def changes_upto(changes_KK: np.ndarray, clock_K: np.ndarray) -> np.ndarray:
+    """[p, j]: sum over m < j of u_m |D_m - D_p|^2, u the clock's increments."""
+    total = np.zeros_like(changes_KK, dtype=np.float64)
+    np.cumsum(changes_KK[:, :-1] * np.diff(clock_K), axis=1, out=total[:, 1:])
+    return total
 
 
 def upper(cost_KK: np.ndarray) -> np.ndarray:
