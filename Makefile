@@ -7,15 +7,19 @@ JOBS := $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
 BIN := $(VENV)/bin
 OSP := $(BIN)/osp-opt
 
+# Kept, or each of the hundreds of processes that tests start would compile what it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-lowest durability bench lint install clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# Not compiled: most of it is never imported.
+	@# Not compiled: most of it is never imported. What is, one process compiles, not all at once.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 		-c constraints.txt -e '.[dev]'
+	$(BIN)/python -c "import osp_opt.cli.diagnosis"
 	touch $@
 
 demo: install
