@@ -24,7 +24,7 @@ RECORDED = 1e-3  # of statistics, which square differences of nearly equal state
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Tensor]:
-    return videos_on_ranks.videos(Parallel())
+    return videos_on_ranks.videos(Parallel(), videos_on_ranks.load())
 
 
 @pytest.mark.parametrize("processes", [2, 4])
