@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from osp_opt.base.errors import FileError
+from osp_opt.base.errors import FileError, first_line
 
 FILE_MODE = 0o640
 """Permissions of what we write, before the umask takes more away."""
@@ -58,7 +58,7 @@ def open_for_writing(path: str | Path, *, keep: bool = False) -> FileIO:
             os.close(descriptor)
             raise
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or _first_line(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         if getattr(error, "errno", None) == errno.ELOOP:
             reason = "a symbolic link stands there, which is not followed; remove it"
         raise FileError(f"{path}: cannot be written ({reason})") from error
@@ -96,7 +96,7 @@ def open_for_reading(path: str | Path, what: str) -> FileIO:
         raise FileError(f"{what} {path}: no such file; check the path") from error
     except (OSError, ValueError) as error:
         # ValueError: a path with a null byte in it.
-        reason = getattr(error, "strerror", None) or _first_line(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise FileError(f"{what} {path}: cannot be read ({reason})") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -170,7 +170,7 @@ def read_json(
     try:
         return parse_json(text, max_depth)
     except ValueError as error:
-        raise FileError(f"{what} {path}: not valid JSON ({_first_line(error)})") from error
+        raise FileError(f"{what} {path}: not valid JSON ({first_line(error)})") from error
 
 
 def read_bytes(path: str | Path, what: str, max_bytes: int) -> bytes:
@@ -356,7 +356,3 @@ def _at_most(stream: FileIO, size: int) -> bytes:
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -91,6 +91,20 @@ class WorkerError(OspOptError):
         self.lost = tuple(lost)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else says, as part of a line of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def file_errors_as(kind: type[InputError]) -> Iterator[None]:
+    """A file that cannot be read is an error of what it is a file of."""
+    try:
+        yield
+    except FileError as error:
+        raise kind(str(error)) from error
+
+
 @contextmanager
 def naming_files() -> Iterator[None]:
     """Errors of the file system that nobody foresaw become FileErrors, with the path's name.

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from einops import rearrange
 
-from osp_opt.base.errors import FileError
+from osp_opt.base.errors import FileError, first_line
 from osp_opt.base.video import Frames
 
 __all__ = ["Lpips"]
@@ -34,7 +34,7 @@ class Lpips:
         try:
             importlib.import_module("torchvision")
         except (ImportError, RuntimeError, OSError) as error:  # built for another torch
-            return f"LPIPS: torchvision cannot be imported ({_first_line(error)})"
+            return f"LPIPS: torchvision cannot be imported ({first_line(error)})"
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         if not any(folder.glob(_WEIGHTS)):
             return "LPIPS: torchvision's AlexNet weights are not on this machine"
@@ -56,7 +56,7 @@ class Lpips:
                 value = distance(x, y, net_type="alex", reduction="sum", normalize=True)
             except (RuntimeError, OSError) as error:
                 raise FileError(
-                    f"LPIPS: AlexNet cannot be loaded or run ({_first_line(error)}); "
+                    f"LPIPS: AlexNet cannot be loaded or run ({first_line(error)}); "
                     "leave it out with --no-lpips"
                 ) from error
             total += float(value)
@@ -64,7 +64,3 @@ class Lpips:
 
 
 _PLANES = "t h w c -> t c h w"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor, nn
 
 from osp_opt.base.artifacts import HUB_ID, fingerprint_folder, read_json
-from osp_opt.base.errors import CheckpointError, FileError
+from osp_opt.base.errors import CheckpointError, file_errors_as, first_line
 from osp_opt.model.weights import (
     check_sizes,
     find_weights,
@@ -101,10 +101,8 @@ def read_config(folder: str | Path, class_name: str) -> dict[str, Any]:
     Raises CheckpointError when it is missing, damaged, or another model's.
     """
     file = Path(folder) / "config.json"
-    try:
+    with file_errors_as(CheckpointError):
         config = read_json(file, "model config")
-    except FileError as error:
-        raise CheckpointError(str(error)) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file}: not a JSON object; is it a model's config?")
     found = config.get("_class_name", class_name)
@@ -119,10 +117,8 @@ def model_fingerprint(folders: str | Path | Iterable[str | Path]) -> str:
     Files over 64 MiB are sampled; the start of a safetensors file, with its header of names,
     types and shapes, always counts. Computed anew at every call. Raises CheckpointError.
     """
-    try:
+    with file_errors_as(CheckpointError):
         return fingerprint_folder(folders)
-    except FileError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def _download(repo: str, subfolder: str | None, cache_dir: str | Path | None) -> Path:
@@ -134,9 +130,8 @@ def _download(repo: str, subfolder: str | None, cache_dir: str | Path | None) ->
             ignore_patterns=None if subfolder else ["*/*"],
         )
     except (OSError, ValueError, HTTPError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{repo}: not a folder here, and the hub did not deliver it ({reason})"
+            f"{repo}: not a folder here, and the hub did not deliver it ({first_line(error)})"
         ) from error
     return Path(folder)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from osp_opt.base.artifacts import read_json
-from osp_opt.base.errors import CheckpointError, FileError
+from osp_opt.base.errors import CheckpointError, file_errors_as
 from osp_opt.base.shape import trained_shape
 from osp_opt.model.checkpoint import load_model, model_fingerprint, resolve_folder
 from osp_opt.model.text.captions import MAX_SEQUENCE_LENGTH, NEGATIVE_PROMPT, POSITIVE_TEMPLATE
@@ -48,10 +48,8 @@ class ModelDefaults:
 
     def updated(self, file: Path) -> ModelDefaults:
         """With the values of a defaults.json. Raises CheckpointError for a wrong one."""
-        try:
+        with file_errors_as(CheckpointError):
             values = read_json(file, "model defaults")
-        except FileError as error:
-            raise CheckpointError(str(error)) from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{file}: not a JSON object")
         known = {field.name: type(field.default) for field in fields(self)}

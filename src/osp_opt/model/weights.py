@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from osp_opt.base.artifacts import read_json
-from osp_opt.base.errors import CheckpointError, FileError
+from osp_opt.base.errors import CheckpointError, file_errors_as, first_line
 
 STEM = "diffusion_pytorch_model"  # diffusers' name of a model's weight file
 _MOST = 2**20  # of any size in a config; the largest in use is mT5's vocabulary
@@ -170,10 +170,8 @@ def regular_file(file: Path) -> Path:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
+    with file_errors_as(CheckpointError):
         content = read_json(index, "weight index")
-    except FileError as error:
-        raise CheckpointError(str(error)) from error
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not shards:
         raise CheckpointError(f"{index}: no weight_map in it; download the checkpoint again")
@@ -191,8 +189,9 @@ def _damaged(file: Path, error: BaseException) -> CheckpointError:
     with file.open("rb") as stream:
         if stream.read(len(LFS_POINTER)) == LFS_POINTER:
             return CheckpointError(f"{file}: a Git LFS pointer, not weights; run git lfs pull")
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return CheckpointError(f"{file}: truncated or not a weight file ({reason}); download it again")
+    return CheckpointError(
+        f"{file}: truncated or not a weight file ({first_line(error)}); download it again"
+    )
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from osp_opt.base.artifacts import HUB_ID, read_json
-from osp_opt.base.errors import CheckpointError, FileError, OptionError, ScheduleError
+from osp_opt.base.errors import (
+    CheckpointError,
+    FileError,
+    OptionError,
+    ScheduleError,
+    file_errors_as,
+)
 from osp_opt.base.mappings import read_mapping
 from osp_opt.options import (
     CalibrateOptions,
@@ -159,10 +165,8 @@ def described(folder: Path) -> Described | None:
     """
     if not (folder / INDEX).is_file():
         raise CheckpointError(f"{folder}: holds no {INDEX}; give a diffusers pipeline")
-    try:
+    with file_errors_as(CheckpointError):
         index = read_json(folder / INDEX, "pipeline's index")
-    except FileError as error:
-        raise CheckpointError(str(error)) from error
     name = index.get("_class_name") if isinstance(index, dict) else None
     if isinstance(name, list) and len(name) == 2:  # [module, class]: code that lies beside it
         raise CheckpointError(
@@ -203,10 +207,8 @@ def _scheduler(folder: Path) -> tuple[str | None, Mapping[str, Any]]:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return None, {}
-    try:
+    with file_errors_as(ScheduleError):
         config = read_json(file, "scheduler's config")
-    except FileError as error:
-        raise ScheduleError(str(error)) from error
     name = config.get("_class_name") if isinstance(config, dict) else None
     if not isinstance(name, str):
         raise ScheduleError(f"{file}: names no scheduler (_class_name)")

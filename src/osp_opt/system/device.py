@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from osp_opt.base.errors import DeviceError, OptionError
+from osp_opt.base.errors import DeviceError, OptionError, first_line
 from osp_opt.system.host import process_memory, processor, reset_process_peak
 from osp_opt.system.precision import AS_IS, PrecisionPolicy
 
@@ -272,12 +272,11 @@ def settle_torch_npu() -> str | None:
         importlib.import_module("torch_npu")
     except (ImportError, OSError, RuntimeError) as error:
         sys.modules["torch_npu"] = None  # type: ignore[assignment]
-        cause = str(error).strip().partition("\n")[0]
         if isinstance(error, ModuleNotFoundError):
             return f"torch_npu is installed but lacks the package {error.name!r}; install it"
         return (
-            f"torch_npu is installed but does not load ({cause}); install CANN and source its "
-            "set_env.sh in this shell"
+            f"torch_npu is installed but does not load ({first_line(error)}); install CANN and "
+            "source its set_env.sh in this shell"
         )
     return None
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from osp_opt.base.errors import WorkerError
+from osp_opt.base.errors import WorkerError, first_line
 from osp_opt.system.device import Device
 from osp_opt.system.heartbeat import Heartbeat, Meetings, Silence
 from osp_opt.system.ranks import Layout, Workload, auto_layout, check_layout, parse_layout
@@ -320,9 +320,8 @@ def _named_failure(
         with nullcontext() if heartbeat is None else heartbeat.waiting():
             yield
     except RuntimeError as error:
-        cause = str(error).strip().partition("\n")[0]
         lost = [] if heartbeat is None else heartbeat.lost(ranks, _SUSPICIOUS * heartbeat.timeout_s)
-        raise _failure(what, lost, cause) from error
+        raise _failure(what, lost, first_line(error)) from error
 
 
 def _failure(what: str, lost: Sequence[Silence], cause: str = "") -> WorkerError:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import BatchEncoding, MT5EncoderModel
 
 from osp_opt.base.artifacts import read_bytes, read_json, write_json
-from osp_opt.base.errors import CheckpointError, FileError
+from osp_opt.base.errors import CheckpointError, file_errors_as, first_line
 from osp_opt.model.text.captions import (
     MAX_SEQUENCE_LENGTH,
     NEGATIVE_PROMPT,
@@ -173,11 +173,10 @@ def load_tokenizer(path: str | Path, cache_dir: str | Path | None = None) -> Pie
     Raises CheckpointError.
     """
     folder = _local_folder(path, cache_dir)
-    try:
+    with file_errors_as(CheckpointError):
         pieces = read_bytes(folder / _PIECES, "tokenizer", _MAX_PIECES_BYTES)
+    try:
         return PieceTokenizer(pieces, _declared_tokens(folder / _TOKENIZER_CONFIG))
-    except FileError as error:
-        raise CheckpointError(str(error)) from error
     except ValueError as error:
         raise CheckpointError(f"tokenizer {folder / _PIECES}: {error}") from error
 
@@ -215,7 +214,7 @@ def load_text_encoder(
             output_loading_info=True,
         )
     except _LOAD_ERRORS as error:
-        raise CheckpointError(f"text encoder {path}: {_first_line(error)}") from error
+        raise CheckpointError(f"text encoder {path}: {first_line(error)}") from error
     model: MT5EncoderModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     # transformers fills what is missing with random numbers and only warns.
@@ -244,16 +243,14 @@ def _local_folder(path: str | Path, cache_dir: str | Path | None) -> Path:
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"text encoder {path}: not a folder here, and the hub did not deliver it "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
     return Path(files)
 
 
 def _json_object(file: Path) -> dict[str, Any]:
-    try:
+    with file_errors_as(CheckpointError):
         value = read_json(file, "text encoder config")
-    except FileError as error:
-        raise CheckpointError(str(error)) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: not a JSON object")
     return value
@@ -268,7 +265,3 @@ def _declared_tokens(file: Path) -> dict[str, int]:
         return {str(token["content"]): int(index) for index, token in declared.items()}
     except (AttributeError, TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{file}: added_tokens_decoder is malformed") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
