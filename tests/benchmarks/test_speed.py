@@ -20,7 +20,7 @@ from benchmarks.speed.operations import StepWork
 from benchmarks.speed.steps import optimised, original
 from benchmarks.speed.subjects import SMALL, Subject, random_prompts, random_transformer
 from osp_opt.base.shape import VideoShape
-from osp_opt.options import ModelOptions
+from osp_opt.options import SamplingOptions
 from osp_opt.pipelines.load import load_pipeline
 from osp_opt.system.device import Device
 
@@ -98,7 +98,7 @@ def test_the_full_size_script_runs_from_end_to_end(device: Device) -> None:
 
 def test_a_checkpoint_of_random_weights_can_be_sampled(device: Device, tmp_path: Path) -> None:
     checkpoint.write(tmp_path, "29x480p", VideoShape(5, 16, 16), small=True)
-    found = load_pipeline(ModelOptions(model_path=str(tmp_path), version="29x480p"), device)
+    found = load_pipeline(SamplingOptions(model_path=str(tmp_path), version="29x480p"), device)
     assert (found.defaults.num_frames, found.defaults.height) == (5, 16)
     videos = found.pipeline("a kite", num_inference_steps=2, num_frames=5, height=16, width=16)
     assert videos.videos.float().std() > 0

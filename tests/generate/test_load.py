@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from osp_opt.base.errors import CheckpointError
+from osp_opt.model.release import ModelDefaults
 from osp_opt.model.text.captions import NEGATIVE_PROMPT, POSITIVE_TEMPLATE
 from osp_opt.options import SampleOptions
-from osp_opt.pipelines.load import ModelDefaults, load_pipeline, release_text_encoder
+from osp_opt.pipelines.load import load_pipeline, release_text_encoder
 from osp_opt.system.device import Device
 
 GOLDEN = Path(__file__).parents[1] / "golden"

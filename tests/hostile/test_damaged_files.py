@@ -26,9 +26,9 @@ from osp_opt.calibration import Calibration
 from osp_opt.calibration.paths import load_latents
 from osp_opt.cli.flags import resolve
 from osp_opt.generate.manifest import read_takes
+from osp_opt.model.release import ModelDefaults
 from osp_opt.model.weights import read_state_dict
 from osp_opt.options import SampleOptions
-from osp_opt.pipelines.load import ModelDefaults
 from osp_opt.pipelines.setting import Setting
 from osp_opt.run.folder import load_run, open_run
 from osp_opt.sampling.schedule import TimestepSchedule

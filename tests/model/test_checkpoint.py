@@ -76,7 +76,7 @@ def test_loads_what_the_file_holds() -> None:
 
 
 def test_loads_in_the_type_asked_for() -> None:
-    model = load_transformer(MAIN.parent, torch.bfloat16, subfolder="main")
+    model = load_transformer(MAIN, torch.bfloat16)
     expected = {key: value.bfloat16() for key, value in load_file(MAIN / WEIGHTS).items()}
     assert same(model.state_dict(), expected)
 
@@ -255,7 +255,7 @@ def test_a_hub_id_is_taken_from_the_cache(
     shutil.copytree(folder, repo / "snapshots" / commit / "29x480p")
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
-    model = load_transformer("owner/Model-v1.2.0", subfolder="29x480p", cache_dir=cache)
+    model = load_transformer(resolve_folder("owner/Model-v1.2.0", "29x480p", cache))
     assert same(model.state_dict(), read_state_dict(folder))
     with pytest.raises(CheckpointError, match="owner/absent: not a folder here, and the hub"):
         resolve_folder("owner/absent", "29x480p", cache)

@@ -21,7 +21,7 @@ from torch import Tensor
 from osp_opt.base.shape import VideoShape
 from osp_opt.base.video import read_video
 from osp_opt.model.vae.autoencoder import VAE_SCALE, CausalVAEModel
-from osp_opt.options import ModelOptions
+from osp_opt.options import SamplingOptions
 from osp_opt.pipelines.load import load_pipeline
 from osp_opt.quality.metrics import psnr
 from osp_opt.sampling.embeddings import PromptEmbeddings
@@ -53,7 +53,7 @@ def pipe(device: Device) -> OpenSoraPlanPipeline:
         "ae_path": str(GOLDEN / "vae" / "d4_4x8x8"),
         "text_encoder_name": str(GOLDEN / "pipeline" / "text_encoder"),
     }
-    return load_pipeline(ModelOptions(**folders), device).pipeline
+    return load_pipeline(SamplingOptions(**folders), device).pipeline
 
 
 def error(found: Tensor, expected: Tensor) -> float:

@@ -13,13 +13,9 @@ from torch import Tensor
 from osp_opt.base.errors import ScheduleError
 from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.sampling.noise import CoupledNoise
-from osp_opt.sampling.samplers import (
-    make_scheduler,
-    sample_euler_ancestral,
-    sample_with_scheduler,
-    set_schedule,
-)
+from osp_opt.sampling.samplers import sample_euler_ancestral, sample_with_scheduler
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
+from osp_opt.sampling.schedulers import make_scheduler, set_schedule
 from osp_opt.sampling.steps import correction_factors, vp_scale
 from tests.helpers.gaussian_model import VARIANCES, coupled_error, multistep_result
 

@@ -19,13 +19,9 @@ from osp_opt.model.release import load_transformer
 from osp_opt.model.transformer import OpenSoraT2V, TextContext
 from osp_opt.sampling.denoiser import Conditions, GuidedDenoiser
 from osp_opt.sampling.noise import CoupledNoise
-from osp_opt.sampling.samplers import (
-    make_scheduler,
-    sample_euler_ancestral,
-    sample_with_scheduler,
-    set_schedule,
-)
+from osp_opt.sampling.samplers import sample_euler_ancestral, sample_with_scheduler
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.sampling.schedulers import make_scheduler, set_schedule
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "transformer" / "main"
 LATENT = VideoShape(5, 16, 32).latent_tensor()

@@ -23,8 +23,8 @@ from osp_opt.model.text.encoder import load_text_encoder, load_tokenizer
 from osp_opt.sampling.latents import sample_latents
 from osp_opt.sampling.noise import CoupledNoise, make_noise
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline, PromptEmbeddings
-from osp_opt.sampling.samplers import SAMPLERS, make_scheduler
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.sampling.schedulers import SAMPLERS, make_scheduler
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPE = VideoShape(5, 16, 32)

@@ -14,13 +14,9 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
 from torch import Tensor
 
 from osp_opt.sampling.noise import CoupledNoise, GeneratorNoise, IndependentNoise, NoiseSource
-from osp_opt.sampling.samplers import (
-    make_scheduler,
-    sample_euler_ancestral,
-    sample_with_scheduler,
-    set_schedule,
-)
+from osp_opt.sampling.samplers import sample_euler_ancestral, sample_with_scheduler
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.sampling.schedulers import make_scheduler, set_schedule
 from osp_opt.sampling.steps import ancestral_step, ode_step, vp_scale
 
 OWN = TimestepSchedule((999.0, 811.75, 640.2, 493.3, 366.0, 257.5, 168.0, 97.0, 41.0, 0.0))

@@ -12,16 +12,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from osp_opt.base.errors import OptionError, ScheduleError
+from osp_opt.base.samplers import FOLLOW_TIMESTEPS
 from osp_opt.sampling.noise import CoupledNoise, GeneratorNoise
-from osp_opt.sampling.samplers import (
+from osp_opt.sampling.samplers import sample_with_scheduler
+from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.sampling.schedulers import (
     SAMPLERS,
-    custom_timestep_samplers,
+    adopt_scheduler,
+    first_sigma,
     make_scheduler,
-    sample_with_scheduler,
+    sampler_name,
     set_schedule,
 )
-from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.sampling.schedulers import adopt_scheduler, first_sigma, sampler_name
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "schedulers"
 METHODS = json.loads((GOLDEN / "schedulers.json").read_text())["methods"]
@@ -126,7 +128,7 @@ def test_a_generator_is_consumed_as_by_diffusers(name: str) -> None:
 OWN = TimestepSchedule((999.0, 811.75, 640.2, 493.3, 257.5, 97.0, 0.0))
 
 
-@pytest.mark.parametrize("name", custom_timestep_samplers())
+@pytest.mark.parametrize("name", FOLLOW_TIMESTEPS)
 def test_own_schedule_is_followed(name: str) -> None:
     scheduler = make_scheduler(name)
     set_schedule(scheduler, OWN)
@@ -174,8 +176,8 @@ def test_refusal_names_the_samplers_that_can(name: str) -> None:
     with pytest.raises(ScheduleError) as caught:
         set_schedule(make_scheduler(name), OWN)
     assert name in str(caught.value)
-    assert all(other in str(caught.value) for other in custom_timestep_samplers())
-    assert name not in custom_timestep_samplers()
+    assert all(other in str(caught.value) for other in FOLLOW_TIMESTEPS)
+    assert name not in FOLLOW_TIMESTEPS
 
 
 def test_timesteps_that_round_to_one_are_refused() -> None:

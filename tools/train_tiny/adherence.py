@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from osp_opt.options import ModelOptions
+from osp_opt.options import SamplingOptions
 from osp_opt.pipelines.load import LoadedModel, load_pipeline
 from osp_opt.quality.intervals import mean_ci, wilson
 from osp_opt.quality.metrics import psnr
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the tables as JSON")
     args = parser.parse_args()
     path = str(args.model) if args.model else None
-    model = load_pipeline(ModelOptions(model_path=path), Device.open("cpu", 0))
+    model = load_pipeline(SamplingOptions(model_path=path), Device.open("cpu", 0))
     tables = {}
     if args.vae:
         tables["vae"] = table(check_reconstructions(model, args.seed))

@@ -10,7 +10,7 @@ Shape letters: b batch, n tokens, h heads, k head width, d width, c channels, t 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ from osp_opt.model.transformer import (
 from osp_opt.model.vae.tiling import MapTiles, TileFunction
 from osp_opt.system.parallel import Parallel, RankGroup
 from osp_opt.system.ranks import Workload, check_layout
+
+__all__ = ["ParallelTransformer", "parallelize_transformer", "spread_tiles", "workload"]
 
 TOKEN_DIM, HEAD_DIM = 1, 2  # of ``b n h k``
 
@@ -93,13 +95,6 @@ class ParallelTransformer:
         """As the model's: every rank makes the whole, small, table."""
         return self.transformer.encode_timesteps(timesteps)
 
-    def workload(self, latents_shape: torch.Size | tuple[int, ...], guided: bool) -> Workload:
-        """What latents ``b c t y x`` give a layout to divide."""
-        t, y, x = latents_shape[-3:]
-        patch = self.config.patch_size
-        tokens = t * (y // patch) * (x // patch)
-        return Workload(self.config.num_attention_heads, tokens, guided)
-
     def __call__(
         self,
         hidden_states: Tensor,
@@ -118,7 +113,9 @@ class ParallelTransformer:
             OptionError: heads or tokens do not divide over the ranks; names layouts that would.
             ShapeError: with ``cfg=2``, an odd batch.
         """
-        check_layout(self.parallel.layout, self.workload(hidden_states.shape, guided=True))
+        check_layout(
+            self.parallel.layout, workload(self.config, hidden_states.shape[-3:], guided=True)
+        )
         if text is None:
             if encoder_hidden_states is None:
                 raise ShapeError("the transformer needs encoder_hidden_states or text; got neither")
@@ -152,6 +149,13 @@ class ParallelTransformer:
         cfg = self.parallel.cfg
         rows = len(text.embeds) // cfg.size
         return text.only(slice(cfg.rank * rows, (cfg.rank + 1) * rows))
+
+
+def workload(config: Mapping[str, Any], latent: Sequence[int], guided: bool) -> Workload:
+    """What latents (t, y, x) give a layout to divide, of a transformer with this `config`."""
+    t, y, x = latent
+    patch = int(config["patch_size"])
+    return Workload(int(config["num_attention_heads"]), t * (y // patch) * (x // patch), guided)
 
 
 def parallelize_transformer(

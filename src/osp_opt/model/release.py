@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 
 from osp_opt.base.artifacts import read_json
 from osp_opt.base.errors import CheckpointError, file_errors_as
-from osp_opt.base.shape import trained_shape
+from osp_opt.base.shape import VideoShape, trained_shape
 from osp_opt.model.checkpoint import load_model, model_fingerprint, resolve_folder
 from osp_opt.model.text.captions import MAX_SEQUENCE_LENGTH, NEGATIVE_PROMPT, POSITIVE_TEMPLATE
+from osp_opt.model.text.encoder import load_text_encoder, load_tokenizer
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.autoencoder import CausalVAEModel
 
@@ -45,6 +46,14 @@ class ModelDefaults:
         """Those of the official sampling scripts, at the size the transformer was trained for."""
         shape = trained_shape(transformer_config)
         return cls(num_frames=shape.num_frames, height=shape.height, width=shape.width)
+
+    def shape(self, num_frames: int | None, height: int | None, width: int | None) -> VideoShape:
+        """What was asked for; what is None, as it is here. Raises ShapeError."""
+        return VideoShape(
+            self.num_frames if num_frames is None else num_frames,
+            self.height if height is None else height,
+            self.width if width is None else width,
+        )
 
     def updated(self, file: Path) -> ModelDefaults:
         """With the values of a defaults.json. Raises CheckpointError for a wrong one."""
@@ -110,6 +119,24 @@ class ModelFolders:
             text = str(local) if local.is_dir() else OFFICIAL_TEXT_ENCODER
         return cls(transformer, vae, text, base / DEFAULTS_FILE)
 
+    def load(
+        self, dtype: torch.dtype, cache_dir: Path | None, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Transformer, vae, text_encoder and tokenizer on the CPU, but for those that are `given`.
+
+        Raises CheckpointError.
+        """
+        loaders: dict[str, Callable[[], Any]] = {
+            "transformer": lambda: load_transformer(self.transformer, dtype),
+            "vae": lambda: load_vae(self.vae, dtype),
+            "text_encoder": lambda: load_text_encoder(self.text_encoder, dtype, cache_dir),
+            "tokenizer": lambda: load_tokenizer(self.text_encoder, cache_dir),
+        }
+        parts = {name: load() for name, load in loaders.items() if name not in given}
+        if "transformer" in parts:
+            parts["transformer"].fuse_qkv_projections()
+        return {**parts, **given}
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the parts that are local."""
         text = Path(self.text_encoder).expanduser()
@@ -151,29 +178,11 @@ def _split_hub_id(model_path: str) -> tuple[str, str | None]:
     return "/".join(parts[:2]), "/".join(parts[2:])
 
 
-def load_transformer(
-    source: str | Path,
-    dtype: torch.dtype = torch.float32,
-    *,
-    subfolder: str | None = None,
-    cache_dir: str | Path | None = None,
-) -> OpenSoraT2V:
-    """Load the transformer in evaluation mode on the CPU; see `resolve_folder`.
-
-    Raises CheckpointError when anything about the checkpoint is wrong.
-    """
-    return load_model(OpenSoraT2V, resolve_folder(source, subfolder, cache_dir), dtype)
+def load_transformer(folder: str | Path, dtype: torch.dtype = torch.float32) -> OpenSoraT2V:
+    """The transformer in a folder, in evaluation mode on the CPU. Raises CheckpointError."""
+    return load_model(OpenSoraT2V, Path(folder), dtype)
 
 
-def load_vae(
-    source: str | Path,
-    dtype: torch.dtype = torch.float32,
-    *,
-    subfolder: str | None = None,
-    cache_dir: str | Path | None = None,
-) -> CausalVAEModel:
-    """Load the video autoencoder in evaluation mode on the CPU; see `resolve_folder`.
-
-    Raises CheckpointError when anything about the checkpoint is wrong.
-    """
-    return load_model(CausalVAEModel, resolve_folder(source, subfolder, cache_dir), dtype)
+def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> CausalVAEModel:
+    """The video autoencoder in a folder, in evaluation mode on the CPU. Raises CheckpointError."""
+    return load_model(CausalVAEModel, Path(folder), dtype)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,24 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osp_opt.base.errors import OptionError
 from osp_opt.base.samplers import SamplerKind
 from osp_opt.cache.paired_steps import PairedSteps
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.options import CacheMemoryOptions, SamplingOptions
-from osp_opt.pipelines.conditions import conditions, versions
+from osp_opt.pipelines.conditions import conditions, measured_by
 from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, open_pipeline
 from osp_opt.pipelines.driving import StepSeen
 from osp_opt.pipelines.files import call_arguments, needs_no_noise
 from osp_opt.pipelines.maker import Denoised, Request
 from osp_opt.pipelines.placing import place
-from osp_opt.pipelines.requirements import MIN_STEPS, check_offload
+from osp_opt.pipelines.requirements import check_offload, check_recorded
 from osp_opt.pipelines.setting import Setting
+from osp_opt.sampling.levels import same_timesteps
 from osp_opt.sampling.noise_scale import FLOW, NoiseScale
-from osp_opt.sampling.schedule import SAME_TIMESTEP, TimestepSchedule
+from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.system.device import DTYPES
 from osp_opt.system.ranks import Workload
-from osp_opt.system.timing import Timer
 
 if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext
@@ -65,11 +62,7 @@ class PipelineMaker:
         loaded: DiffusersPipeline | None = None,
     ) -> None:
         self.device = context.device
-        self.stages = Timer(
-            self.device.synchronize,
-            lambda: self.device.memory().peak,
-            self.device.reset_peak_memory,
-        )
+        self.stages = self.device.timer()
         self._offloaded = None  # as far as is known of one that somebody else placed
         opened = loaded
         if opened is None:
@@ -165,10 +158,7 @@ class PipelineMaker:
         """Its own steps. Raises OptionError for fewer than 9, ScheduleError for a scheduler that
         draws fresh noise.
         """
-        if steps < MIN_STEPS:
-            raise OptionError(
-                f"--steps {steps}: too few to choose from; record {MIN_STEPS} or more"
-            )
+        check_recorded(steps)
         steering = self.pipeline.steering
         needs_no_noise(steering.names, steering.scheduler.config)
         return self.pipeline.schedule(steps)
@@ -181,7 +171,6 @@ class PipelineMaker:
     def setting(self, schedule: TimestepSchedule) -> Setting:
         """What a searched artifact has to fit."""
         own = self.pipeline.own_levels(len(schedule))
-        pairs = zip(own, schedule.timesteps, strict=True)
         return Setting(
             model=self._fingerprint,
             steps=len(schedule),
@@ -192,7 +181,7 @@ class PipelineMaker:
             arguments=self.pipeline.arguments,
             levels="flow" if self.scale == FLOW else None,
             shift=self.pipeline.steering.shift,
-            own_steps=all(abs(a - b) <= SAME_TIMESTEP for a, b in pairs),
+            own_steps=same_timesteps(own, schedule.timesteps),
         )
 
     def how(self, schedule: TimestepSchedule) -> dict[str, Any]:
@@ -214,16 +203,10 @@ class PipelineMaker:
         }
 
     def digest(self, schedule: TimestepSchedule) -> str:
-        """Names everything that decides what is measured here, for ledgers."""
-        about = {
-            **self.how(schedule),
-            "device": self.device.model,
-            "versions": versions(),
-            "attention": self.device.attention,
-            "compile": self.options.compile,
-            "tiling": self.options.save_memory or self.options.enable_tiling,
-        }
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        """See `measured_by`."""
+        options = self.options
+        tiling = options.save_memory or options.enable_tiling
+        return measured_by(self.how(schedule), self.device, options.compile, tiling)
 
     def prefetch_prompts(self, prompts: Iterable[str], *, last: bool = True) -> None:
         """Nothing: a pipeline encodes its prompts itself."""

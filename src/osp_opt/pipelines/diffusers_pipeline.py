@@ -45,7 +45,6 @@ from osp_opt.pipelines.experts import check_experts
 from osp_opt.pipelines.files import described
 from osp_opt.pipelines.requirements import Described, check_arguments, check_kind
 from osp_opt.pipelines.schedulers import Steering
-from osp_opt.sampling.levels import check_timesteps
 from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["DiffusersPipeline", "Made", "StepSeen", "open_pipeline"]
@@ -404,10 +403,7 @@ class DiffusersPipeline:
         self.steering.differ(self.own_levels(len(levels)), levels)
 
     def _check_levels(self, levels: Sequence[float], corrections: Sequence[float]) -> None:
-        scale = self.steering.scale
-        check_timesteps(levels, scale.most)
-        if scale.sigmas(levels)[-1] <= 0.0:
-            raise ScheduleError("schedule: the last level is 0, which has no noise to remove")
+        self.steering.scale.check(levels)
         if any(corrections) and not self.kind.takes_corrections:
             raise ScheduleError(
                 f"{self.steering.name} takes no corrected steps: its own are of second order"

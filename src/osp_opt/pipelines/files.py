@@ -32,11 +32,11 @@ from osp_opt.options import (
     SamplingOptions,
 )
 from osp_opt.pipelines.requirements import (
-    MIN_STEPS,
     Described,
     check_arguments,
     check_kind,
     check_offload,
+    check_recorded,
     check_scheduler,
     draws_noise,
     is_flow,
@@ -106,10 +106,8 @@ def check_pipeline(options: ModelOptions) -> None:
     pipeline knows is left to whoever loads it.
     """
     assert options.pipeline is not None
-    if isinstance(options, CalibrateOptions) and options.steps < MIN_STEPS:
-        raise OptionError(
-            f"--steps {options.steps}: too few to choose from; record {MIN_STEPS} or more"
-        )
+    if isinstance(options, CalibrateOptions):
+        check_recorded(options.steps)
     if isinstance(options, SamplingOptions) and options.offload:
         anything = any(impossible_device(name) is None for name in ("npu", "cuda"))
         check_offload(options.device if options.device != "auto" or anything else "cpu")
@@ -139,14 +137,8 @@ def check_levels(options: ModelOptions, timesteps: Sequence[float]) -> None:
     """
     assert options.pipeline is not None
     name, config = _scheduler(Path(options.pipeline).expanduser())
-    if name is None:
-        return
-    if not is_flow([name], config):
-        check_timesteps(timesteps)
-        return
-    check_timesteps(timesteps, 1000.0)
-    if timesteps[-1] <= 0.0:
-        raise ScheduleError("schedule: the last level is 0, which has no noise to remove")
+    if name is not None:
+        check_timesteps(timesteps, flow=is_flow([name], config))
 
 
 def needs_no_noise(names: list[str], config: Mapping[str, Any]) -> None:

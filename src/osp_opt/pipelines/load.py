@@ -6,25 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from osp_opt.model.release import BUNDLED, ModelDefaults, ModelFolders, load_transformer, load_vae
-from osp_opt.model.text.encoder import load_text_encoder, load_tokenizer
+from osp_opt.model.release import BUNDLED, ModelDefaults, ModelFolders
 from osp_opt.model.vae.tiling import Tiling
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
-from osp_opt.sampling.schedulers import SAMPLERS, make_scheduler
+from osp_opt.sampling.schedulers import make_scheduler
 from osp_opt.system.device import Device
 from osp_opt.system.precision import apply_precision
 
 if TYPE_CHECKING:
-    from osp_opt.options import ModelOptions
+    from osp_opt.options import SamplingOptions
 
-__all__ = [
-    "BUNDLED",
-    "LoadedModel",
-    "ModelDefaults",
-    "ModelFolders",
-    "load_pipeline",
-    "release_text_encoder",
-]
+__all__ = ["BUNDLED", "LoadedModel", "load_pipeline", "release_text_encoder"]
 
 
 @dataclass(frozen=True)
@@ -41,52 +33,35 @@ class LoadedModel:
     transformer_config: Mapping[str, Any]
 
 
-def load_pipeline(model: ModelOptions, device: Device) -> LoadedModel:
+def load_pipeline(options: SamplingOptions, device: Device) -> LoadedModel:
     """Load the model that the options name onto `device`, in its dtype and precision policy.
 
-    Options beyond ModelOptions are used where present: `attention`, `compile`, `enable_tiling`,
-    `tile_overlap_factor`, `save_memory`, `sampler`, `offload` (autoencoder and text encoder then
-    stay on the CPU, and whoever uses them moves them). Raises CheckpointError, or OptionError and
-    DeviceError for an attention backend that cannot be used.
+    With `offload` the autoencoder and the text encoder stay on the CPU, and whoever uses them moves
+    them. Raises CheckpointError, or OptionError and DeviceError for an attention backend that
+    cannot be used.
     """
-    folders = ModelFolders.find(model)
-    cache = model.cache_dir
-    transformer = load_transformer(folders.transformer, device.dtype)
-    vae = load_vae(folders.vae, device.dtype)
-    text_encoder = load_text_encoder(folders.text_encoder, device.dtype, cache)
-    tokenizer = load_tokenizer(folders.text_encoder, cache)
-    parts: list[Any] = [transformer, vae, text_encoder]
-    for part in parts:
+    folders = ModelFolders.find(options)
+    parts = folders.load(device.dtype, options.cache_dir, {})
+    transformer, vae = parts["transformer"], parts["vae"]
+    for part in (transformer, vae, parts["text_encoder"]):
         part.requires_grad_(False)
-        if part is transformer or not getattr(model, "offload", False):
+        if part is transformer or not options.offload:
             part.to(device.torch_device)
     apply_precision(vae, device.precision)
-    _configure(model, device, transformer, vae)
-    config = dict(transformer.config)
-    defaults = folders.model_defaults(config)
-    pipeline = OpenSoraPlanPipeline(
-        tokenizer,
-        text_encoder,
-        vae,
-        transformer,
-        make_scheduler(getattr(model, "sampler", SAMPLERS[0])),
-        defaults,
-    )
-    pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
-    return LoadedModel(pipeline, defaults, folders.fingerprint(), config)
-
-
-def _configure(options: Any, device: Device, transformer: Any, vae: Any) -> None:
-    transformer.fuse_qkv_projections()  # before compiling, which looks at what there is
     if device.attention != "native":
         transformer.set_attention_backend(device.attention)
-    if getattr(options, "compile", False):
+    if options.compile:
         transformer.compile_repeated_blocks()
-    overlap = getattr(options, "tile_overlap_factor", Tiling.overlap)
-    if getattr(options, "save_memory", False):
-        vae.enable_tiling(Tiling.small(overlap))
-    elif getattr(options, "enable_tiling", False):
-        vae.enable_tiling(Tiling(overlap=overlap))
+    if options.save_memory:
+        vae.enable_tiling(Tiling.small(options.tile_overlap_factor))
+    elif options.enable_tiling:
+        vae.enable_tiling(Tiling(overlap=options.tile_overlap_factor))
+    config = dict(transformer.config)
+    defaults = folders.model_defaults(config)
+    scheduler = make_scheduler(options.sampler)
+    pipeline = OpenSoraPlanPipeline(**parts, scheduler=scheduler, defaults=defaults)
+    pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+    return LoadedModel(pipeline, defaults, folders.fingerprint(), config)
 
 
 def release_text_encoder(pipeline: OpenSoraPlanPipeline) -> None:

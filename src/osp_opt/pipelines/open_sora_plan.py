@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,15 +15,14 @@ from einops import rearrange
 from torch import Tensor
 
 from osp_opt.base.errors import OptionError
-from osp_opt.base.samplers import SAMPLER_KINDS, SamplerKind
-from osp_opt.base.shape import VideoShape
+from osp_opt.base.samplers import FOLLOW_TIMESTEPS, SAMPLER_KINDS, SamplerKind
 from osp_opt.cache.paired_steps import PairedTimer
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
-from osp_opt.model.parallelize import parallelize_transformer, spread_tiles
+from osp_opt.model.parallelize import parallelize_transformer, spread_tiles, workload
 from osp_opt.model.vae.autoencoder import VAE_SCALE
 from osp_opt.options import CacheMemoryOptions, SamplingOptions
-from osp_opt.pipelines.conditions import conditions, versions
+from osp_opt.pipelines.conditions import conditions, measured_by
 from osp_opt.pipelines.load import LoadedModel, load_pipeline, release_text_encoder
 from osp_opt.pipelines.maker import Denoised, Request
 from osp_opt.pipelines.setting import Setting
@@ -33,12 +30,11 @@ from osp_opt.sampling.embeddings import PromptEmbeddings, encode_texts
 from osp_opt.sampling.latents import sample_latents
 from osp_opt.sampling.noise import make_noise
 from osp_opt.sampling.noise_scale import NoiseScale
-from osp_opt.sampling.samplers import custom_timestep_samplers, make_scheduler, set_schedule
 from osp_opt.sampling.schedule import TimestepSchedule, own_scale
+from osp_opt.sampling.schedulers import call_timesteps
 from osp_opt.system.device import DTYPES
 from osp_opt.system.parallel import Parallel
 from osp_opt.system.ranks import Workload, check_layout
-from osp_opt.system.timing import Timer
 
 if TYPE_CHECKING:
     from osp_opt.system.context import WorkerContext
@@ -65,11 +61,7 @@ class VideoMaker:
         self.pipeline = self.loaded.pipeline
         self._embeddings: dict[str, PromptEmbeddings] = {}
         self._negative: tuple[Tensor, Tensor] | None = None
-        self.stages = Timer(
-            self.device.synchronize,
-            lambda: self.device.memory().peak,
-            self.device.reset_peak_memory,
-        )
+        self.stages = self.device.timer()
         self._decide(options)
         check_layout(context.parallel.layout, self.workload())
         self._spread_over(context.parallel)
@@ -78,11 +70,7 @@ class VideoMaker:
         """Everything that the options leave to the model's defaults."""
         self.options = options
         defaults = self.loaded.defaults
-        self.shape = VideoShape(
-            options.num_frames or defaults.num_frames,
-            options.height or defaults.height,
-            options.width or defaults.width,
-        )
+        self.shape = defaults.shape(options.num_frames, options.height, options.width)
         self.shape.check_trained(self.loaded.transformer_config, options.allow_untrained_shape)
         self.guidance_scale: float = _given(options.guidance_scale, defaults.guidance_scale)
         self.negative_prompt: str = _given(options.negative_prompt, defaults.negative_prompt)
@@ -119,11 +107,8 @@ class VideoMaker:
 
     def workload(self, videos: int | None = None) -> Workload:
         """What a layout has to divide; `videos` is how many are to be made, if that is known."""
-        config = self.loaded.transformer_config
-        t, h, w = self.shape.latent()
-        patch = int(config["patch_size"])
-        tokens = t * (h // patch) * (w // patch)
-        return Workload(int(config["num_attention_heads"]), tokens, self.guided, videos)
+        work = workload(self.loaded.transformer_config, self.shape.latent(), self.guided)
+        return replace(work, items=videos)
 
     @property
     def timed_on(self) -> dict[str, Any]:
@@ -213,9 +198,7 @@ class VideoMaker:
 
         Some samplers evaluate the network twice per timestep of the schedule.
         """
-        scheduler = make_scheduler(self.options.sampler)
-        set_schedule(scheduler, schedule)
-        return tuple(float(t) for t in scheduler.timesteps)
+        return call_timesteps(self.options.sampler, schedule)
 
     def block_cache(self, policy: CachePolicy, memory: CacheMemoryOptions) -> BlockCache:
         """The runtime of `policy`."""
@@ -281,20 +264,10 @@ class VideoMaker:
         return self.options.offload or self.options.save_memory
 
     def digest(self, schedule: TimestepSchedule) -> str:
-        """Names everything that decides what is measured here, for ledgers: a folder may outlive
-        the weights it was made with, and hold what other options and devices made.
-        """
+        """See `measured_by`."""
         options = self.options
-        about = {
-            **self.how(schedule),
-            "device": self.device.model,
-            "versions": versions(),
-            "attention": self.device.attention,
-            "compile": options.compile,
-            "tiling": [options.enable_tiling, options.tile_overlap_factor, options.save_memory],
-        }
-        text = json.dumps(about, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        tiling = [options.enable_tiling, options.tile_overlap_factor, options.save_memory]
+        return measured_by(self.how(schedule), self.device, options.compile, tiling)
 
     def prefetch_prompts(self, prompts: Iterable[str], *, last: bool = True) -> None:
         """Encode the prompts that will be asked for; `last` says that no others will be.
@@ -413,10 +386,8 @@ def recorded_levels(sampler: str, steps: int) -> TimestepSchedule:
     twice a step: their predictions do not lie on one level each.
     """
     even = TimestepSchedule(TimestepSchedule.uniform(steps).timesteps)
-    if sampler in custom_timestep_samplers():
-        scheduler = make_scheduler(sampler)
-        set_schedule(scheduler, even)
-        levels = tuple(float(t) for t in scheduler.timesteps)
+    if sampler in FOLLOW_TIMESTEPS:
+        levels = call_timesteps(sampler, even)
         if len(set(levels)) == len(levels) == steps:
             return TimestepSchedule(levels)
     raise OptionError(

@@ -17,12 +17,12 @@ from osp_opt.base.errors import CheckpointError, OptionError, ScheduleError
 from osp_opt.base.samplers import STEERABLE
 
 __all__ = [
-    "MIN_STEPS",
     "OURS",
     "Described",
     "check_arguments",
     "check_kind",
     "check_offload",
+    "check_recorded",
     "check_scheduler",
     "draws_noise",
     "is_flow",
@@ -148,6 +148,12 @@ def check_scheduler(names: Sequence[str], config: Mapping[str, Any]) -> None:
         raise ScheduleError(f"scheduler {name}: prediction_type {prediction!r} is unknown")
     if config.get("solver_p") is not None:
         raise ScheduleError(f"scheduler {name} with a second solver (solver_p) is not steered")
+
+
+def check_recorded(steps: int) -> None:
+    """Raise OptionError for a calibration of too few steps."""
+    if steps < MIN_STEPS:
+        raise OptionError(f"--steps {steps}: too few to choose from; record {MIN_STEPS} or more")
 
 
 def check_offload(device: str) -> None:

@@ -24,14 +24,13 @@ from torch import Tensor
 
 from osp_opt.base.errors import ScheduleError
 from osp_opt.pipelines.requirements import check_scheduler, draws_noise, is_flow
+from osp_opt.sampling.levels import same_timesteps
 from osp_opt.sampling.noise_scale import FLOW, NoiseScale
 
 __all__ = ["Steering"]
 
 _MULTISTEP = (UniPCMultistepScheduler, DPMSolverMultistepScheduler)
 _STRIDE = (DDIMScheduler, CogVideoXDDIMScheduler, CogVideoXDPMScheduler)
-
-_SAME = 1e-3  # timesteps nearer than this are one
 
 
 @dataclass
@@ -154,7 +153,7 @@ class Steering:
                 f"{self.name} set {len(own)} levels where {len(timesteps)} were asked for: it "
                 "cannot follow a schedule here"
             )
-        if all(abs(a - b) <= _SAME for a, b in zip(own, timesteps, strict=True)):
+        if same_timesteps(own, timesteps):
             return False
         if self.whole:
             _whole(timesteps, self.name)

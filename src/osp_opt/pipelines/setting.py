@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from osp_opt.sampling.schedule import SAME_TIMESTEP
+from osp_opt.sampling.levels import same_timesteps
 
 __all__ = ["WORDS", "Setting", "agree"]
 
@@ -76,8 +76,7 @@ def agree(recorded: Any, now: Any) -> bool:
     if isinstance(now, list):
         return (
             isinstance(recorded, list)
-            and len(recorded) == len(now)
             and all(isinstance(t, (int, float)) for t in recorded)
-            and all(abs(a - b) <= SAME_TIMESTEP for a, b in zip(recorded, now, strict=True))
+            and same_timesteps(recorded, now)
         )
     return bool(recorded == now)

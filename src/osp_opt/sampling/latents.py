@@ -22,13 +22,18 @@ from osp_opt.sampling.noise import NoiseSource
 from osp_opt.sampling.offload import execution_device
 from osp_opt.sampling.samplers import (
     StepCallback,
-    make_scheduler,
     sample_euler_ancestral,
     sample_with_scheduler,
-    set_schedule,
 )
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.sampling.schedulers import SAMPLERS, adopt_scheduler, first_sigma, is_stock
+from osp_opt.sampling.schedulers import (
+    SAMPLERS,
+    adopt_scheduler,
+    first_sigma,
+    is_stock,
+    make_scheduler,
+    set_schedule,
+)
 
 __all__ = ["Interrupted", "StepEnd", "decode_videos", "sample_latents"]
 

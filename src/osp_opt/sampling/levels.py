@@ -7,17 +7,35 @@ from collections.abc import Sequence
 
 from osp_opt.base.errors import ScheduleError
 
-__all__ = ["MAX_CORRECTION", "MAX_TIMESTEP", "check_corrections", "check_timesteps"]
+__all__ = [
+    "FLOW_MAX",
+    "MAX_CORRECTION",
+    "MAX_TIMESTEP",
+    "check_corrections",
+    "check_timesteps",
+    "same_timesteps",
+]
 
 MAX_TIMESTEP = 999.0
 """The noisiest of the 1000 trained levels."""
+
+SAME_TIMESTEP = 1e-3
+"""Timesteps nearer than this are one."""
+
+FLOW_MAX = 1000.0
+"""Pure noise of flow matching, whose timesteps are 1000 s."""
 
 MAX_CORRECTION = 4.0
 """Of a step that makes up for one twice as long."""
 
 
-def check_timesteps(timesteps: Sequence[float], most: float = MAX_TIMESTEP) -> None:
-    """Raise ScheduleError unless they are finite, in [0, most] and descend."""
+def check_timesteps(
+    timesteps: Sequence[float], most: float = MAX_TIMESTEP, *, flow: bool = False
+) -> None:
+    """Raise ScheduleError unless they are finite, in [0, most] and descend; of `flow` matching,
+    in (0, 1000].
+    """
+    most = FLOW_MAX if flow else most
     if not timesteps:
         raise ScheduleError("schedule: it is empty; give at least one timestep")
     for index, t in enumerate(timesteps):
@@ -30,6 +48,14 @@ def check_timesteps(timesteps: Sequence[float], most: float = MAX_TIMESTEP) -> N
                 f"schedule: timestep {index} is {t} after {timesteps[index - 1]}; "
                 "timesteps must strictly descend"
             )
+    if flow and timesteps[-1] == 0.0:
+        raise ScheduleError("schedule: the last level is 0, which has no noise to remove")
+
+
+def same_timesteps(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two schedules are one, but for what the decimals of a file lose."""
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(abs(a - b) <= SAME_TIMESTEP for a, b in pairs)
 
 
 def check_corrections(corrections: Sequence[float], num_steps: int) -> None:

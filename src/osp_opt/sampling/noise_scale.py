@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from osp_opt.sampling.levels import FLOW_MAX, check_timesteps
+
 __all__ = ["FLOW", "MAX_SIGMA", "NoiseScale"]
 
 FloatArray = npt.NDArray[np.float64]
@@ -23,8 +25,6 @@ FloatArray = npt.NDArray[np.float64]
 MAX_SIGMA = 1e6
 """Stands for pure noise (s = 1, abar = 0), whose VE level is infinite: 1 / sigma, the clock of
 deterministic steps, is off by a millionth there."""
-
-_FLOW_MAX = 1000.0
 
 
 @dataclass(frozen=True, eq=False)  # arrays compare in a way of their own
@@ -56,14 +56,18 @@ class NoiseScale:
     @property
     def most(self) -> float:
         """The largest timestep."""
-        return _FLOW_MAX if self.table is None else float(len(self.table) - 1)
+        return FLOW_MAX if self.table is None else float(len(self.table) - 1)
+
+    def check(self, timesteps: Sequence[float]) -> None:
+        """Raise ScheduleError for timesteps that are none of a schedule (see `check_timesteps`)."""
+        check_timesteps(timesteps, self.most, flow=self.table is None)
 
     def sigmas(self, timesteps: Sequence[float] | FloatArray) -> FloatArray:
         """VE levels of timesteps within [0, most]."""
         t = np.asarray(timesteps, dtype=np.float64)
         if self.table is not None:
             return np.interp(t, np.arange(len(self.table)), self.table)
-        s = t / _FLOW_MAX
+        s = t / FLOW_MAX
         with np.errstate(divide="ignore"):
             found: FloatArray = np.minimum(s / (1.0 - s), MAX_SIGMA)
         return found

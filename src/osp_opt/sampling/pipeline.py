@@ -17,14 +17,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from osp_opt.base.errors import CheckpointError, OptionError
-from osp_opt.base.shape import VideoShape
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
-from osp_opt.model.release import ModelDefaults, ModelFolders, load_transformer, load_vae
-from osp_opt.model.text.encoder import (
-    load_text_encoder,
-    load_tokenizer,
-)
+from osp_opt.model.parallelize import workload
+from osp_opt.model.release import ModelDefaults, ModelFolders
+from osp_opt.model.text.encoder import load_tokenizer
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.autoencoder import CausalVAEModel
 from osp_opt.model.vae.tiling import MapTiles, run_tiles
@@ -37,9 +34,9 @@ from osp_opt.sampling.offload import execution_device
 from osp_opt.sampling.outputs import OUTPUT_TYPES, OpenSoraPlanOutput, finish, in_form, to_uint8
 from osp_opt.sampling.plan import SamplingPlan
 from osp_opt.sampling.recipe import Recipe
-from osp_opt.sampling.samplers import StepCallback, make_scheduler, set_schedule
+from osp_opt.sampling.samplers import StepCallback
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.sampling.schedulers import SAMPLERS, adopt_scheduler
+from osp_opt.sampling.schedulers import SAMPLERS, call_timesteps, make_scheduler
 
 __all__ = ["OpenSoraPlanOutput", "OpenSoraPlanPipeline", "PromptEmbeddings"]
 
@@ -151,17 +148,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         cache = None if cache_dir is None else Path(cache_dir)
         model_path = None if source is None else str(source)
         folders = ModelFolders.find(_Places(model_path, version, ae_path, text_encoder_name, cache))
-        dtype = torch_dtype or torch.float32
-        parts = dict(kwargs)
-        if "transformer" not in parts:
-            parts["transformer"] = load_transformer(folders.transformer, dtype)
-            parts["transformer"].fuse_qkv_projections()
-        if "vae" not in parts:
-            parts["vae"] = load_vae(folders.vae, dtype)
-        if "text_encoder" not in parts:
-            parts["text_encoder"] = load_text_encoder(folders.text_encoder, dtype, cache)
-        if "tokenizer" not in parts:
-            parts["tokenizer"] = load_tokenizer(folders.text_encoder, cache)
+        parts = folders.load(torch_dtype or torch.float32, cache, kwargs)
         defaults = folders.model_defaults(parts["transformer"].config)
         pipe = cls(**parts, defaults=defaults)
         if not kwargs.keys() - {"scheduler"}:
@@ -382,11 +369,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         if latents is not None and not bool(torch.isfinite(latents).all()):
             raise OptionError("the given latents hold NaN or infinite values")
         defaults = self.defaults
-        shape = VideoShape(
-            defaults.num_frames if num_frames is None else num_frames,
-            defaults.height if height is None else height,
-            defaults.width if width is None else width,
-        )
+        shape = defaults.shape(num_frames, height, width)
         plan = SamplingPlan.of(
             num_inference_steps, timesteps, schedule, cache, recipe, lambda: self.fingerprint
         )
@@ -394,7 +377,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
         check_guidance(scale)
         self._guidance_scale = scale
-        calls = _calls(sampler, plan.schedule)
+        calls = call_timesteps(sampler, plan.schedule)
         self._num_timesteps, self._current_timestep = len(calls), calls[0]
         self._interrupt = False
         loops = self._block_loops(plan.cache)
@@ -500,11 +483,8 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         """
         policy = cache if isinstance(cache, CachePolicy) else CachePolicy.from_file(cache)
         known, config = self.defaults, self.transformer.config
-        t, h, w = VideoShape(
-            num_frames or known.num_frames, height or known.height, width or known.width
-        ).latent()
-        tokens = t * (h // config.patch_size) * (w // config.patch_size)
-        numbers = tokens * config.num_attention_heads * config.attention_head_dim
+        work = workload(config, known.shape(num_frames, height, width).latent(), guided=True)
+        numbers = work.tokens * config.num_attention_heads * config.attention_head_dim
         scale = known.guidance_scale if guidance_scale is None else guidance_scale
         held = num_videos * (2 if scale > 1.0 else 1) * policy.max_deltas()
         return held * numbers * (dtype or self.transformer.dtype).itemsize
@@ -531,13 +511,6 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             sequential,
         )
         return changed
-
-
-def _calls(sampler: Any, schedule: TimestepSchedule) -> list[float]:
-    """Timesteps of the sampler's steps: of second order, two for each but the last."""
-    scheduler = adopt_scheduler(sampler)
-    set_schedule(scheduler, schedule)
-    return [float(timestep) for timestep in scheduler.timesteps]
 
 
 def _seeds(first: int, prompts: Sequence[str]) -> list[int]:

@@ -18,7 +18,7 @@ from osp_opt.base.errors import InputError, OptionError, RecipeError
 from osp_opt.base.samplers import FOLLOW_TIMESTEPS, MAX_STEPS, SAMPLER_KINDS, STEERABLE
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.options import SampleOptions
-from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, check_timesteps
+from osp_opt.sampling.levels import check_corrections, check_timesteps
 
 __all__ = ["RECIPE_FORMAT", "Recipe", "recipe_of"]
 
@@ -56,7 +56,7 @@ class Recipe(BaseModel):
     def _fits(self) -> Recipe:
         """What the parts say of themselves and of each other."""
         try:
-            check_timesteps(self.timesteps, MAX_TIMESTEP if self.levels is None else 1000.0)
+            check_timesteps(self.timesteps, flow=self.levels is not None)
             if any(self.corrections):
                 check_corrections(self.corrections, len(self.timesteps))
             policy = self.policy

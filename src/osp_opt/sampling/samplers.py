@@ -15,25 +15,11 @@ from torch import Tensor
 from osp_opt.sampling.denoiser import Denoiser
 from osp_opt.sampling.noise import NoiseSource
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
-from osp_opt.sampling.schedulers import (
-    SAMPLERS,
-    Scheduler,
-    StochasticScheduler,
-    custom_timestep_samplers,
-    make_scheduler,
-    set_schedule,
-)
+from osp_opt.sampling.schedulers import Scheduler, StochasticScheduler
 from osp_opt.sampling.steps import ancestral_step, correction_factors, two_step, vp_scale
 from osp_opt.system.device import upload
 
-__all__ = [
-    "SAMPLERS",
-    "custom_timestep_samplers",
-    "make_scheduler",
-    "sample_euler_ancestral",
-    "sample_with_scheduler",
-    "set_schedule",
-]
+__all__ = ["StepCallback", "sample_euler_ancestral", "sample_with_scheduler"]
 
 StepCallback = Callable[[int, float, Tensor], Tensor | None]
 """Called after each step with its index, its timestep and the latents it made.

@@ -22,7 +22,7 @@ import torch
 
 from osp_opt.base.artifacts import atomic_write_text, read_json, read_meta
 from osp_opt.base.errors import ScheduleError
-from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, check_timesteps
+from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, same_timesteps
 from osp_opt.sampling.noise_scale import FLOW, NoiseScale
 from osp_opt.sampling.recipe import Recipe
 
@@ -31,7 +31,6 @@ FloatArray = npt.NDArray[np.float64]
 NUM_TRAIN_TIMESTEPS = 1000
 BETA_START = 1e-4  # beta of t = 0 (linear, dimensionless); default of diffusers' schedulers
 BETA_END = 0.02  # beta of t = 999
-SAME_TIMESTEP = 1e-3  # what the decimals of a schedule file may lose
 MAX_SCHEDULE_BYTES = 1 << 20
 _DIGITS = 12  # more than a float32 has
 
@@ -107,7 +106,7 @@ class TimestepSchedule:
     scale: NoiseScale = field(default_factory=own_scale, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_timesteps(self.timesteps, self.scale.most)
+        self.scale.check(self.timesteps)
         if any(self.corrections):
             check_corrections(self.corrections, len(self.timesteps))
         else:
@@ -137,9 +136,8 @@ class TimestepSchedule:
         if self.scale != own_scale():
             return self.is_default
         even = TimestepSchedule.uniform(len(self.timesteps)).timesteps
-        pairs = list(zip(self.timesteps, even, strict=True))
-        whole = all(t == round(even_t) for t, even_t in pairs)
-        return whole or all(abs(t - even_t) <= SAME_TIMESTEP for t, even_t in pairs)
+        whole = self.timesteps == tuple(map(round, even))
+        return whole or same_timesteps(self.timesteps, even)
 
     @classmethod
     def from_file(cls, path: str | Path, scale: NoiseScale | None = None) -> TimestepSchedule:

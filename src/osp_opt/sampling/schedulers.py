@@ -244,11 +244,6 @@ SAMPLERS: tuple[str, ...] = tuple(SAMPLER_KINDS)
 """Values of `--sampler` (the reference's `--sample_method`); the first is the default."""
 
 
-def custom_timestep_samplers() -> tuple[str, ...]:
-    """The samplers that can follow a schedule file."""
-    return FOLLOW_TIMESTEPS
-
-
 def make_scheduler(name: str) -> Scheduler:
     """A fresh scheduler of sample method `name`. Raises OptionError for an unknown name."""
     if name not in _METHODS:
@@ -310,8 +305,7 @@ def set_schedule(scheduler: Scheduler, schedule: TimestepSchedule) -> None:
     kind = SAMPLER_KINDS[name].timesteps
     if kind is None:
         raise ScheduleError(
-            f"sampler {name} cannot follow a schedule; use one of "
-            f"{', '.join(custom_timestep_samplers())}"
+            f"sampler {name} cannot follow a schedule; use one of {', '.join(FOLLOW_TIMESTEPS)}"
         )
     timesteps: list[float] = list(schedule.timesteps)
     if kind == "whole":
@@ -324,6 +318,17 @@ def set_schedule(scheduler: Scheduler, schedule: TimestepSchedule) -> None:
                     "Discrete, EulerDiscrete or HeunDiscrete, or fewer steps"
                 )
     scheduler.set_timesteps(timesteps=timesteps, device="cpu")
+
+
+def call_timesteps(sampler: Any, schedule: TimestepSchedule) -> tuple[float, ...]:
+    """Timestep of every network evaluation of a sampler (its name, or a scheduler).
+
+    Those of second order evaluate the network twice for each of the schedule but the last. Raises
+    ScheduleError for a schedule that the sampler cannot follow.
+    """
+    scheduler = make_scheduler(sampler) if isinstance(sampler, str) else adopt_scheduler(sampler)
+    set_schedule(scheduler, schedule)
+    return tuple(float(t) for t in scheduler.timesteps)
 
 
 def first_sigma(scheduler: Scheduler) -> float | None:

@@ -30,6 +30,7 @@ import torch
 from osp_opt.base.errors import DeviceError, OptionError, first_line
 from osp_opt.system.host import process_memory, processor, reset_process_peak
 from osp_opt.system.precision import AS_IS, PrecisionPolicy
+from osp_opt.system.timing import Timer
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -171,6 +172,10 @@ class Device:
             peak=runtime.max_memory_allocated(self.torch_device),
             total=runtime.get_device_properties(self.torch_device).total_memory,
         )
+
+    def timer(self) -> Timer:
+        """Measures stages of work on it."""
+        return Timer(self.synchronize, lambda: self.memory().peak, self.reset_peak_memory)
 
     def reset_peak_memory(self) -> None:
         """Start a new measurement of :attr:`Memory.peak`."""

@@ -20,8 +20,9 @@ from torch import Tensor
 from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration import step_changes
 from osp_opt.sampling.noise import make_noise
-from osp_opt.sampling.samplers import make_scheduler, sample_with_scheduler, set_schedule
+from osp_opt.sampling.samplers import sample_with_scheduler
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.sampling.schedulers import make_scheduler, set_schedule
 from osp_opt.search.steps.objectives import (
     StepObjective,
     deterministic_cost,

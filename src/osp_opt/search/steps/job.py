@@ -7,12 +7,12 @@ A schedule that was not shown to be better than uniform is not written without -
 from __future__ import annotations
 
 from osp_opt.base.errors import OptionError
+from osp_opt.base.samplers import FOLLOW_TIMESTEPS
 from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import Source, open_source
 from osp_opt.generate.memory import report_memory
 from osp_opt.options import SearchStepsOptions
 from osp_opt.quality.loss import EXIT_CODES
-from osp_opt.sampling.samplers import custom_timestep_samplers
 from osp_opt.search.cost import say_cost
 from osp_opt.search.evidence import TIMED_VIDEOS, evidence_of
 from osp_opt.search.steps.candidates import StepTable
@@ -34,10 +34,10 @@ def run(options: SearchStepsOptions, context: WorkerContext) -> int:
 
     Returns 0, or how a loss was exceeded.
     """
-    if options.sampler not in custom_timestep_samplers():
+    if options.sampler not in FOLLOW_TIMESTEPS:
         raise OptionError(
             f"--sampler {options.sampler}: cannot follow a schedule; use one of "
-            f"{', '.join(custom_timestep_samplers())}"
+            f"{', '.join(FOLLOW_TIMESTEPS)}"
         )
     search = open_search(open_source(options, context))
     print_table(search)
