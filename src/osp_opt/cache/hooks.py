@@ -33,7 +33,7 @@ from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import DeltaStore
 from osp_opt.cache.streams import BlockCalls, Signature
 
-__all__ = ["CacheHandle", "apply_cache", "registered_blocks", "unregister"]
+__all__ = ["CacheHandle", "apply_cache", "attached", "registered_blocks"]
 
 HOOK_NAME = "osp_opt_block_cache"
 
@@ -387,8 +387,18 @@ def _is_registered(block: nn.Module) -> bool:
         return False
 
 
-def _register(module: nn.Module, hook: ModelHook) -> None:
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
+def _register(module: nn.Module, hook: ModelHook, name: str = HOOK_NAME) -> None:
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+
+
+@contextmanager
+def attached(module: nn.Module, hook: ModelHook, name: str) -> Iterator[None]:
+    """The hook is on the module inside; behind it the module is as it was."""
+    _register(module, hook, name)
+    try:
+        yield
+    finally:
+        unregister(module, name)
 
 
 def unregister(module: nn.Module, name: str = HOOK_NAME) -> None:

@@ -7,22 +7,35 @@ text that some carry beside it is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
-from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
+from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from torch import Tensor, nn
 
 from osp_opt.base.errors import CalibrationError, CheckpointError, PolicyError
 from osp_opt.cache.branches import BRANCHES
-from osp_opt.cache.hooks import registered_blocks, unregister
+from osp_opt.cache.hooks import CacheHandle, attached, registered_blocks
 from osp_opt.cache.streams import Signature
 
-__all__ = ["BlockWatch", "Position", "registered_blocks", "transformers_of", "watching"]
+__all__ = [
+    "BlockWatch",
+    "PairHook",
+    "Paired",
+    "Position",
+    "SilentHook",
+    "registered_blocks",
+    "transformers_of",
+    "watching",
+]
 
 HOOK_NAME = "osp_opt_block_watch"
+Paired = Callable[[int, Callable[[], Any], Callable[[], Any]], Any]
+"""Runs both calls of a step, without a cache and with it; returns what the first one made."""
 
 
 class BlockWatch(Protocol):
@@ -50,11 +63,11 @@ def watching(
     with ExitStack() as stack:
         for transformer in transformers:
             told = _Told()
-            _attach(stack, transformer, told)
+            stack.enter_context(attached(transformer, told, HOOK_NAME))
             blocks = registered_blocks(transformer)
             for index, block in enumerate(blocks):
                 hook = _Hook(watch, position, told, index, len(blocks), block)
-                _attach(stack, block, hook)
+                stack.enter_context(attached(block, hook, HOOK_NAME))
         yield
 
 
@@ -120,6 +133,35 @@ class _Hook(ModelHook):
         return output
 
 
+class SilentHook(ModelHook):
+    """A transformer that does nothing: its output is zeros of its input's shape."""
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        zeros = torch.zeros_like(args[0] if args else kwargs["hidden_states"])
+        return (zeros,)
+
+
+class PairHook(ModelHook):
+    """On a transformer with a cache: `paired` runs each of its calls without and with it."""
+
+    fn_ref: Any  # set by diffusers when the hook is registered
+
+    def __init__(self, handle: CacheHandle, paired: Paired, position: Position) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._handle = handle
+        self._paired = paired
+        self._position = position
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(self.fn_ref.original_forward, *args, **kwargs)
+
+        def plain() -> Any:
+            with self._handle.bypassed():
+                return call()
+
+        return self._paired(self._position.step, plain, call)
+
+
 def transformers_of(pipe: Any) -> dict[str, nn.Module]:
     """Its transformers by name, each with as many registered blocks.
 
@@ -141,9 +183,3 @@ def transformers_of(pipe: Any) -> dict[str, nn.Module]:
         told = ", ".join(f"{part} has {count}" for part, count in counts.items())
         raise CheckpointError(f"{name}: its transformers differ in their blocks ({told})")
     return found
-
-
-def _attach(stack: ExitStack, module: nn.Module, hook: ModelHook) -> None:
-    registry = HookRegistry.check_if_exists_or_initialize(module)
-    registry.register_hook(hook, HOOK_NAME)
-    stack.callback(unregister, module, HOOK_NAME)

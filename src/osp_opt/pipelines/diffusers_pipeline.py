@@ -12,29 +12,27 @@ import copy
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.hooks.hooks import HookRegistry, ModelHook
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
-from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
+from torch import Tensor
 
-from osp_opt.base.errors import CheckpointError, OptionError, ScheduleError
+from osp_opt.base.errors import OptionError, ScheduleError, first_line
 from osp_opt.base.samplers import SamplerKind
-from osp_opt.cache.hooks import CacheHandle, apply_cache, unregister
+from osp_opt.cache.hooks import apply_cache, attached
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.model.checkpoint import model_fingerprint
-from osp_opt.model.weights import names
 from osp_opt.pipelines.blocks import (
     BlockWatch,
+    Paired,
+    PairHook,
     Position,
+    SilentHook,
     registered_blocks,
     transformers_of,
     watching,
@@ -42,20 +40,15 @@ from osp_opt.pipelines.blocks import (
 from osp_opt.pipelines.digest import parameters_digest
 from osp_opt.pipelines.driving import Drive, StepSeen, driving
 from osp_opt.pipelines.experts import check_experts
-from osp_opt.pipelines.files import described
+from osp_opt.pipelines.opening import load_pipeline
 from osp_opt.pipelines.requirements import Described, check_arguments, check_kind
 from osp_opt.pipelines.schedulers import Steering
 from osp_opt.sampling.schedule import TimestepSchedule
 
 __all__ = ["DiffusersPipeline", "Made", "StepSeen", "open_pipeline"]
 
-_SILENT, _PAIR = "osp_opt_silent", "osp_opt_pair"
-_DECODING_STEPS = 2  # what any scheduler can make
-Paired = Callable[[int, Callable[[], Any], Callable[[], Any]], Any]
-"""Runs both calls of a step, without a cache and with it; returns what the first one made."""
-
+_FEW_STEPS = 2  # what any scheduler can make
 _BAD_CALL = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
-_REFUSALS = (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -66,26 +59,19 @@ class Made:
     seconds: float
 
 
+class _Branches(list[str]):
+    """Sees which guidance branches a step has: a `BlockWatch`."""
+
+    def begin(self, step: int, branch: str, states: Tensor, num_blocks: int) -> None:
+        self.append(branch)
+
+    def cross(self, boundary: int, states: Tensor) -> None: ...
+
+    def end(self) -> None: ...
+
+
 class _SeenEnough(BaseException):
     """Ends a call of the pipeline that has shown what was asked of it."""
-
-
-def _nothing() -> None:
-    """There is no queue to wait for."""
-
-
-def pipeline_folder(place: str | Path, cache_dir: str | Path | None = None) -> Path:
-    """A pipeline's local folder, downloaded where `place` is a hub id. Raises CheckpointError."""
-    folder = Path(place).expanduser()
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(DiffusionPipeline.download(str(place), cache_dir=cache_dir))
-    except _REFUSALS as error:
-        line = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"{place}: no such folder, and the hub did not deliver it ({line:.300})"
-        ) from error
 
 
 def open_pipeline(
@@ -104,46 +90,8 @@ def open_pipeline(
     part, ScheduleError for a scheduler that cannot be steered, OptionError for an argument that its
     call does not take.
     """
-    folder = pipeline_folder(place, cache_dir)
-    if (found := described(folder)) is not None:
-        check_kind(found)  # before gigabytes of weights are read
-    try:
-        with _without_bars():
-            pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
-    except _REFUSALS as error:
-        line = str(error).strip().split("\n")[0]
-        if "low_cpu_mem_usage" in line:  # diffusers' way to say what is missing
-            line = "it needs accelerate: pip install 'osp-opt[pipelines]'"
-        raise CheckpointError(f"{place}: diffusers cannot load it ({line:.300})") from error
-    _check_filled(place, pipe)
+    pipe, folder = load_pipeline(place, dtype, cache_dir)
     return DiffusersPipeline(pipe.to(device), arguments, synchronize, folder)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Progress bars of diffusers and transformers are off inside, and then as they were."""
-    shown = [
-        each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()
-    ]
-    for each in shown:
-        each.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for each in shown:
-            each.enable_progress_bar()
-
-
-def _check_filled(place: str | Path, pipe: Any) -> None:
-    """Raise CheckpointError where weights that a component's config asks for are in no file."""
-    for part, module in pipe.components.items():
-        tensors = module.state_dict() if isinstance(module, nn.Module) else {}
-        empty = [name for name, tensor in tensors.items() if tensor.is_meta]
-        if empty:
-            raise CheckpointError(
-                f"{place}: {part}: no weights for {names(empty)}, which its config.json asks for; "
-                "the two do not belong together"
-            )
 
 
 class DiffusersPipeline:
@@ -173,7 +121,7 @@ class DiffusersPipeline:
         check_arguments(found, self.arguments)
         self._parameters = found.parameters
         self.steering = Steering(copy.deepcopy(pipe.scheduler))
-        self._synchronize = synchronize or _nothing
+        self._synchronize = synchronize or (lambda: None)
         self._folder = folder
         self._own: dict[int, tuple[float, ...]] = {}
 
@@ -251,14 +199,9 @@ class DiffusersPipeline:
         """The guidance branches of a step's calls of the transformer, in order: "positive" and
         "negative", or "both" at once; found by making one.
         """
-        seen: list[str] = []
-        position = Position()
-
-        def stop(*_: Any) -> None:
-            raise _SeenEnough
-
-        with self._watched(_Branches(seen), position):
-            self._call(Drive(on_step=stop), "", 0, _DECODING_STEPS, "latent")
+        seen = _Branches()
+        with self._watched(seen, Position()):
+            self._make_a_step()
         return tuple(seen)
 
     def cache_bytes(self, policy: CachePolicy, dtype: torch.dtype | None = None) -> int:
@@ -267,17 +210,22 @@ class DiffusersPipeline:
         Raises PolicyError for a policy that does not fit.
         """
 
-        def stop(*_: Any) -> None:
-            raise _SeenEnough
-
         with ExitStack() as stack:
             transformers = list(self.transformers.values())
             handles = [apply_cache(each, policy, dtype=dtype) for each in transformers]
             for handle in handles:
                 stack.callback(handle.remove)
-            self._call(Drive(on_step=stop), "", 0, _DECODING_STEPS, "latent")
+            self._make_a_step()
             # The noisier expert's step; a rule keeps what each of the two has stored last.
             return handles[0].bytes_needed() * (len(handles) if policy.rule else 1)
+
+    def _make_a_step(self) -> None:
+        """The first of a video, and no more."""
+
+        def stop(*_: Any) -> None:
+            raise _SeenEnough
+
+        self._call(Drive(on_step=stop), "", 0, _FEW_STEPS, "latent")
 
     def branches(self) -> int:
         """Guidance branches of a step; the first to ask makes one."""
@@ -334,10 +282,8 @@ class DiffusersPipeline:
                 stack.callback(handle.remove)
                 handles.append(handle)
                 if paired is not None:
-                    registry = HookRegistry.check_if_exists_or_initialize(transformer)
-                    hook = _Pair(handle, paired, position)
-                    registry.register_hook(hook, _PAIR)
-                    stack.callback(unregister, transformer, _PAIR)
+                    hook = PairHook(handle, paired, position)
+                    stack.enter_context(attached(transformer, hook, "osp_opt_pair"))
 
             def seen(step: StepSeen) -> None:
                 last[:] = [step.latents]
@@ -360,10 +306,8 @@ class DiffusersPipeline:
         """
         with ExitStack() as stack:
             for transformer in self.transformers.values():
-                registry = HookRegistry.check_if_exists_or_initialize(transformer)
-                registry.register_hook(_Silence(), _SILENT)  # type: ignore[no-untyped-call]
-                stack.callback(unregister, transformer, _SILENT)
-            made = self._call(Drive(result=latents), "", seed, _DECODING_STEPS, "np")
+                stack.enter_context(attached(transformer, SilentHook(), "osp_opt_silent"))  # type: ignore[no-untyped-call]
+            made = self._call(Drive(result=latents), "", seed, _FEW_STEPS, "np")
         frames = np.asarray(made.frames if hasattr(made, "frames") else made[0])[0]
         return (np.clip(frames, 0.0, 1.0) * 255.0).astype(np.uint8)
 
@@ -384,18 +328,16 @@ class DiffusersPipeline:
         except _BAD_CALL as error:
             if drive.began:
                 raise
-            line = str(error).strip().split("\n")[0]
-            raise OptionError(f"{self.name} refuses its arguments: {line:.300}") from error
+            said = first_line(error)
+            raise OptionError(f"{self.name} refuses its arguments: {said:.300}") from error
         finally:
             if bar is None:
                 del self.pipe._progress_bar_config
             else:
                 self.pipe._progress_bar_config = bar
 
-    @contextmanager
-    def _watched(self, watch: BlockWatch, position: Position) -> Iterator[None]:
-        with watching(list(self.transformers.values()), watch, position):
-            yield
+    def _watched(self, watch: BlockWatch, position: Position) -> AbstractContextManager[None]:
+        return watching(list(self.transformers.values()), watch, position)
 
     def check(self, levels: Sequence[float], corrections: Sequence[float] = ()) -> None:
         """Raise ScheduleError for levels, or corrections of steps, that no call can follow."""
@@ -414,46 +356,3 @@ class DiffusersPipeline:
         """The timestep from which on, downwards, a second transformer makes the steps."""
         ratio = self.pipe.config.get("boundary_ratio")
         return None if len(self.transformers) == 1 or ratio is None else 1000.0 * float(ratio)
-
-
-class _Branches:
-    """Sees which guidance branches a step has."""
-
-    def __init__(self, seen: list[str]) -> None:
-        self._seen = seen
-
-    def begin(self, step: int, branch: str, states: Tensor, num_blocks: int) -> None:
-        self._seen.append(branch)
-
-    def cross(self, boundary: int, states: Tensor) -> None: ...
-
-    def end(self) -> None: ...
-
-
-class _Silence(ModelHook):
-    """A transformer that does nothing: its output is zeros of its input's shape."""
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        zeros = torch.zeros_like(args[0] if args else kwargs["hidden_states"])
-        return (zeros,)
-
-
-class _Pair(ModelHook):
-    """On a transformer with a cache: `paired` runs each of its calls without and with it."""
-
-    fn_ref: Any  # set by diffusers when the hook is registered
-
-    def __init__(self, handle: CacheHandle, paired: Paired, position: Position) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._handle = handle
-        self._paired = paired
-        self._position = position
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        call = functools.partial(self.fn_ref.original_forward, *args, **kwargs)
-
-        def plain() -> Any:
-            with self._handle.bypassed():
-                return call()
-
-        return self._paired(self._position.step, plain, call)
