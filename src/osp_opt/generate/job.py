@@ -6,7 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from osp_opt.base.artifacts import meta_path, read_meta, write_meta
 from osp_opt.base.errors import FileError, InputError, PolicyError
@@ -32,12 +34,8 @@ from osp_opt.pipelines.experts import check_experts
 from osp_opt.pipelines.maker import Denoised, Maker, Request, open_maker
 from osp_opt.sampling.recipe import Recipe, recipe_of
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.system.context import WorkerContext
 from osp_opt.tiny.prompts import load_prompts
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from osp_opt.system.context import WorkerContext
 
 __all__ = ["requests_of", "run"]
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from osp_opt.base.ledger import Key, TrialLedger, key_text
-
-if TYPE_CHECKING:
-    from osp_opt.system.context import WorkerContext
-    from osp_opt.system.parallel import Parallel
+from osp_opt.system.context import WorkerContext
+from osp_opt.system.parallel import Parallel
 
 __all__ = ["Measurements"]
 

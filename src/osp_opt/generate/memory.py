@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from osp_opt.base.artifacts import write_json
 from osp_opt.pipelines.maker import Maker
-
-if TYPE_CHECKING:
-    from osp_opt.system.context import WorkerContext
+from osp_opt.system.context import WorkerContext
 
 __all__ = ["MEMORY_FILE", "report_memory"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -16,10 +15,8 @@ from torch import Tensor
 from osp_opt.base.artifacts import atomic_write_bytes, read_bytes
 from osp_opt.base.errors import FileError
 from osp_opt.pipelines.maker import Request
-
-if TYPE_CHECKING:
-    from osp_opt.system.context import WorkerContext
-    from osp_opt.system.parallel import Parallel
+from osp_opt.system.context import WorkerContext
+from osp_opt.system.parallel import Parallel
 
 __all__ = ["LatentStore", "References", "load_latents", "save_latents"]
 

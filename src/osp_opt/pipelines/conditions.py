@@ -7,12 +7,11 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from osp_opt.system.device import Device
+from osp_opt.system.device import Device
 
 __all__ = ["conditions", "measured_by"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +26,9 @@ from osp_opt.pipelines.setting import Setting
 from osp_opt.sampling.levels import same_timesteps
 from osp_opt.sampling.noise_scale import FLOW, NoiseScale
 from osp_opt.sampling.schedule import TimestepSchedule
-from osp_opt.system.device import DTYPES
+from osp_opt.system.context import WorkerContext
+from osp_opt.system.device import DTYPES, Device
 from osp_opt.system.ranks import Workload
-
-if TYPE_CHECKING:
-    from osp_opt.system.context import WorkerContext
-    from osp_opt.system.device import Device
 
 __all__ = ["PipelineMaker"]
 

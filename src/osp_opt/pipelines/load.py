@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from osp_opt.model.release import BUNDLED, ModelDefaults, ModelFolders
 from osp_opt.model.vae.tiling import Tiling
+from osp_opt.options import SamplingOptions
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
 from osp_opt.sampling.schedulers import make_scheduler
 from osp_opt.system.device import Device
 from osp_opt.system.precision import apply_precision
-
-if TYPE_CHECKING:
-    from osp_opt.options import SamplingOptions
 
 __all__ = ["BUNDLED", "LoadedModel", "load_pipeline", "release_text_encoder"]
 

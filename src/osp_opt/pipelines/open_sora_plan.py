@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,12 +32,10 @@ from osp_opt.sampling.noise import make_noise
 from osp_opt.sampling.noise_scale import NoiseScale
 from osp_opt.sampling.schedule import TimestepSchedule, own_scale
 from osp_opt.sampling.schedulers import call_timesteps
+from osp_opt.system.context import WorkerContext
 from osp_opt.system.device import DTYPES
 from osp_opt.system.parallel import Parallel
 from osp_opt.system.ranks import Workload, check_layout
-
-if TYPE_CHECKING:
-    from osp_opt.system.context import WorkerContext
 
 __all__ = ["VideoMaker", "can_be_recorded", "recorded_levels"]
 

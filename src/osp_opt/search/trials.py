@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,13 +23,11 @@ from osp_opt.options import CacheMemoryOptions
 from osp_opt.pipelines.maker import Denoised, Maker, Request
 from osp_opt.quality.metrics import SSIM_WINDOW, mse, psnr, ssim
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.system.context import WorkerContext
+from osp_opt.system.parallel import Parallel
 from osp_opt.tiny.captions import parse
 from osp_opt.tiny.checker import check
 from osp_opt.tiny.specs import ATTRIBUTES
-
-if TYPE_CHECKING:
-    from osp_opt.system.context import WorkerContext
-    from osp_opt.system.parallel import Parallel
 
 __all__ = ["Trials", "Variant", "policy_key", "schedule_key"]
 
