@@ -20,6 +20,7 @@ from osp_opt.base.errors import (
     FileError,
     InputError,
     OptionError,
+    RecipeError,
     ScheduleError,
 )
 from osp_opt.options import (
@@ -165,11 +166,12 @@ def test_levels_that_no_call_can_follow(folder: Path, tmp_path: Path) -> None:
         for model in (SampleOptions, SearchCacheOptions):
             with pytest.raises(ScheduleError, match=rf"levels\.json: .*{reason}"):
                 check_before_launch(model(**options, schedule=levels))
-    Recipe(**flow, timesteps=[1000.0, 400.0, 0.0]).save(recipe)
-    with pytest.raises(ScheduleError, match=r"recipe\.json: .*the last level is 0"):
-        check_before_launch(SampleOptions(**options, recipe=recipe))
+    Recipe(**flow, timesteps=[1000.0, 400.0]).save(recipe)
     with pytest.raises(OptionError, match=r"made for a pipeline with FlowMatch.*with --pipeline"):
         check_before_launch(SampleOptions(text_prompt="a", recipe=recipe))
+    recipe.write_text(recipe.read_text().replace("400.0", "0.0"))
+    with pytest.raises(RecipeError, match=r"recipe\.json: .*the last level is 0"):
+        check_before_launch(SampleOptions(**options, recipe=recipe))
     Recipe(sampler="EulerDiscrete", timesteps=[900.0, 400.0]).save(recipe)
     with pytest.raises(OptionError, match="made for a model of Open-Sora-Plan; leave out"):
         check_before_launch(SampleOptions(**options, recipe=recipe))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
-from typing_extensions import Self
 
 from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.base.shape import PIXEL_MULTIPLE, VAE_STRIDE

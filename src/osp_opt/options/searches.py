@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
-from typing_extensions import Self
 
 from osp_opt.base.samplers import FOLLOW_TIMESTEPS, MAX_STEPS
 from osp_opt.options.base import Fraction, Numbers, option, split_list

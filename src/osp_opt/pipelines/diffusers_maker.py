@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from osp_opt.pipelines.conditions import conditions, measured_by
 from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, open_pipeline
 from osp_opt.pipelines.driving import StepSeen
 from osp_opt.pipelines.files import call_arguments, needs_no_noise
-from osp_opt.pipelines.maker import Denoised, Request
+from osp_opt.pipelines.maker import Denoised, Maker, Request
 from osp_opt.pipelines.placing import place
 from osp_opt.pipelines.requirements import check_offload, check_recorded
 from osp_opt.pipelines.setting import Setting
@@ -45,9 +45,9 @@ class _Cache:
     offload: bool = False
 
 
-class PipelineMaker:
+class PipelineMaker(Maker):
     """A diffusers pipeline as `--pipeline` and its arguments say, or one that is `loaded`, with its
-    own arguments; see `Maker`.
+    own arguments.
 
     Raises what `open_pipeline` raises.
     """
@@ -76,8 +76,7 @@ class PipelineMaker:
         told = self.pipeline.argument("frame_rate") or self.pipeline.argument("fps")
         self.fps: float = options.fps or (float(told) if isinstance(told, (int, float)) else FPS)
 
-    def for_options(self, options: SamplingOptions) -> PipelineMaker:
-        """The same loaded pipeline, called as other options say."""
+    def for_options(self, options: SamplingOptions) -> Self:
         other = copy.copy(self)
         arguments = call_arguments(options, self._given)
         if arguments != self.pipeline.arguments:
@@ -87,24 +86,22 @@ class PipelineMaker:
 
     def with_layout(
         self, context: WorkerContext, videos: int, policy: CachePolicy | None = None
-    ) -> tuple[PipelineMaker, WorkerContext]:
-        """This maker and `context`, with one process for each video (collective)."""
+    ) -> tuple[Self, WorkerContext]:
+        """One process for each video."""
         workload = replace(_ALONE, items=videos)
         return self, replace(context, parallel=context.parallel.for_workload(workload))
 
     @property
     def kind(self) -> SamplerKind:
-        """What its scheduler is to a search of steps."""
         return self.pipeline.kind
 
     @property
     def scale(self) -> NoiseScale:
-        """Which noise level a timestep is."""
         return self.pipeline.steering.scale
 
     @property
     def guided(self) -> bool:
-        """Whether a step has two branches; the first to ask makes one step."""
+        """The first to ask makes one step."""
         return self.pipeline.branches() == 2
 
     @property
@@ -114,27 +111,22 @@ class PipelineMaker:
 
     @property
     def calls_per_step(self) -> int:
-        """How often a step calls the transformer."""
         return len(self.pipeline.calls)
 
     @property
     def boundary(self) -> float | None:
-        """The timestep from which on, downwards, a second transformer makes the steps."""
         return self.pipeline.boundary
 
     @property
     def num_blocks(self) -> int:
-        """Registered blocks, of each transformer."""
         return self.pipeline.num_blocks
 
     @property
     def makes_images(self) -> bool:
-        """Whether a video is one frame."""
         return bool(self.pipeline.argument("num_frames") == 1)
 
     @property
     def timed_on(self) -> dict[str, Any]:
-        """The conditions under which its videos are timed."""
         return conditions(
             self.device,
             layout="cfg=1,sp=1",
@@ -166,7 +158,6 @@ class PipelineMaker:
         return schedule.timesteps
 
     def setting(self, schedule: TimestepSchedule) -> Setting:
-        """What a searched artifact has to fit."""
         own = self.pipeline.own_levels(len(schedule))
         return Setting(
             model=self._fingerprint,
@@ -182,7 +173,6 @@ class PipelineMaker:
         )
 
     def how(self, schedule: TimestepSchedule) -> dict[str, Any]:
-        """What decides a video besides its prompt and seed and a cache."""
         return {
             "setting": self.setting(schedule).as_json(),
             "pipeline": self.pipeline.name,
@@ -190,7 +180,6 @@ class PipelineMaker:
         }
 
     def recorded_with(self, schedule: TimestepSchedule) -> dict[str, Any]:
-        """The metadata of a calibration, with what its timesteps are."""
         return {
             **self.how(schedule),
             "num_blocks": self.num_blocks,
@@ -200,7 +189,6 @@ class PipelineMaker:
         }
 
     def digest(self, schedule: TimestepSchedule) -> str:
-        """See `measured_by`."""
         options = self.options
         tiling = options.save_memory or options.enable_tiling
         return measured_by(self.how(schedule), self.device, options.compile, tiling)
@@ -209,7 +197,6 @@ class PipelineMaker:
         """Nothing: a pipeline encodes its prompts itself."""
 
     def block_cache(self, policy: CachePolicy, memory: CacheMemoryOptions) -> _Cache:
-        """What `denoise` applies by hooks."""
         dtype = DTYPES.get(memory.cache_dtype)  # auto: as computed
         return _Cache(policy, dtype, memory.cache_offload)
 
@@ -226,8 +213,8 @@ class PipelineMaker:
         recorder: Any = None,
         paired: Any = None,
     ) -> Denoised:
-        """Latents of one video; with `paired` (see `PairedSteps.run`) each call of the transformer
-        runs without and with the cache.
+        """With `paired` (see `PairedSteps.run`) each call of the transformer runs without and with
+        the cache.
         """
 
         def seen(step: StepSeen) -> None:
@@ -252,7 +239,6 @@ class PipelineMaker:
         return Denoised(made.latents, made.seconds, self.timed_on)
 
     def decode(self, latents: Tensor, seed: int = 0) -> np.ndarray:
-        """Frames uint8 [t h w c]."""
         with self.stages.stage("decode"):
             return self.pipeline.decode(latents, seed)
 
@@ -263,7 +249,6 @@ class PipelineMaker:
         policy: CachePolicy,
         memory: CacheMemoryOptions,
     ) -> float:
-        """How many times faster `policy` makes the denoising; see `cache.paired_steps`."""
         cache = self.block_cache(policy, memory)
         timer = PairedSteps(policy, self.device.synchronize)
         self.denoise(request, schedule, cache, paired=timer.run)

@@ -15,9 +15,10 @@ from osp_opt.base.samplers import SamplerKind
 from osp_opt.system.host import importing
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import numpy as np
     from torch import Tensor
-    from typing_extensions import Self
 
     from osp_opt.cache.policy import CachePolicy
     from osp_opt.options import CacheMemoryOptions, SamplingOptions

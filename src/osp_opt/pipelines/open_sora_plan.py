@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from osp_opt.model.vae.autoencoder import VAE_SCALE
 from osp_opt.options import CacheMemoryOptions, SamplingOptions
 from osp_opt.pipelines.conditions import conditions, measured_by
 from osp_opt.pipelines.load import LoadedModel, load_pipeline, release_text_encoder
-from osp_opt.pipelines.maker import Denoised, Request
+from osp_opt.pipelines.maker import Denoised, Maker, Request
 from osp_opt.pipelines.setting import Setting
 from osp_opt.sampling.embeddings import PromptEmbeddings, encode_texts
 from osp_opt.sampling.latents import sample_latents
@@ -42,8 +42,8 @@ __all__ = ["VideoMaker", "can_be_recorded", "recorded_levels"]
 PROMPTS_KEPT = 64  # embeddings: 4 MB each at 512 tokens of mT5-xxl
 
 
-class VideoMaker:
-    """A loaded model with everything that the options leave to its defaults decided.
+class VideoMaker(Maker):
+    """A released model, the bundled one, or one that is `loaded`.
 
     Raises what loading raises: CheckpointError, and ShapeError for a shape it was not trained for.
     """
@@ -77,8 +77,7 @@ class VideoMaker:
             options.max_sequence_length, defaults.max_sequence_length
         )
 
-    def for_options(self, options: SamplingOptions) -> VideoMaker:
-        """The same loaded model, sampling as other options say that differ in nothing it loads."""
+    def for_options(self, options: SamplingOptions) -> Self:
         other = copy.copy(self)
         other._decide(options)
         if other._text_settings() != self._text_settings():
@@ -90,12 +89,7 @@ class VideoMaker:
 
     def with_layout(
         self, context: WorkerContext, videos: int, policy: CachePolicy | None = None
-    ) -> tuple[VideoMaker, WorkerContext]:
-        """This maker and `context` in the layout for making that many videos, by `policy`
-        (collective).
-
-        Raises OptionError when the layout asked for cannot make them, naming those that can.
-        """
+    ) -> tuple[Self, WorkerContext]:
         rests = policy is not None and policy.guidance is not None
         workload = replace(self.workload(videos), one_branch_rests=rests)
         parallel = context.parallel.for_workload(workload)
@@ -110,9 +104,6 @@ class VideoMaker:
 
     @property
     def timed_on(self) -> dict[str, Any]:
-        """The conditions under which this maker's videos are timed, as JSON values: speeds are
-        compared where they agree.
-        """
         cfg, sp = self._layout.cfg, self._layout.sp
         one = self.sequential_guidance or not self.guided
         return conditions(
@@ -136,22 +127,18 @@ class VideoMaker:
 
     @property
     def guided(self) -> bool:
-        """Whether a step evaluates two branches (classifier-free guidance)."""
         return self.guidance_scale > 1.0
 
     @property
     def kind(self) -> SamplerKind:
-        """What the sampler is to a search of steps."""
         return SAMPLER_KINDS[self.options.sampler]
 
     @property
     def makes_images(self) -> bool:
-        """Whether a video is one frame."""
         return self.shape.num_frames == 1
 
     @property
     def reuses_guidance(self) -> bool:
-        """Whether there is guidance."""
         return self.guided
 
     @property
@@ -166,7 +153,6 @@ class VideoMaker:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the transformer."""
         return int(self.loaded.transformer_config["num_layers"])
 
     @cached_property
@@ -184,22 +170,15 @@ class VideoMaker:
 
     @property
     def scale(self) -> NoiseScale:
-        """Which noise level a timestep is."""
         return own_scale()
 
     def recorded_schedule(self, steps: int) -> TimestepSchedule:
-        """See `recorded_levels`."""
         return recorded_levels(self.options.sampler, steps)
 
     def call_timesteps(self, schedule: TimestepSchedule) -> tuple[float, ...]:
-        """Timestep of every network evaluation: the steps as a cache counts them.
-
-        Some samplers evaluate the network twice per timestep of the schedule.
-        """
         return call_timesteps(self.options.sampler, schedule)
 
     def block_cache(self, policy: CachePolicy, memory: CacheMemoryOptions) -> BlockCache:
-        """The runtime of `policy`."""
         dtype = DTYPES.get(memory.cache_dtype)  # auto: as computed
         return BlockCache(policy, dtype=dtype, offload=memory.cache_offload)
 
@@ -215,7 +194,6 @@ class VideoMaker:
         )
 
     def setting(self, schedule: TimestepSchedule) -> Setting:
-        """What a searched artifact has to fit."""
         return Setting(
             model=self.loaded.fingerprint,
             steps=len(schedule),
@@ -230,7 +208,6 @@ class VideoMaker:
         )
 
     def how(self, schedule: TimestepSchedule) -> dict[str, Any]:
-        """What decides a video besides its prompt and seed and a cache, as JSON values."""
         return {
             "setting": self.setting(schedule).as_json(),
             "noise": self.options.noise,
@@ -240,7 +217,6 @@ class VideoMaker:
         }
 
     def recorded_with(self, schedule: TimestepSchedule) -> dict[str, Any]:
-        """The metadata of a calibration."""
         return {**self.how(schedule), "num_blocks": self.num_blocks}
 
     def embed(self, prompt: str) -> PromptEmbeddings:
@@ -262,16 +238,12 @@ class VideoMaker:
         return self.options.offload or self.options.save_memory
 
     def digest(self, schedule: TimestepSchedule) -> str:
-        """See `measured_by`."""
         options = self.options
         tiling = [options.enable_tiling, options.tile_overlap_factor, options.save_memory]
         return measured_by(self.how(schedule), self.device, options.compile, tiling)
 
     def prefetch_prompts(self, prompts: Iterable[str], *, last: bool = True) -> None:
-        """Encode the prompts that will be asked for; `last` says that no others will be.
-
-        `offload` then moves the text encoder for all of them at once, `save_memory` drops it.
-        """
+        """`offload` moves the text encoder for all of them at once, `save_memory` drops it."""
         if not self._prefetches:
             return
         with self._in_use("encode text", self.pipeline.text_encoder):
@@ -310,10 +282,7 @@ class VideoMaker:
         recorder: Any = None,
         transformer: Any = None,
     ) -> Denoised:
-        """Latents of one video, and how long the denoising took (text encoding not counted).
-
-        Another `transformer` may stand in for the loaded one.
-        """
+        """Another `transformer` may stand in for the loaded one."""
         embeddings = self.embed(request.prompt)
         noise = make_noise(self.options.noise, [request.seed], [request.prompt], self.latent_shape)
         if cache is not None:
@@ -341,13 +310,11 @@ class VideoMaker:
         policy: CachePolicy,
         memory: CacheMemoryOptions,
     ) -> float:
-        """How many times faster `policy` makes the denoising; see `cache.paired_steps`."""
         timer = PairedTimer(self.block_cache(policy, memory), self.device.synchronize)
         self.denoise(request, schedule, timer)
         return timer.speedup(len(self.call_timesteps(schedule)))
 
     def decode(self, latents: Tensor, seed: int = 0) -> np.ndarray:
-        """Frames uint8 [t h w c] of one video's latents [1 c t h w]; no seed is needed."""
         with self._in_use("decode", self.pipeline.vae):
             frames: np.ndarray = self.pipeline.decode_latents(latents, self._map_tiles)[0].numpy()
         return frames
