@@ -17,7 +17,8 @@ from benchmarks.lab import Lab, column
 from benchmarks.reference_steps import StepSearch, network_evaluations
 from osp_opt.base.ledger import TrialLedger
 from osp_opt.calibration import Calibration
-from osp_opt.calibration.paths import latents_of, load_latents
+from osp_opt.calibration.paths import latents_of
+from osp_opt.generate.references import load_latents
 from osp_opt.model.vae.autoencoder import VAE_SCALE
 from osp_opt.options import CALIBRATION_FILE, SearchStepsOptions
 from osp_opt.quality.intervals import paired_difference

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from osp_opt.base.errors import CalibrationError, FileError
 from osp_opt.calibration import Calibration, VideoStatistics, spread_indices, step_changes
 from osp_opt.calibration.recorder import CalibrationRecorder
+from osp_opt.pipelines.maker import Request
 from osp_opt.sampling.schedule import TimestepSchedule
 
 BLOCKS, TOKENS, WIDTH, STEPS = 3, 20, 5, 4
@@ -260,11 +261,9 @@ def a_calibration(videos: int = 2, levels: int = 3) -> Calibration:
                     of_changes(gram(rng, levels, 1, 4)),
                     of_changes(gram(rng, levels, 1, 4)),
                 ),
-                timesteps=np.array(schedule.timesteps),
-                sigmas=schedule.sigmas[:-1],
+                schedule=schedule,
                 lags=(1,),
-                prompt=f"a red ball {i}",
-                seed=i,
+                request=Request(f"a red ball {i}", i),
                 metadata={"fingerprint": "abc", "shape": [5, 16, 16]},
             )
             for i in range(videos)

@@ -23,9 +23,9 @@ from osp_opt.base.ledger import TrialLedger
 from osp_opt.base.video import read_image, read_video, write_image, write_video
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
-from osp_opt.calibration.paths import load_latents
 from osp_opt.cli.flags import resolve
 from osp_opt.generate.manifest import read_takes
+from osp_opt.generate.references import load_latents
 from osp_opt.model.release import ModelDefaults
 from osp_opt.model.weights import read_state_dict
 from osp_opt.options import SampleOptions

@@ -285,20 +285,17 @@ def _digest_file(digest: Any, name: str, file: Path) -> None:
             digest.update(_at_most(stream, _EDGE_BYTES))
 
 
-def parse_json(
-    text: str | bytes, max_depth: int = JSON_MAX_DEPTH, *, unique_keys: bool = True
-) -> Any:
+def parse_json(text: str | bytes, max_depth: int = JSON_MAX_DEPTH) -> Any:
     """The JSON value in a text. Raises ValueError for anything else, for values that no other
     reader would take (NaN, infinities, half characters) and for deep nesting.
     """
-    hook = _unique_keys if unique_keys else None
     try:
         value = json.loads(
             text,
             parse_constant=_refuse,
             parse_float=_finite,
             parse_int=_whole,
-            object_pairs_hook=hook,
+            object_pairs_hook=_unique_keys,
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None

@@ -40,9 +40,9 @@ class VideoShape:
                     f"try {below} or {below + PIXEL_MULTIPLE}"
                 )
 
-    def latent(self, vae_stride: tuple[int, int, int] = VAE_STRIDE) -> tuple[int, int, int]:
+    def latent(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns (t, h, w)."""
-        st, sh, sw = vae_stride
+        st, sh, sw = VAE_STRIDE
         return (self.num_frames - 1) // st + 1, self.height // sh, self.width // sw
 
     def latent_tensor(self, channels: int = LATENT_CHANNELS) -> tuple[int, int, int, int]:

@@ -152,17 +152,14 @@ def grid(images: Sequence[npt.ArrayLike], columns: int | None = None, gap: int =
     return sheet
 
 
-def write_grid(
-    path: str | Path, videos: Sequence[Film], fps: float, columns: int | None = None
-) -> None:
+def write_grid(path: str | Path, videos: Sequence[Film], fps: float) -> None:
     """Write several videos side by side: an mp4, or the first frames if ``path`` ends in .png.
 
     Memory holds one frame of each; beyond MAX_SHEET_PIXELS all are shrunk by a whole number.
     Raises ShapeError when their shapes differ, FileError.
     """
     sheets = (
-        grid([_shrunk(frame, len(videos)) for frame in frames], columns)
-        for frames in _in_step(path, videos)
+        grid([_shrunk(frame, len(videos)) for frame in frames]) for frames in _in_step(path, videos)
     )
     first = next(sheets, None)
     if first is None:

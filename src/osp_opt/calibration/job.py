@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from osp_opt.base.artifacts import write_json
-from osp_opt.base.errors import CalibrationError, FileError
+from osp_opt.base.errors import CalibrationError
 from osp_opt.base.video import write_image, write_video
 from osp_opt.calibration.recorder import LAGS, CalibrationRecorder
 from osp_opt.calibration.statistics import Calibration
@@ -126,25 +126,16 @@ def _statistics(folder: Path, name: str) -> Path:
 def _free_name(folder: Path, number: int, request: Request, metadata: dict[str, Any]) -> str:
     """The name of a video's files in a folder that may hold those of other calibrations."""
     name = f"{number:03d}-{request.slug}"
-    found = _recorded(_statistics(folder, name))
-    if found is None or _is_of(found, request, metadata):
+    found = Calibration.load_whole(_statistics(folder, name))
+    if found is None or _is_current(found, request, metadata):
         return name
     about = json.dumps([request.prompt, request.seed, metadata], sort_keys=True)
     return f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
 
 
-def _recorded(statistics: Path) -> Calibration | None:
-    """What is in a file of one video's statistics; None when there is nothing to use."""
-    try:
-        return Calibration.load(statistics) if statistics.is_file() else None
-    except (CalibrationError, FileError):
-        return None  # damaged: recorded again
-
-
-def _is_of(found: Calibration, request: Request, metadata: dict[str, Any]) -> bool:
-    same = (found.prompts, found.seeds) == ((request.prompt,), (request.seed,))
-    same = same and found.signals is not None  # recorded since
-    return same and found.lags == LAGS and found.metadata == metadata
+def _is_current(found: Calibration, request: Request, metadata: dict[str, Any]) -> bool:
+    has_all = found.signals is not None and found.lags == LAGS  # earlier versions kept less
+    return has_all and found.is_of(request, metadata)
 
 
 def _finished(video: _Video, metadata: dict[str, Any]) -> Calibration | None:
@@ -155,8 +146,8 @@ def _finished(video: _Video, metadata: dict[str, Any]) -> Calibration | None:
 
 
 def _is_recorded(video: _Video, metadata: dict[str, Any]) -> Calibration | None:
-    found = _recorded(video.statistics)
-    return found if found is not None and _is_of(found, video.request, metadata) else None
+    found = Calibration.load_whole(video.statistics)
+    return found if found is not None and _is_current(found, video.request, metadata) else None
 
 
 def _write(video: _Video, frames: np.ndarray, fps: float) -> None:
@@ -213,11 +204,9 @@ def _record(
             save_latents(video.latents, latents)
             statistics = Calibration.of_video(
                 recorder.result(),
-                timesteps=np.array(schedule.timesteps),
-                sigmas=schedule.sigmas[:-1],
+                schedule=schedule,
                 lags=LAGS,
-                prompt=video.request.prompt,
-                seed=video.request.seed,
+                request=video.request,
                 metadata=metadata,
                 seconds=made.seconds * parallel.layout.replica_size,
             )

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from osp_opt.base.artifacts import file_inside, read_bytes, read_json
+from osp_opt.base.artifacts import file_inside, read_json
 from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration.statistics import Calibration
 from osp_opt.generate.manifest import read_takes
@@ -25,10 +23,9 @@ from osp_opt.sampling.denoiser import Conditions, GuidedDenoiser, Recorder
 from osp_opt.sampling.noise import CoupledNoise, noise_key
 from osp_opt.sampling.schedule import timestep_of
 
-__all__ = ["LATENTS_FILE", "NoisePath", "latents_of", "load_latents"]
+__all__ = ["LATENTS_FILE", "NoisePath", "latents_of"]
 
 LATENTS_FILE = "latents.json"  # of videos encoded for a search; calibrate's own have a manifest
-_MAX_LATENT_BYTES = 2**30
 
 
 class NoisePath:
@@ -118,15 +115,3 @@ def _latents_in(folder: Path) -> dict[Request, Path]:
             )
         found[Request(str(entry.get("prompt", "")), entry["seed"])] = path
     return found
-
-
-def load_latents(path: Path) -> Tensor:
-    """Finite float latents [c t h w]. Raises FileError or CalibrationError."""
-    data = read_bytes(path, "latents file", _MAX_LATENT_BYTES)
-    try:
-        latents = load_tensors(data)["latents"]
-    except (SafetensorError, KeyError) as error:
-        raise CalibrationError(f"{path}: damaged; run osp-opt calibrate again") from error
-    if latents.ndim != 4 or not torch.isfinite(latents).all():
-        raise CalibrationError(f"{path}: not finite latents [c t h w]; calibrate again")
-    return latents

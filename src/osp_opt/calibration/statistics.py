@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from osp_opt.base.artifacts import atomic_write_bytes, parse_json, read_bytes
-from osp_opt.base.errors import CalibrationError
+from osp_opt.base.errors import CalibrationError, FileError
 from osp_opt.base.samplers import SamplerKind
 from osp_opt.calibration.signals import CacheSignals
+from osp_opt.pipelines.maker import Request
 from osp_opt.sampling.noise_scale import NoiseScale
-from osp_opt.sampling.schedule import own_scale
+from osp_opt.sampling.schedule import TimestepSchedule, own_scale
 
 __all__ = ["FORMAT", "Calibration", "VideoStatistics", "step_changes"]
 
@@ -154,28 +155,39 @@ class Calibration:
         cls,
         statistics: VideoStatistics,
         *,
-        timesteps: np.ndarray,
-        sigmas: np.ndarray,
+        schedule: TimestepSchedule,
         lags: Sequence[int],
-        prompt: str,
-        seed: int,
+        request: Request,
         metadata: dict[str, Any],
         seconds: float | None = None,
     ) -> Calibration:
         """A calibration of one video; `merge` joins them."""
         return cls(
-            np.asarray(timesteps, dtype=np.float64),
-            np.asarray(sigmas, dtype=np.float64),
+            np.array(schedule.timesteps, dtype=np.float64),
+            schedule.sigmas[:-1],
             statistics.step_gram[None],
             statistics.block_gram[None],
             statistics.guided_block_gram[None],
             tuple(lags),
-            (prompt,),
-            (seed,),
+            (request.prompt,),
+            (request.seed,),
             dict(metadata),
             seconds,
             statistics.signals,
         )
+
+    @classmethod
+    def load_whole(cls, path: Path) -> Calibration | None:
+        """What is in a file; None where there is none, or a damaged one."""
+        try:
+            return cls.load(path) if path.is_file() else None
+        except (CalibrationError, FileError):
+            return None
+
+    def is_of(self, request: Request, metadata: Mapping[str, Any]) -> bool:
+        """Whether it holds this one video, made in this very way."""
+        about = (self.prompts, self.seeds, self.metadata)
+        return about == ((request.prompt,), (request.seed,), metadata)
 
     @classmethod
     def merge(cls, parts: Sequence[Calibration]) -> Calibration:

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors.torch import save
 
-from osp_opt.base.artifacts import atomic_write_bytes, fingerprint_folder, write_json
+from osp_opt.base.artifacts import fingerprint_folder, write_json
 from osp_opt.base.errors import CalibrationError, FileError
 from osp_opt.base.video import read_video
 from osp_opt.calibration import Calibration
@@ -23,6 +22,7 @@ from osp_opt.calibration.listing import described_videos
 from osp_opt.calibration.paths import LATENTS_FILE, NoisePath
 from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.generate.manifest import VideoFile
+from osp_opt.generate.references import save_latents
 from osp_opt.options import SearchStepsOptions
 from osp_opt.pipelines.maker import Request
 from osp_opt.pipelines.open_sora_plan import VideoMaker
@@ -58,8 +58,13 @@ def record_videos(options: SearchStepsOptions, context: WorkerContext, folder: P
     context.progress.say(
         f"calibrating on {len(work)} videos of {folder}: as much work as sampling each once"
     )
+
+    def is_recorded(path: Path, request: Request) -> bool:
+        found = Calibration.load_whole(_statistics(context.run_dir, path))
+        return found is not None and found.is_of(request, metadata)
+
     todo = context.parallel.broadcast_object(
-        [(p, r) for p, r in work if not _is_recorded(_statistics(context.run_dir, p), r, metadata)]
+        [(path, request) for path, request in work if not is_recorded(path, request)]
     )
     maker, context = maker.with_layout(context, len(todo))
     mine = context.parallel.share(todo)
@@ -114,18 +119,6 @@ def _frames(file: VideoFile, maker: VideoMaker, resize: bool) -> np.ndarray:
     return resized
 
 
-def _is_recorded(statistics: Path, request: Request, metadata: dict[str, Any]) -> bool:
-    """Whether an earlier run left the statistics of this very video."""
-    if not statistics.is_file():
-        return False
-    try:
-        found = Calibration.load(statistics)
-    except CalibrationError:
-        return False  # damaged: recorded again
-    about = (found.prompts, found.seeds, found.metadata)
-    return about == ((request.prompt,), (request.seed,), metadata)
-
-
 def _record(
     frames: np.ndarray,
     path: Path,
@@ -150,17 +143,12 @@ def _record(
         video(float(sigma), step)
     if not context.parallel.is_leader:
         return
-    atomic_write_bytes(
-        context.run_dir / "latents" / f"{path.stem}.safetensors",
-        save({"latents": latents[0].float().cpu().contiguous()}),
-    )
+    save_latents(context.run_dir / "latents" / f"{path.stem}.safetensors", latents[0].float())
     statistics = Calibration.of_video(
         recorder.result(),
-        timesteps=np.array(schedule.timesteps),
-        sigmas=schedule.sigmas[:-1],
+        schedule=schedule,
         lags=recorder.lags,
-        prompt=request.prompt,
-        seed=request.seed,
+        request=request,
         metadata=metadata,
     )
     statistics.save(_statistics(context.run_dir, path))

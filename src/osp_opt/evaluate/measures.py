@@ -8,7 +8,7 @@ from typing import Any
 
 from osp_opt.evaluate.lpips import Lpips
 from osp_opt.evaluate.pairs import Pair
-from osp_opt.quality.metrics import SSIM_WINDOW, compare, flicker, frame_psnr, motion, psnr
+from osp_opt.quality.metrics import SSIM_WINDOW, flicker, frame_psnr, frame_ssim, motion, psnr
 from osp_opt.tiny.captions import parse
 from osp_opt.tiny.checker import check
 
@@ -73,15 +73,12 @@ def measure_pair(pair: Pair, lpips: Lpips | None = None) -> Measured:
     the video moves. Raises FileError and ShapeError as reading does.
     """
     reference, candidate = pair.frames()
-    between: Values = {}
-    frame_ssim: tuple[float, ...] = ()
+    between: Values = {"psnr": psnr(candidate, reference)}
+    frame_psnrs = tuple(frame_psnr(candidate, reference).tolist())
+    frame_ssims: tuple[float, ...] = ()
     if min(reference.shape[1:3]) >= SSIM_WINDOW:
-        report = compare(candidate, reference)
-        between |= {"psnr": report.psnr, "ssim": report.ssim}
-        frame_psnrs, frame_ssim = report.frame_psnr, report.frame_ssim
-    else:
-        between["psnr"] = psnr(candidate, reference)
-        frame_psnrs = tuple(frame_psnr(candidate, reference).tolist())
+        ssims = frame_ssim(candidate, reference)
+        between["ssim"], frame_ssims = float(ssims.mean()), tuple(ssims.tolist())
     if lpips is not None:
         between["lpips"] = lpips(candidate, reference)
     alone: list[Values] = []
@@ -95,4 +92,4 @@ def measure_pair(pair: Pair, lpips: Lpips | None = None) -> Measured:
             seen[name] = str(result)
         alone.append(values)
     before, after = alone
-    return Measured(pair, between, before, after, frame_psnrs, frame_ssim, seen)
+    return Measured(pair, between, before, after, frame_psnrs, frame_ssims, seen)

@@ -50,7 +50,6 @@ def rotary_table(
     interpolation_scale: tuple[float, float, float],
     head_width: int,
     dtype: torch.dtype,
-    device: torch.device | str = "cpu",
 ) -> Rotary:
     """Return the cosines and signed sines of the 3D rotary embedding for a (t h w) token grid.
 
@@ -59,11 +58,11 @@ def rotary_table(
     position is its index divided by the axis' interpolation scale.
     """
     third = head_width // 3
-    exponent = torch.arange(0, third, 2, dtype=torch.float32, device=device) / third
+    exponent = torch.arange(0, third, 2, dtype=torch.float32) / third
     frequency = ROPE_BASE**-exponent
     angles = []
     for size, scale in zip(grid, interpolation_scale, strict=True):
-        position = torch.arange(size, dtype=torch.float32, device=device) / scale
+        position = torch.arange(size, dtype=torch.float32) / scale
         # The weights were trained with angles rounded to the compute type *before* cos and sin;
         # in bfloat16 that moves a cosine by up to 0.1, so more exact tables would be wrong.
         angles.append(torch.outer(position, frequency).to(dtype))

@@ -19,12 +19,12 @@ SINUSOIDS = 256  # width of the timestep sinusoids (DiT, arXiv 2212.09748)
 MAX_PERIOD = 10_000.0  # longest period of every sinusoid here (Attention Is All You Need, 3.5)
 
 
-def timestep_sinusoids(timestep: Tensor, width: int = SINUSOIDS) -> Tensor:
-    """Return float32 ``[b width]`` sinusoids of ``timestep [b]``, the cosines in the first half.
+def timestep_sinusoids(timestep: Tensor) -> Tensor:
+    """Return float32 ``[b 256]`` sinusoids of ``timestep [b]``, the cosines in the first half.
 
     The timestep stays a float: searched schedules sample between the 1000 training levels.
     """
-    half = width // 2
+    half = SINUSOIDS // 2
     exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
     angles = timestep.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)

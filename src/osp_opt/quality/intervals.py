@@ -14,7 +14,6 @@ __all__ = [
     "FEWEST",
     "FEWEST_SKEWED",
     "Interval",
-    "lost_share",
     "mean_ci",
     "paired_difference",
     "paired_shares",
@@ -22,6 +21,9 @@ __all__ = [
     "ratio_ci",
     "wilson",
 ]
+
+LEVEL = 0.95
+"""The share of intervals that cover what they are of."""
 
 ROUNDING = 1e-6  # a share that is smaller than that is none
 SMALL = 0.01  # of the largest value: a smaller one counts as that in a logarithm
@@ -107,8 +109,8 @@ class Interval:
         return cls(float(values["estimate"]), low, high, int(values["count"]), kept)
 
 
-def mean_ci(values: Sequence[float], level: float = 0.95) -> Interval:
-    """The mean with Student's interval, which covers its level at any number of normal values.
+def mean_ci(values: Sequence[float]) -> Interval:
+    """The mean with Student's interval, which covers 95 % at any number of normal values.
 
     One value alone says nothing of its spread: its interval is unbounded. For paired comparisons
     pass the differences. Raises ValueError for no values or values that are not finite.
@@ -117,11 +119,11 @@ def mean_ci(values: Sequence[float], level: float = 0.95) -> Interval:
     mean, n = float(data.mean()), len(data)
     if n == 1:
         return Interval(mean, -math.inf, math.inf, 1)
-    half = _student(level, n - 1) * float(data.std(ddof=1)) / math.sqrt(n)
+    half = _student(LEVEL, n - 1) * float(data.std(ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n, _few(data))
 
 
-def ratio_ci(ratios: Sequence[float], level: float = 0.95) -> Interval:
+def ratio_ci(ratios: Sequence[float]) -> Interval:
     """The geometric mean of ratios (above 0) with Student's interval of their logarithms.
 
     A ratio and its inverse are told alike. Raises ValueError as `mean_ci`, and for others.
@@ -129,10 +131,10 @@ def ratio_ci(ratios: Sequence[float], level: float = 0.95) -> Interval:
     data = _checked(ratios)
     if data.min() <= 0.0:
         raise ValueError("a ratio is above 0")
-    return mean_ci(np.log(data).tolist(), level).exp()
+    return mean_ci(np.log(data).tolist()).exp()
 
 
-def positive_mean_ci(values: Sequence[float], level: float = 0.95) -> Interval:
+def positive_mean_ci(values: Sequence[float]) -> Interval:
     """The mean of shares (>= 0) of which a few are much larger than the rest, such as losses.
 
     Student's interval alone is too short above for such (it missed the mean of log-normal values
@@ -143,14 +145,14 @@ def positive_mean_ci(values: Sequence[float], level: float = 0.95) -> Interval:
     data = _checked(values)
     if data.min() < 0.0:
         raise ValueError("a loss is not below 0")
-    student = mean_ci(values, level)
+    student = mean_ci(values)
     n = len(data)
     if n == 1 or data.max() < ROUNDING:
         return student
     logs = np.log(np.maximum(data, SMALL * data.max()))
     spread = float(logs.var(ddof=1))
     middle = float(logs.mean()) + spread / 2
-    wide = _student(0.5 + 0.5 * level, n - 1)
+    wide = _student(0.5 + 0.5 * LEVEL, n - 1)
     half = wide * math.sqrt(spread / n + spread**2 / (2 * (n - 1)))
     low = max(0.0, min(student.low, math.exp(max(middle - half, -700.0))))
     high = max(student.high, min(math.exp(min(middle + half, 700.0)), 1.0))
@@ -169,10 +171,10 @@ def paired_difference(
     first, second = _checked(candidate), _checked(reference)
     if len(first) != len(second):
         raise ValueError(f"pairs need equal numbers of values, got {len(first)} and {len(second)}")
-    return mean_ci((first - second).tolist(), level)
+    return mean_ci((first - second).tolist())
 
 
-def wilson(values: Sequence[float], level: float = 0.95) -> Interval:
+def wilson(values: Sequence[float]) -> Interval:
     """A proportion with Wilson's interval (1927), which stays honest at 0 and at 1.
 
     `values` are outcomes within [0, 1], each one trial; means of several outcomes count as one
@@ -180,7 +182,7 @@ def wilson(values: Sequence[float], level: float = 0.95) -> Interval:
     """
     data = _shares(values)
     share, n = float(data.mean()), len(data)
-    z2 = _normal_quantile(level) ** 2
+    z2 = float(ndtri(0.5 + 0.5 * LEVEL)) ** 2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
@@ -200,24 +202,12 @@ def paired_shares(
     first, second = _shares(candidate), _shares(reference)
     if len(first) != len(second):
         raise ValueError(f"pairs need equal numbers of values, got {len(first)} and {len(second)}")
-    one, two = wilson(candidate, level), wilson(reference, level)
+    one, two = wilson(candidate), wilson(reference)
     phi = _phi(first, second)
     below = _joined(one.estimate - one.low, two.high - two.estimate, phi)
     above = _joined(one.high - one.estimate, two.estimate - two.low, phi)
     difference = one.estimate - two.estimate
     return Interval(difference, difference - below, difference + above, len(first))
-
-
-def lost_share(before: Sequence[float], after: Sequence[float], level: float = 0.95) -> Interval:
-    """How much of the share `before` is lost in `after`, as a share of it (`paired_shares`).
-
-    Raises ValueError as `paired_shares`, and when nothing was right before: nothing can be lost.
-    """
-    whole = float(_shares(before).mean())
-    if whole <= 0.0:
-        raise ValueError("no outcome is right, so none can be lost")
-    lost = paired_shares(before, after, level)
-    return Interval(lost.estimate / whole, lost.low / whole, lost.high / whole, lost.count)
 
 
 def _phi(first: np.ndarray, second: np.ndarray) -> float:
@@ -242,10 +232,6 @@ def _phi(first: np.ndarray, second: np.ndarray) -> float:
 
 def _joined(one: float, two: float, phi: float) -> float:
     return math.sqrt(max(one * one - 2.0 * phi * one * two + two * two, 0.0))
-
-
-def _normal_quantile(level: float) -> float:
-    return float(ndtri(0.5 + 0.5 * level))
 
 
 def _student(level: float, freedom: int) -> float:

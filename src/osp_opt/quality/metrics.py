@@ -1,7 +1,7 @@
 """How close one video is to another: MSE, PSNR, SSIM, and how much one flickers and moves.
 
 Videos are [t h w c], c = 3, as arrays or tensors: uint8, or floating point with black at 0 and
-white at ``peak``. Everything is computed in float64 a few frames at a time, so that memory does
+white at 1. Everything is computed in float64 a few frames at a time, so that memory does
 not grow with the length of a video.
 """
 
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,36 +35,6 @@ _CHUNK_VALUES = 4 * 2**20  # compared at once: 32 MB in float64, of which a hand
 Video = npt.ArrayLike | Tensor
 
 
-@dataclass(frozen=True)
-class QualityReport:
-    """One video against its reference: over the whole video, and frame by frame."""
-
-    mse: float
-    """In squared levels of the frames as given (0..255 for uint8)."""
-    psnr: float
-    """dB, from the MSE over the whole video; at most MAX_PSNR."""
-    ssim: float
-    """Mean over frames."""
-    frame_psnr: tuple[float, ...]
-    frame_ssim: tuple[float, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields, for json.dumps."""
-        return asdict(self)
-
-
-def compare(candidate: Video, reference: Video, peak: float | None = None) -> QualityReport:
-    """All measures of two videos of one shape. Raises ShapeError as the measures do."""
-    ssims = frame_ssim(candidate, reference, peak)
-    return QualityReport(
-        mse=mse(candidate, reference),
-        psnr=psnr(candidate, reference, peak),
-        ssim=float(ssims.mean()),
-        frame_psnr=tuple(frame_psnr(candidate, reference, peak).tolist()),
-        frame_ssim=tuple(ssims.tolist()),
-    )
-
-
 def mse(candidate: Video, reference: Video) -> float:
     """Mean squared difference of two tensors of one shape (any shape), in levels as given."""
     a, b = _pair(candidate, reference)
@@ -78,30 +46,30 @@ def log_error(squared: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.log(np.maximum(np.asarray(squared, dtype=np.float64), LEAST_ERROR))
 
 
-def psnr(candidate: Video, reference: Video, peak: float | None = None) -> float:
+def psnr(candidate: Video, reference: Video) -> float:
     """Peak signal-to-noise ratio of the whole video in dB: ``10 log10(peak^2 / MSE)``.
 
-    peak: the value of white; 255 for uint8 and 1 for floating point when not given. Any shape.
-    Raises ShapeError when shapes or types differ.
+    The peak is white: 255 for uint8, 1 for floating point. Any shape. Raises ShapeError when shapes
+    or types differ.
     """
     a, b = _pair(candidate, reference)
-    return _decibels(_mse(a, b), _peak(a, peak))
+    return _decibels(_mse(a, b), _white(a))
 
 
-def frame_psnr(candidate: Video, reference: Video, peak: float | None = None) -> Tensor:
+def frame_psnr(candidate: Video, reference: Video) -> Tensor:
     """PSNR of each frame of [t h w c] in dB -> float64 [t]. Otherwise as `psnr`."""
     a, b = _pair(candidate, reference)
-    white = _peak(a, peak)
+    white = _white(a)
     values = [_decibels(_mse(x, y), white) for x, y in zip(a, b, strict=True)]
     return torch.tensor(values, dtype=torch.float64)
 
 
-def ssim(candidate: Video, reference: Video, peak: float | None = None) -> float:
+def ssim(candidate: Video, reference: Video) -> float:
     """Structural similarity (Wang et al. 2004), the mean over frames. As `frame_ssim`."""
-    return float(frame_ssim(candidate, reference, peak).mean())
+    return float(frame_ssim(candidate, reference).mean())
 
 
-def frame_ssim(candidate: Video, reference: Video, peak: float | None = None) -> Tensor:
+def frame_ssim(candidate: Video, reference: Video) -> Tensor:
     """Structural similarity of each frame of [t h w c], 1 for equal ones -> float64 [t].
 
     Equation 13 of the paper, mean over pixels and colours; windows that reach over the border see
@@ -114,13 +82,13 @@ def frame_ssim(candidate: Video, reference: Video, peak: float | None = None) ->
             f"SSIM needs frames [t h w c] of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
             f"got {tuple(a.shape)}"
         )
-    white = _peak(a, peak)
+    white = _white(a)
     values = [_frame_ssim(x, y, white) for x, y in zip(a, b, strict=True)]
     return torch.tensor(values, dtype=torch.float64)
 
 
-def flicker(video: Video, peak: float | None = None) -> float:
-    """Mean absolute change from frame to frame of [t h w c], as a share of ``peak``.
+def flicker(video: Video) -> float:
+    """Mean absolute change from frame to frame of [t h w c], as a share of white.
 
     One minus VBench's temporal flickering score. 0 for a still video and for one frame. Compare
     it with the reference's: motion counts as well.
@@ -129,11 +97,11 @@ def flicker(video: Video, peak: float | None = None) -> float:
     if len(frames) < 2:
         return 0.0
     changes = [float((_levels(y) - _levels(x)).abs().mean()) for x, y in pairwise(frames)]
-    return float(np.mean(changes)) / _peak(frames, peak)
+    return float(np.mean(changes)) / _white(frames)
 
 
-def motion(video: Video, peak: float | None = None) -> float:
-    """How much moves in [t h w c], as a share of ``peak``; 0 for a still video and for one frame.
+def motion(video: Video) -> float:
+    """How much moves in [t h w c], as a share of white; 0 for a still video and for one frame.
 
     The temporal information of ITU-T Rec. P.910, eq. TI: the spread over the picture (standard
     deviation) of the luma's change from frame to frame. Here its mean over time, not its maximum:
@@ -145,7 +113,7 @@ def motion(video: Video, peak: float | None = None) -> float:
         return 0.0
     weights = torch.tensor(LUMA, dtype=torch.float64)
     changes = [((_levels(y) - _levels(x)) @ weights).std(correction=0) for x, y in pairwise(frames)]
-    return float(torch.stack(changes).mean()) / _peak(frames, peak)
+    return float(torch.stack(changes).mean()) / _white(frames)
 
 
 def _frame_ssim(a: Tensor, b: Tensor, white: float) -> float:
@@ -201,7 +169,5 @@ def _pair(candidate: Video, reference: Video) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def _peak(video: Tensor, peak: float | None) -> float:
-    if peak is not None:
-        return peak
+def _white(video: Tensor) -> float:
     return 255.0 if video.dtype == torch.uint8 else 1.0

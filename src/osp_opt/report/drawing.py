@@ -55,10 +55,12 @@ _STYLE: Any = {
     "axes.unicode_minus": False,
 }
 
+WIDTH = 4.6  # inches
+
 Draw = Callable[["Figure"], None]
 
 
-def draw(name: str, text: str, plot: Draw, width: float = 4.6, height: float = 3.2) -> str:
+def draw(name: str, text: str, plot: Draw, height: float = 3.2) -> str:
     """The SVG of what `plot` draws on an empty figure, in inches.
 
     name: a word, unique on the page; text: what the figure shows, for those who cannot see it.
@@ -70,7 +72,7 @@ def draw(name: str, text: str, plot: Draw, width: float = 4.6, height: float = 3
     from matplotlib.figure import Figure
 
     with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
         plot(figure)
         buffer = io.StringIO()

@@ -47,12 +47,12 @@ def all_figures(found: Material, comparison: Comparison | None) -> list[Plot]:
     return [plot for plot in plots if plot is not None]
 
 
-def block_changes(calibration: Calibration, lag: int = 0) -> np.ndarray:
+def block_changes(calibration: Calibration) -> np.ndarray:
     """Error of reusing each block's part of the step before, [blocks, steps]; NaN at the first.
 
-    ||g_{b+1} - g_b||^2 of the recorded changes g, mean over videos; `lag` counts the recorded lags.
+    ||g_{b+1} - g_b||^2 of the recorded changes g, mean over videos.
     """
-    gram = calibration.block_gram[:, :, lag]  # [P K B B]
+    gram = calibration.block_gram[:, :, 0]  # [P K B B]
     own = np.diagonal(gram, axis1=-2, axis2=-1)
     across = np.diagonal(gram, 1, axis1=-2, axis2=-1)
     change = (own[..., 1:] + own[..., :-1] - 2.0 * across).mean(axis=0)

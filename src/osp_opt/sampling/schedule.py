@@ -14,17 +14,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from osp_opt.base.artifacts import atomic_write_text, read_json, read_meta
 from osp_opt.base.errors import ScheduleError
 from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, same_timesteps
 from osp_opt.sampling.noise_scale import FLOW, NoiseScale
 from osp_opt.sampling.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -42,6 +44,8 @@ def alphas_cumprod() -> torch.Tensor:
     The rounding of the float32 product is part of the trained convention (sigma_max = 157.407),
     so it is kept. Callers must not write into the shared tensor.
     """
+    import torch  # not needed to read a schedule, nor by what only reads files
+
     betas = torch.linspace(BETA_START, BETA_END, NUM_TRAIN_TIMESTEPS, dtype=torch.float32)
     return torch.cumprod(1.0 - betas, dim=0).double()
 

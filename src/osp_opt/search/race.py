@@ -38,9 +38,9 @@ class RaceResult:
         """The best candidate."""
         return self.ranking[0]
 
-    def against(self, candidate: int, other: int, level: float = 0.95) -> Interval:
+    def against(self, candidate: int, other: int) -> Interval:
         """Log of `candidate`'s error over `other`'s, mean over the prompts that both ran."""
-        return mean_ci(self.log_ratios(candidate, other), level)
+        return mean_ci(self.log_ratios(candidate, other))
 
     def log_ratios(self, candidate: int, other: int) -> list[float]:
         """The logs of which `against` is the mean, one per prompt, as measured."""

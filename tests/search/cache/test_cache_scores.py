@@ -12,6 +12,7 @@ from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
 from osp_opt.calibration import Calibration
 from osp_opt.calibration.recorder import CalibrationRecorder
+from osp_opt.pipelines.maker import Request
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.check import spearman
 from osp_opt.search.cache.scores import (
@@ -48,11 +49,9 @@ def recorded() -> Calibration:
         parts.append(
             Calibration.of_video(
                 recorder.result(),
-                timesteps=np.array(schedule.timesteps),
-                sigmas=schedule.sigmas[:-1],
+                schedule=schedule,
                 lags=LAGS,
-                prompt=f"video {video}",
-                seed=video,
+                request=Request(f"video {video}", video),
                 metadata={},
             )
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -78,18 +78,12 @@ class BlockTimes:
 
     def as_json(self) -> dict[str, Any]:
         """The fields."""
-        return {
-            "blocks": list(self.blocks),
-            "rest": self.rest,
-            "add": self.add,
-            "alone": self.alone,
-        }
+        return {**asdict(self), "blocks": [*self.blocks]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> BlockTimes:
         """The inverse of `as_json`."""
-        alone = values.get("alone", 0.5)
-        return cls(tuple(values["blocks"]), values["rest"], values["add"], alone)
+        return cls(**{**values, "blocks": tuple(values["blocks"])})
 
 
 def reuses_guidance(maker: Maker, parallel: Parallel) -> bool:

@@ -40,7 +40,7 @@ def largest_ratio(
     """The largest predicted speed-up of any four-field policy, and a policy that has it; with
     `scores_ISBB` of those whose score is finite, which reuse nothing across two transformers.
     """
-    intervals = _intervals(num_steps)
+    intervals = intervals_of(num_steps)
     speedups = _speedups(times, num_steps, intervals)
     if scores_ISBB is not None:
         speedups = np.where(np.isfinite(scores_ISBB), speedups, np.nan)
@@ -61,7 +61,7 @@ def four_field_candidates(
     the race sees different kinds of policies. Raises PolicyError, naming the largest possible
     ratio, when none reaches it.
     """
-    intervals = _intervals(num_steps)
+    intervals = intervals_of(num_steps)
     speedups = _speedups(times, num_steps, intervals)
     speedups = np.where(np.isfinite(scores_ISBB), speedups, np.nan)
     possible = float(np.nanmax(speedups))
@@ -92,7 +92,8 @@ def _by_score(candidate: Candidate) -> float:
     return candidate.score
 
 
-def _intervals(num_steps: int) -> tuple[int, ...]:
+def intervals_of(num_steps: int) -> tuple[int, ...]:
+    """Of four-field policies for so many steps."""
     return tuple(range(2, min(MAX_INTERVAL, num_steps) + 1))
 
 

@@ -22,7 +22,7 @@ from osp_opt.search.cache.block_times import (
     measure_times,
     reuses_guidance,
 )
-from osp_opt.search.cache.candidates import MAX_INTERVAL, Candidate, four_field_candidates
+from osp_opt.search.cache.candidates import Candidate, four_field_candidates, intervals_of
 from osp_opt.search.cache.plans import free_candidates
 from osp_opt.search.cache.probes import Probe, importance_probes, measured_importance
 from osp_opt.search.cache.rival_rules import Rule, rule_of
@@ -95,8 +95,7 @@ class CacheSearch:
     @cached_property
     def scores(self) -> np.ndarray:
         """Of every four-field policy."""
-        intervals = range(2, min(MAX_INTERVAL, self.num_steps) + 1)
-        return four_field_scores(self.errors, self.importance, intervals)
+        return four_field_scores(self.errors, self.importance, intervals_of(self.num_steps))
 
     def candidates(self, ratio: float, limit: int = CANDIDATES) -> list[Candidate]:
         """The best-scored policies predicted to reach `ratio`. Raises PolicyError when none is."""

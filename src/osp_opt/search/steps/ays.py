@@ -105,10 +105,10 @@ class KlubSampler:
         return self._starts[key]
 
 
-def coarse_lengths(num_steps: int, coarsest: int = _COARSEST) -> list[int]:
+def coarse_lengths(num_steps: int) -> list[int]:
     """Lengths from coarse to fine: each has a timestep between all neighbours of the one before."""
     lengths = [num_steps]
-    while lengths[0] > coarsest:
+    while lengths[0] > _COARSEST:
         lengths.insert(0, (lengths[0] + 2) // 2)
     return lengths
 

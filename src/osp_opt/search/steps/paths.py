@@ -11,9 +11,10 @@ from torch import Tensor
 
 from osp_opt.base.errors import CalibrationError, OptionError
 from osp_opt.calibration import Calibration
-from osp_opt.calibration.paths import NoisePath, latents_of, load_latents
+from osp_opt.calibration.paths import NoisePath, latents_of
 from osp_opt.calibration.source import Source
 from osp_opt.generate.measurements import Measurements
+from osp_opt.generate.references import load_latents
 from osp_opt.options import SearchStepsOptions
 from osp_opt.pipelines.open_sora_plan import VideoMaker
 from osp_opt.sampling.schedule import TimestepSchedule
