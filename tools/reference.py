@@ -15,8 +15,7 @@ import typer.main
 
 import osp_opt
 from osp_opt.cli.app import app
-from osp_opt.cli.flags import kebab
-from osp_opt.options import COMMANDS, Options, option_extra
+from osp_opt.options import COMMANDS, Options, flag_of, option_extra
 from osp_opt.options.base import PANELS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -52,9 +51,9 @@ def _rows(model: type[Options], panel: str, values: dict[str, str]) -> Iterator[
         extra = option_extra(field)
         if extra["panel"] != panel:
             continue
-        flags = [name.upper()] if extra["positional"] else [kebab(name)]
+        flags = [name.upper()] if extra["positional"] else [flag_of(name)]
         flags += [f"-{extra['short']}"] if extra["short"] else []
-        flags += [kebab(alias) for alias in extra["aliases"]]
+        flags += [flag_of(alias) for alias in extra["aliases"]]
         given = field.default not in (None, False, ())
         default = f" Default: {_shown(field.default)}." if given else ""
         unit = f" ({extra['unit']})" if extra["unit"] else ""

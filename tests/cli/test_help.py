@@ -10,8 +10,8 @@ import pytest
 
 from osp_opt import __version__
 from osp_opt.cli.app import main
-from osp_opt.cli.flags import kebab, resolve
-from osp_opt.options import COMMANDS, option_extra
+from osp_opt.cli.flags import resolve
+from osp_opt.options import COMMANDS, flag_of, option_extra
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "einops", "imageio_ffmpeg")
 PROBE = f"""
@@ -54,7 +54,7 @@ def test_help_shows_what_people_use_with_an_example(command: str, show: Show) ->
     flags = {
         name for name, field in model.model_fields.items() if not option_extra(field)["positional"]
     }
-    assert {kebab(name) for name in flags & set(model.common)} <= set(words)
+    assert {flag_of(name) for name in flags & set(model.common)} <= set(words)
     if model.common:
         assert len(model.common) <= 12
         assert "--help-all" in words
@@ -62,7 +62,7 @@ def test_help_shows_what_people_use_with_an_example(command: str, show: Show) ->
         assert model.example.split()[0] in words
         resolve(model, {}, None)
     launched = show(command, "--help-all").replace("│", " ").split()
-    assert {kebab(name) for name in flags} <= set(launched)
+    assert {flag_of(name) for name in flags} <= set(launched)
 
 
 def test_help_all_lists_every_option_in_panels(show: Show) -> None:
@@ -71,7 +71,7 @@ def test_help_all_lists_every_option_in_panels(show: Show) -> None:
         assert f" {panel} " in output
     words = output.replace("│", " ").split()
     for name in COMMANDS["search-cache"].model_fields:
-        assert kebab(name) in words
+        assert flag_of(name) in words
 
 
 def test_version(show: Show) -> None:

@@ -31,5 +31,5 @@ def _parser(command: str) -> tuple[Any, list[Options]]:
         caught.append(options)
         return 0
 
-    add_command(app, COMMANDS[command])(run)
+    add_command(app, COMMANDS[command], run)
     return typer.main.get_command(app), caught

@@ -13,15 +13,14 @@ from osp_opt.base.artifacts import atomic_write_text, file_lock, open_for_readin
 from osp_opt.base.errors import FileError
 from osp_opt.base.ledger import TrialLedger
 from osp_opt.cli.app import main
-from osp_opt.cli.flags import kebab
-from osp_opt.options import COMMANDS, SampleOptions, option_extra
+from osp_opt.options import COMMANDS, SampleOptions, flag_of, option_extra
 from osp_opt.options.base import PLACES
 from osp_opt.run.folder import open_run
 
 NOBODY = 65534
 LOADED_LATER = ("run.launch", "evaluate.job", "report.job", "system.host")
 OPTIONS = [
-    (command, "" if option_extra(field)["positional"] else kebab(name))
+    (command, "" if option_extra(field)["positional"] else flag_of(name))
     for command, model in COMMANDS.items()
     for name, field in model.model_fields.items()
     if option_extra(field)["metavar"] in PLACES

@@ -20,7 +20,7 @@ from osp_opt.base.artifacts import write_json
 from osp_opt.base.errors import CalibrationError
 from osp_opt.base.video import write_image, write_video
 from osp_opt.calibration.recorder import LAGS, CalibrationRecorder
-from osp_opt.calibration.statistics import Calibration
+from osp_opt.calibration.statistics import Calibration, is_of, load_whole
 from osp_opt.calibration.yardstick import measure_yardstick, yardstick_work
 from osp_opt.generate.manifest import add_take
 from osp_opt.generate.memory import report_memory
@@ -126,7 +126,7 @@ def _statistics(folder: Path, name: str) -> Path:
 def _free_name(folder: Path, number: int, request: Request, metadata: dict[str, Any]) -> str:
     """The name of a video's files in a folder that may hold those of other calibrations."""
     name = f"{number:03d}-{request.slug}"
-    found = Calibration.load_whole(_statistics(folder, name))
+    found = load_whole(_statistics(folder, name))
     if found is None or _is_current(found, request, metadata):
         return name
     about = json.dumps([request.prompt, request.seed, metadata], sort_keys=True)
@@ -135,7 +135,7 @@ def _free_name(folder: Path, number: int, request: Request, metadata: dict[str, 
 
 def _is_current(found: Calibration, request: Request, metadata: dict[str, Any]) -> bool:
     has_all = found.signals is not None and found.lags == LAGS  # earlier versions kept less
-    return has_all and found.is_of(request, metadata)
+    return has_all and is_of(found, request, metadata)
 
 
 def _finished(video: _Video, metadata: dict[str, Any]) -> Calibration | None:
@@ -146,7 +146,7 @@ def _finished(video: _Video, metadata: dict[str, Any]) -> Calibration | None:
 
 
 def _is_recorded(video: _Video, metadata: dict[str, Any]) -> Calibration | None:
-    found = Calibration.load_whole(video.statistics)
+    found = load_whole(video.statistics)
     return found if found is not None and _is_current(found, video.request, metadata) else None
 
 

@@ -26,7 +26,7 @@ from osp_opt.pipelines.maker import Request
 from osp_opt.sampling.noise_scale import NoiseScale
 from osp_opt.sampling.schedule import TimestepSchedule, own_scale
 
-__all__ = ["FORMAT", "Calibration", "VideoStatistics", "step_changes"]
+__all__ = ["FORMAT", "Calibration", "VideoStatistics", "is_of", "load_whole", "step_changes"]
 
 FORMAT = "osp-opt/calibration/1"
 _TENSORS = ("timesteps", "sigmas", "step_gram_PKK", "block_gram_PKGBB", "guided_gram_PKGBB")
@@ -177,19 +177,6 @@ class Calibration:
         )
 
     @classmethod
-    def load_whole(cls, path: Path) -> Calibration | None:
-        """What is in a file; None where there is none, or a damaged one."""
-        try:
-            return cls.load(path) if path.is_file() else None
-        except (CalibrationError, FileError):
-            return None
-
-    def is_of(self, request: Request, metadata: Mapping[str, Any]) -> bool:
-        """Whether it holds this one video, made in this very way."""
-        about = (self.prompts, self.seeds, self.metadata)
-        return about == ((request.prompt,), (request.seed,), metadata)
-
-    @classmethod
     def merge(cls, parts: Sequence[Calibration]) -> Calibration:
         """The videos of all `parts`, in order. Raises CalibrationError when settings differ."""
         if not parts:
@@ -308,6 +295,20 @@ class Calibration:
             for place, lag in enumerate(self.lags)
         ]
         return bool(np.all(own > 0)) and all(map(_is_gram, [self.step_gram, *blocks]))
+
+
+def load_whole(path: Path) -> Calibration | None:
+    """The calibration in a file; None where there is none, or a damaged one."""
+    try:
+        return Calibration.load(path) if path.is_file() else None
+    except (CalibrationError, FileError):
+        return None
+
+
+def is_of(found: Calibration, request: Request, metadata: Mapping[str, Any]) -> bool:
+    """Whether it holds this one video, made in this very way."""
+    about = (found.prompts, found.seeds, found.metadata)
+    return about == ((request.prompt,), (request.seed,), metadata)
 
 
 class _About(BaseModel):

@@ -17,10 +17,10 @@ from einops import rearrange
 from osp_opt.base.artifacts import fingerprint_folder, write_json
 from osp_opt.base.errors import CalibrationError, FileError
 from osp_opt.base.video import read_video
-from osp_opt.calibration import Calibration
 from osp_opt.calibration.listing import described_videos
 from osp_opt.calibration.paths import LATENTS_FILE, NoisePath
 from osp_opt.calibration.recorder import CalibrationRecorder
+from osp_opt.calibration.statistics import Calibration, is_of, load_whole
 from osp_opt.generate.manifest import VideoFile
 from osp_opt.generate.references import save_latents
 from osp_opt.options import SearchStepsOptions
@@ -60,8 +60,8 @@ def record_videos(options: SearchStepsOptions, context: WorkerContext, folder: P
     )
 
     def is_recorded(path: Path, request: Request) -> bool:
-        found = Calibration.load_whole(_statistics(context.run_dir, path))
-        return found is not None and found.is_of(request, metadata)
+        found = load_whole(_statistics(context.run_dir, path))
+        return found is not None and is_of(found, request, metadata)
 
     todo = context.parallel.broadcast_object(
         [(path, request) for path, request in work if not is_recorded(path, request)]

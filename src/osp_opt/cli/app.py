@@ -1,10 +1,10 @@
-"""The command line: one small function per subcommand (no torch)."""
+"""The command line: the subcommands, each with what runs it (no torch)."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Annotated, Any
 
@@ -17,16 +17,12 @@ from osp_opt.cli.config_file import field_spellings, suggest
 from osp_opt.cli.flags import Commands, OptionsCommand, add_command, dashed
 from osp_opt.options import (
     COMMANDS,
-    CalibrateOptions,
     DoctorOptions,
     EvaluateOptions,
     ExportOptions,
     JobOptions,
-    OptimizeOptions,
+    Options,
     ReportOptions,
-    SampleOptions,
-    SearchCacheOptions,
-    SearchStepsOptions,
 )
 from osp_opt.system.host import importing
 
@@ -64,73 +60,47 @@ def _global_options(
     """Options before the subcommand."""
 
 
-@add_command(app, CalibrateOptions)
-def calibrate(options: CalibrateOptions) -> int:
-    """Sample videos with the original model and record what both searches need."""
-    return _launch(options)
+def _launch(options: JobOptions) -> int:
+    from osp_opt.run.launch import launch  # not needed for --help
+
+    return launch(options)
 
 
-@add_command(app, SearchStepsOptions)
-def search_steps(options: SearchStepsOptions) -> int:
-    """Find the timesteps that make the same videos in fewer steps."""
-    return _launch(options)
-
-
-@add_command(app, SearchCacheOptions)
-def search_cache(options: SearchCacheOptions) -> int:
-    """Find which transformer blocks can be reused, and when, for a wanted speed-up."""
-    return _launch(options)
-
-
-@add_command(app, OptimizeOptions)
-def optimize(options: OptimizeOptions) -> int:
-    """Find the recipe of a wanted speed that loses least: steps, corrections, what is reused."""
-    return _launch(options)
-
-
-@add_command(app, SampleOptions)
-def sample(options: SampleOptions) -> int:
-    """Make videos, with a searched schedule, a cache, both or neither."""
-    return _launch(options)
-
-
-@add_command(app, EvaluateOptions)
-def evaluate(options: EvaluateOptions) -> int:
-    """Compare videos with their reference, pair by pair: what was lost, and how surely."""
+def _evaluate(options: EvaluateOptions) -> int:
     with importing():
         from osp_opt.evaluate.job import run
 
     return run(options)
 
 
-@add_command(app, ReportOptions)
-def report(options: ReportOptions) -> int:
-    """Make one HTML file of finished runs: videos side by side, figures, provenance."""
+def _report(options: ReportOptions) -> int:
     from osp_opt.report.job import run
 
     return run(options)
 
 
-@add_command(app, ExportOptions)
-def export(options: ExportOptions) -> int:
-    """Write a schedule or cache policy for another runtime: diffusers, cache-dit, MindIE-SD, ..."""
+def _export(options: ExportOptions) -> int:
     from osp_opt.cli.export import run
 
     return run(options)
 
 
-@add_command(app, DoctorOptions)
-def doctor(options: DoctorOptions) -> int:
-    """Show what this machine offers and, with paths, what a checkpoint is."""
+def _doctor(options: DoctorOptions) -> int:
     from osp_opt.cli.doctor import run
 
     return run(options)
 
 
-def _launch(options: JobOptions) -> int:
-    from osp_opt.run.launch import launch  # not needed for --help
+_HERE: dict[type[Options], Callable[[Any], int]] = {
+    EvaluateOptions: _evaluate,
+    ReportOptions: _report,
+    ExportOptions: _export,
+    DoctorOptions: _doctor,
+}
+"""What runs a command in this process; all others have workers."""
 
-    return launch(options)
+for _model in COMMANDS.values():
+    add_command(app, _model, _HERE.get(_model, _launch))
 
 
 @cache

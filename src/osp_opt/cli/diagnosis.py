@@ -6,7 +6,6 @@ types and shapes are compared with the configuration.
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import warnings
@@ -25,17 +24,16 @@ from osp_opt.base.errors import CheckpointError, FfmpegError, FileError, OspOptE
 from osp_opt.base.ffmpeg import check_ffmpeg
 from osp_opt.base.shape import VideoShape, trained_shape
 from osp_opt.model.checkpoint import model_fingerprint, open_checkpoint
+from osp_opt.model.release import BUNDLED
 from osp_opt.model.text.encoder import load_tokenizer
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.autoencoder import CausalVAEModel
 from osp_opt.options import ModelOptions
 from osp_opt.pipelines.files import call_arguments, check_pipeline
 from osp_opt.system.device import Device, discover
+from osp_opt.system.host import usable_cores
 
 PACKAGES = ("torch", "torch_npu", "diffusers", "transformers", "imageio-ffmpeg")
-BUNDLED = Path(__file__).parents[1] / "assets" / "tiny"
-"""Folder of the model inside the package, which is used when no other is given."""
-
 GIB = 2**30
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+){1,2}")
 FINGERPRINT_DIGITS = 16  # shown; artifacts record all 64
@@ -60,9 +58,8 @@ def machine() -> Section:
     except FfmpegError as error:
         rows.append(("ffmpeg", "cannot be used"))
         problems = (str(error),)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = Device.open("cpu").memory()
-    rows.append(("processor", f"{cores} cores, {gib(memory.total)} memory"))
+    rows.append(("processor", f"{usable_cores()} cores, {gib(memory.total)} memory"))
     return Section("Machine", tuple(rows), problems)
 
 
@@ -82,8 +79,8 @@ def devices(name: str, dtype: str, attention: str) -> Section:
         device = Device.open(name, dtype=dtype, attention=attention)
     except OspOptError as error:
         return Section("Devices", tuple(rows), (str(error),))
-    used = f"{device.name} in {str(device.dtype).removeprefix('torch.')}"
-    rows.append(("a job would use", f"{used}, attention {device.attention}"))
+    used = f"{device.name} in {device.dtype_name}, attention {device.attention}"
+    rows.append(("a job would use", used))
     return Section("Devices", tuple(rows))
 
 

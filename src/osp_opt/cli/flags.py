@@ -25,7 +25,7 @@ from pydantic.fields import FieldInfo
 from osp_opt.base.errors import OptionError, OspOptError, naming_files
 from osp_opt.base.terminal import report_error
 from osp_opt.cli.config_file import field_spellings, read_config, suggest
-from osp_opt.options.base import PANELS, Options, Texts, option_extra
+from osp_opt.options.base import PANELS, Options, Texts, flag_of, option_extra
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -47,11 +47,6 @@ _BASIC_METAVARS: Mapping[Any, str] = {int: "N", float: "X", Path: "PATH", str: "
 def dashed(name: str) -> str:
     """A name with dashes for underscores, which mean the same everywhere."""
     return name.replace("_", "-")
-
-
-def kebab(name: str) -> str:
-    """``num_frames`` as it stands on the command line: ``--num-frames``."""
-    return "--" + dashed(name)
 
 
 class PlainFlags:
@@ -109,50 +104,44 @@ class OptionsCommand(PlainFlags, typer.core.TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {param.name for param in self.params if getattr(param, "multiple", False)}
         spellings = field_spellings(self.model).items()
-        many = {kebab(spelling) for spelling, name in spellings if name in lists}
+        many = {flag_of(spelling) for spelling, name in spellings if name in lists}
         return super().parse_args(ctx, _repeat_flags(args, many))
 
 
-def add_command(
-    app: typer.Typer, model: type[OptionsT]
-) -> Callable[[Callable[[OptionsT], int]], Callable[[OptionsT], int]]:
-    """Decorator: register ``run(options) -> exit code`` as the subcommand ``model.command``.
+def add_command(app: typer.Typer, model: type[Options], run: Callable[[Any], int]) -> None:
+    """Register ``run(options) -> exit code`` as the subcommand ``model.command``.
 
-    The function's docstring is the command's help. An OspOptError ends the process with the
+    The model's docstring is the command's help. An OspOptError ends the process with the
     error's exit code and its one line on stderr, with the traceback before it under ``--debug``;
     Ctrl-C ends it with one line too.
     """
 
-    def register(run: Callable[[OptionsT], int]) -> Callable[[OptionsT], int]:
-        def command(**values: Any) -> None:
-            config = values.pop("config")
-            values.pop("help_all")
-            wanted = [name for name in _SWITCHES if values.pop(_VERBOSITY + name)]
-            given = _given(values)
-            if wanted:
-                given["verbosity"] = wanted[-1]
-            try:
-                with naming_files():
-                    code = run(resolve(model, given, None if config is None else Path(config)))
-            except OspOptError as error:
-                if given.get("debug"):
-                    traceback.print_exc()
-                report_error(str(error))
-                code = error.exit_code
-            except KeyboardInterrupt:
-                print(f"osp-opt: stopped; {_GO_ON}", file=sys.stderr)
-                code = 128 + signal.SIGINT
-            raise typer.Exit(code)
+    def command(**values: Any) -> None:
+        config = values.pop("config")
+        values.pop("help_all")
+        wanted = [name for name in _SWITCHES if values.pop(_VERBOSITY + name)]
+        given = _given(values)
+        if wanted:
+            given["verbosity"] = wanted[-1]
+        try:
+            with naming_files():
+                code = run(resolve(model, given, None if config is None else Path(config)))
+        except OspOptError as error:
+            if given.get("debug"):
+                traceback.print_exc()
+            report_error(str(error))
+            code = error.exit_code
+        except KeyboardInterrupt:
+            print(f"osp-opt: stopped; {_GO_ON}", file=sys.stderr)
+            code = 128 + signal.SIGINT
+        raise typer.Exit(code)
 
-        # Typer reads parameters from the signature, here made from the model.
-        parameters = _parameters(model)
-        vars(command)["__signature__"] = inspect.Signature(parameters)
-        command.__annotations__ = {item.name: item.annotation for item in parameters}
-        own_class = type("ModelCommand", (OptionsCommand,), {"model": model})
-        app.command(model.command, cls=own_class, help=run.__doc__)(command)
-        return run
-
-    return register
+    # Typer reads parameters from the signature, here made from the model.
+    parameters = _parameters(model)
+    vars(command)["__signature__"] = inspect.Signature(parameters)
+    command.__annotations__ = {item.name: item.annotation for item in parameters}
+    own_class = type("ModelCommand", (OptionsCommand,), {"model": model})
+    app.command(model.command, cls=own_class, help=model.__doc__)(command)
 
 
 def resolve(model: type[OptionsT], given: Mapping[str, Any], config: Path | None) -> OptionsT:
@@ -222,8 +211,8 @@ def _field_parameters(name: str, field: FieldInfo) -> list[inspect.Parameter]:
         "show_default": False,
     }
     if bool in _alternatives(field.annotation):
-        on = typer.Option(kebab(name), metavar="", **settings)
-        names = [kebab(each) for each in ("no_" + name, extra["off"]) if each]
+        on = typer.Option(flag_of(name), metavar="", **settings)
+        names = [flag_of(each) for each in ("no_" + name, extra["off"]) if each]
         off = typer.Option(*names, hidden=True, show_default=False)
         return [
             _keyword(name, Annotated[_OptionalFlag, on]),
@@ -234,7 +223,7 @@ def _field_parameters(name: str, field: FieldInfo) -> list[inspect.Parameter]:
     if extra["positional"]:
         del settings["rich_help_panel"]  # typer puts arguments into a panel of their own
         return [_keyword(name, Annotated[kind, typer.Argument(**settings)])]
-    flags = [kebab(name), *([f"-{extra['short']}"] if extra["short"] else [])]
+    flags = [flag_of(name), *([f"-{extra['short']}"] if extra["short"] else [])]
     return [_keyword(name, Annotated[kind, typer.Option(*flags, **settings)])]
 
 
@@ -247,10 +236,10 @@ def _help(name: str, field: FieldInfo, *, all_names: bool = True) -> str:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         notes.append(f"default {shown}")
     if extra["off"]:
-        notes.append("off " + kebab(extra["off"]))
+        notes.append("off " + flag_of(extra["off"]))
     others = [alias for alias in extra["aliases"] if all_names or len(alias) < len(name)]
     if others:
-        notes.append("also " + ", ".join(map(kebab, others)))
+        notes.append("also " + ", ".join(map(flag_of, others)))
     text = field.description or ""
     return (f"{text} [{'; '.join(notes)}]" if notes else text).replace("[", r"\[")
 
@@ -307,7 +296,7 @@ def _explain(
     if name not in given:  # a value may have been given by an older name for the same thing
         name = next((key for key, value in given.items() if value == problem["input"]), name)
     if problem["type"] == "extra_forbidden":
-        return f"{kebab(name)}: unknown option{suggest(name, model.model_fields)}"
+        return f"{flag_of(name)}: unknown option{suggest(name, model.model_fields)}"
     where = _named(model, name) if name in given or config is None else f"config {config}: {name}"
     context = problem.get("ctx", {})
     if problem["type"] == "literal_error":
@@ -325,7 +314,7 @@ def _explain(
 def _named(model: type[Options], name: str) -> str:
     """An option's flag; of an argument the word that stands for it in the help."""
     extra = option_extra(model.model_fields[name])
-    return str(extra["metavar"]) if extra["positional"] else kebab(name)
+    return str(extra["metavar"]) if extra["positional"] else flag_of(name)
 
 
 def _shortened(value: Any) -> str:

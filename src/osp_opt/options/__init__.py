@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from osp_opt.options.base import OPTIONS_FILE, STATE_FOLDER, Options, option, option_extra
+from osp_opt.options.base import OPTIONS_FILE, STATE_FOLDER, Options, flag_of, option, option_extra
 from osp_opt.options.calibrate import (
     CALIBRATED_PROMPTS,
     CALIBRATION_FILE,
@@ -81,7 +81,7 @@ def following(options: Options, command: str, *arguments: str) -> str:
         value = getattr(options, name, None)
         if name in options.model_fields_set & set(COMMANDS[command].model_fields) and value:
             values = value if isinstance(value, tuple) else () if value is True else (value,)
-            words += ["--" + name.replace("_", "-"), *map(str, values)]
+            words += [flag_of(name), *map(str, values)]
     return shlex.join(words)
 
 
@@ -113,6 +113,7 @@ __all__ = [
     "ShapeOptions",
     "calibration_file",
     "calibration_of",
+    "flag_of",
     "following",
     "option",
     "option_extra",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -32,6 +32,7 @@ which they share with others."""
 PLACES = ("DIR", "FILE", "PATH", "RUN")
 """Metavars of the options that name a place on the disk."""
 
+_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _PATHS = (Path, Path | None)
 _NAME_MAX = 255  # bytes in one part of a path, on all file systems in use
 
@@ -70,6 +71,11 @@ def option(
         "off": off,
     }
     return Field(default, description=text, json_schema_extra=extra, **constraints)
+
+
+def flag_of(name: str) -> str:
+    """``num_frames`` as it stands on the command line: ``--num-frames``."""
+    return "--" + name.replace("_", "-")
 
 
 def option_extra(field: FieldInfo) -> dict[str, Any]:
@@ -115,9 +121,15 @@ def _look_at(place: str | Path) -> None:
         raise ValueError(f"cannot be looked at ({reason}); check the path") from error
 
 
+def _long_name(value: Any) -> Any:
+    """``fp16`` becomes float16."""
+    return _SHORT_DTYPES.get(value, value) if isinstance(value, str) else value
+
+
 Numbers = Annotated[tuple[int, ...], BeforeValidator(split_list)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split_texts)]
 Fraction = Annotated[float, BeforeValidator(_fraction)]
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_long_name)]
 
 
 class Options(BaseModel):

@@ -27,7 +27,7 @@ CALIBRATION_NOTE = "calibration.json"
 
 
 class CalibrateOptions(MakingOptions, LaunchOptions):
-    """Sample with the original model and record what the searches need."""
+    """Sample videos with the original model and record what both searches need."""
 
     command: ClassVar[str] = "calibrate"
     folder: ClassVar[str | None] = "calibration"

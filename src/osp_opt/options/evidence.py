@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import field_validator
 
 from osp_opt.options.base import Fraction, Options, Texts, option
+from osp_opt.options.groups import file_at
 
 VBENCH_DIMENSIONS = (
     "subject_consistency",
@@ -20,7 +21,7 @@ VBENCH_DIMENSIONS = (
 
 
 class EvaluateOptions(Options):
-    """Compare two folders of videos, pair by pair."""
+    """Compare videos with their reference, pair by pair: what was lost, and how surely."""
 
     command: ClassVar[str] = "evaluate"
     common: ClassVar[tuple[str, ...]] = (
@@ -98,12 +99,11 @@ class EvaluateOptions(Options):
     @property
     def json_path(self) -> Path:
         """Where the figures are written."""
-        place = self.out or self.run_dir
-        return place if place.suffix == ".json" and not place.is_dir() else _json_in(place)
+        return file_at(self.out or self.run_dir, "evaluation.json", ".json")
 
 
 class ReportOptions(Options):
-    """Make a report of finished runs."""
+    """Make one HTML file of finished runs: videos side by side, figures, provenance."""
 
     command: ClassVar[str] = "report"
 
@@ -136,9 +136,4 @@ class ReportOptions(Options):
     def report_path(self) -> Path:
         """Where the report is written."""
         place = self.out or Path(self.runs[0] if self.runs else self.workdir)
-        is_file = place.suffix in (".html", ".htm") and not place.is_dir()
-        return place if is_file else place / "report.html"
-
-
-def _json_in(place: Path) -> Path:
-    return place / "evaluation.json"
+        return file_at(place, "report.html", ".html", ".htm")

@@ -25,7 +25,7 @@ MAX_BLOCKS = 1000
 
 
 class ExportOptions(Options):
-    """Write a schedule, a cache policy or a cache's constants for another runtime."""
+    """Write a schedule or cache policy for another runtime: diffusers, cache-dit, MindIE-SD, ..."""
 
     command: ClassVar[str] = "export"
     common: ClassVar[tuple[str, ...]] = (

@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 
 from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.base.shape import PIXEL_MULTIPLE, VAE_STRIDE
-from osp_opt.options.base import STATE_FOLDER, Options, Texts, option
+from osp_opt.options.base import STATE_FOLDER, Dtype, Options, Texts, flag_of, option
 
 Sampler = Literal[
     "EulerAncestralDiscrete",
@@ -23,7 +23,6 @@ Sampler = Literal[
     "DEISMultistep",
     "KDPM2AncestralDiscrete",
 ]
-DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FRAME_STRIDE = VAE_STRIDE[0]
 PROMPT_FILE_KINDS = (".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 
@@ -97,8 +96,9 @@ class ModelOptions(Options):
                 raise ValueError("--pipeline-args: is for a pipeline; name one with --pipeline")
             return self
         for name in self.model_fields_set & _OF_OPEN_SORA_PLAN:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag}: means nothing to a --pipeline; leave one of the two out")
+            raise ValueError(
+                f"{flag_of(name)}: means nothing to a --pipeline; leave one of the two out"
+            )
         return self
 
     @field_validator("model_type", mode="before")
@@ -144,7 +144,7 @@ class DeviceOptions(Options):
     device: Literal["auto", "npu", "cuda", "cpu"] = option(
         "auto", "What computes; auto takes the first of npu, cuda, cpu.", panel="Device"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+    dtype: Dtype = option(
         "auto", "Number format; auto: float32 on the CPU, bfloat16 elsewhere.", panel="Device"
     )
     attention: str = option(
@@ -179,11 +179,6 @@ class DeviceOptions(Options):
                 "or CUDA_VISIBLE_DEVICES"
             )
         return value
-
-    @field_validator("dtype", mode="before")
-    @classmethod
-    def _long_name(cls, value: Any) -> Any:
-        return DTYPE_ALIASES.get(value, value) if isinstance(value, str) else value
 
 
 class SamplingOptions(ModelOptions, ShapeOptions, DeviceOptions):
@@ -229,9 +224,7 @@ class SamplingOptions(ModelOptions, ShapeOptions, DeviceOptions):
     fps: float | None = option(
         None, "Speed of the written mp4.", panel="Video", unit="frames/s", gt=0, le=240
     )
-    enable_tiling: bool = option(
-        False, "Decode in tiles, which bounds memory.", panel="Video", identity=True
-    )
+    enable_tiling: bool = option(False, "Decode in tiles, which bounds memory.", panel="Video")
     tile_overlap_factor: float = option(
         0.25, "Overlap of neighbouring tiles, as part of a tile.", panel="Video", ge=0, le=0.96875
     )
@@ -371,15 +364,10 @@ class LaunchOptions(Options):
 class CacheMemoryOptions(Options):
     """Where a block cache keeps what it reuses: for models whose hidden states are large."""
 
-    cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+    cache_dtype: Dtype = option(
         "auto", "Number format of the stored changes; auto: as computed.", panel="Device"
     )
     cache_offload: bool = option(False, "Keep the stored changes in host memory.", panel="Device")
-
-    @field_validator("cache_dtype", mode="before")
-    @classmethod
-    def _long_cache_dtype(cls, value: Any) -> Any:
-        return DTYPE_ALIASES.get(value, value) if isinstance(value, str) else value
 
 
 STEPS_ALIASES = ("num_sampling_steps", "num_inference_steps")

@@ -23,7 +23,7 @@ from osp_opt.options.groups import (
 
 
 class SampleOptions(MakingOptions, CacheMemoryOptions, LaunchOptions):
-    """Make videos, with a searched schedule and a cache where wanted."""
+    """Make videos, with a searched schedule, a cache, both or neither."""
 
     command: ClassVar[str] = "sample"
     folder: ClassVar[str | None] = "samples"
@@ -112,7 +112,7 @@ class SampleOptions(MakingOptions, CacheMemoryOptions, LaunchOptions):
 
 
 class DoctorOptions(ModelOptions, ShapeOptions, DeviceOptions):
-    """Look at this machine, and at a checkpoint when one is given."""
+    """Show what this machine offers and, with paths, what a checkpoint is."""
 
     command: ClassVar[str] = "doctor"
     common: ClassVar[tuple[str, ...]] = (

@@ -93,7 +93,7 @@ class SearchOptions(SamplingOptions, LaunchOptions):
 
 
 class SearchStepsOptions(SearchOptions):
-    """Find the timesteps that make the same video in fewer steps."""
+    """Find the timesteps that make the same videos in fewer steps."""
 
     command: ClassVar[str] = "search-steps"
     folder: ClassVar[str | None] = "search-steps"
@@ -210,7 +210,7 @@ class SearchStepsOptions(SearchOptions):
 
 
 class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
-    """Find which transformer blocks can be reused, and when."""
+    """Find which transformer blocks can be reused, and when, for a wanted speed-up."""
 
     command: ClassVar[str] = "search-cache"
     folder: ClassVar[str | None] = "search-cache"
@@ -334,7 +334,7 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
 
 
 class OptimizeOptions(SearchOptions, CacheMemoryOptions):
-    """Find the recipe (steps, corrections, what is reused) of a wanted speed that loses least."""
+    """Find the recipe of a wanted speed that loses least: steps, corrections, what is reused."""
 
     command: ClassVar[str] = "optimize"
     folder: ClassVar[str | None] = "optimize"

@@ -29,7 +29,7 @@ def conditions(
         "device": device.model,
         "layout": layout,
         "threads": torch.get_num_threads() if device.name == "cpu" else None,
-        "dtype": str(device.dtype).removeprefix("torch."),
+        "dtype": device.dtype_name,
         "attention": device.attention,
         "compile": compiled,
         "branches": branches,

@@ -164,7 +164,7 @@ class PipelineMaker(Maker):
             steps=len(schedule),
             timesteps=schedule.timesteps,
             sampler=self.pipeline.steering.name,
-            dtype=str(self.device.dtype).removeprefix("torch."),
+            dtype=self.device.dtype_name,
             corrections=schedule.corrections,
             arguments=self.pipeline.arguments,
             levels="flow" if self.scale == FLOW else None,

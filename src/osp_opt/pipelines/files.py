@@ -30,6 +30,7 @@ from osp_opt.options import (
     ModelOptions,
     SampleOptions,
     SamplingOptions,
+    flag_of,
 )
 from osp_opt.pipelines.requirements import (
     Described,
@@ -81,8 +82,9 @@ def call_arguments(options: ModelOptions, given: Mapping[str, Any] | None = None
         if said is None:
             continue
         if name in found:
-            flag = "--" + name.replace("_", "-")
-            raise OptionError(f"{flag}: it stands in the {source} too; give it in one place")
+            raise OptionError(
+                f"{flag_of(name)}: it stands in the {source} too; give it in one place"
+            )
         found[name] = said
     return found
 

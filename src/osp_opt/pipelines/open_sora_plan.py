@@ -203,7 +203,7 @@ class VideoMaker(Maker):
             width=self.shape.width,
             sampler=self.options.sampler,
             guidance_scale=self.guidance_scale,
-            dtype=str(self.device.dtype).removeprefix("torch."),
+            dtype=self.device.dtype_name,
             corrections=schedule.corrections,
         )
 

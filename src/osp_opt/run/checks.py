@@ -31,6 +31,7 @@ from osp_opt.options import (
     SearchStepsOptions,
     calibration_file,
     calibration_of,
+    flag_of,
 )
 from osp_opt.pipelines.calibrated import check_files
 from osp_opt.pipelines.files import check_levels, check_pipeline
@@ -161,8 +162,7 @@ def _check_model(options: ModelOptions) -> list[str]:
     for name in ("model_path", "ae_path", "text_encoder_name"):
         value = getattr(options, name)
         if value is not None and _is_local(value) and not Path(value).expanduser().is_dir():
-            flag = "--" + name.replace("_", "-")
-            raise CheckpointError(f"{flag} {value}: no such folder; check the path")
+            raise CheckpointError(f"{flag_of(name)} {value}: no such folder; check the path")
     if options.cache_dir is not None:
         check_place(options.cache_dir, "--cache-dir")
         if options.cache_dir.exists() and not options.cache_dir.is_dir():

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from osp_opt.options import OPTIONS_FILE, JobOptions, LaunchOptions
 from osp_opt.run.checks import calibration_to_make, check_before_launch, with_predecessors
 from osp_opt.run.failures import Listener, explain
 from osp_opt.run.folder import LOG_FOLDER, open_run
-from osp_opt.system.host import share_cores
+from osp_opt.system.host import share_cores, usable_cores
 
 LAUNCHER_LOG = "launcher.log"
 RESULT_FILE = "result.json"
@@ -92,7 +92,8 @@ def launch(options: JobOptions, start: Start | None = None) -> int:
         missing = calibration_to_make(options)
         first = None if missing is None else folders.enter_context(open_run(missing))
         logs = run.folder / LOG_FOLDER
-        log = logs / _log_name(options)
+        machine = f"node{options.node_rank}-" if options.node_rank else ""  # one folder for all
+        log = logs / f"{machine}{LAUNCHER_LOG}"
         ended = (start or _run)(options, run.folder, log)
         if ended.well:
             for each in filter(None, (first, run)):
@@ -136,11 +137,6 @@ def _tell_result(options: JobOptions, path: Path) -> None:
     if options.verbosity == "json" and options.node_rank == 0 and path.is_file():
         print(json.dumps(read_json(path, "result")))
         path.unlink()
-
-
-def _log_name(options: LaunchOptions) -> str:
-    """Machines may share the folder."""
-    return LAUNCHER_LOG if options.node_rank == 0 else f"node{options.node_rank}-{LAUNCHER_LOG}"
 
 
 def _command(options: LaunchOptions, folder: Path) -> list[str]:
@@ -199,7 +195,7 @@ def _environment(options: LaunchOptions) -> dict[str, str]:
         if not name.startswith(_FOREIGN) and name not in _OF_A_RANK
     }
     environment[LIFELINE_VARIABLE] = "1"
-    threads = max(1, _usable_cores() // options.nproc_per_node)
+    threads = max(1, usable_cores() // options.nproc_per_node)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     share_cores(environment)
     # `import torch` must not load a vendor's plug-in that cannot run here; device.py asks for it.
@@ -207,17 +203,12 @@ def _environment(options: LaunchOptions) -> dict[str, str]:
     return environment
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _check_not_launched(options: LaunchOptions) -> None:
     """Refuse to be one of many: torchrun, mpirun or srun started by habit around osp-opt."""
     environment = os.environ
+    elastic = "TORCHELASTIC_RUN_ID" in environment
     counts = {
-        "torchrun": environment.get("WORLD_SIZE", "1") if _is_elastic(environment) else "1",
+        "torchrun": environment.get("WORLD_SIZE", "1") if elastic else "1",
         "mpirun": environment.get("OMPI_COMM_WORLD_SIZE", environment.get("PMI_SIZE", "1")),
         "srun": environment.get("SLURM_STEP_NUM_TASKS", "1"),
     }
@@ -227,10 +218,6 @@ def _check_not_launched(options: LaunchOptions) -> None:
                 f"{launcher}: osp-opt starts its own processes; run it once per machine, "
                 f"with --nproc-per-node {count} in place of {launcher}"
             )
-
-
-def _is_elastic(environment: Mapping[str, str]) -> bool:
-    return "TORCHELASTIC_RUN_ID" in environment
 
 
 def _check_port(options: LaunchOptions) -> None:

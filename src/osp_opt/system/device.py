@@ -173,6 +173,11 @@ class Device:
             total=runtime.get_device_properties(self.torch_device).total_memory,
         )
 
+    @property
+    def dtype_name(self) -> str:
+        """``bfloat16``, as options and files have it."""
+        return str(self.dtype).removeprefix("torch.")
+
     def timer(self) -> Timer:
         """Measures stages of work on it."""
         return Timer(self.synchronize, lambda: self.memory().peak, self.reset_peak_memory)

@@ -51,6 +51,13 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def share_cores(environment: MutableMapping[str, str]) -> None:
     """Let OpenMP's threads spin only for a moment while they wait for each other, then sleep.
 
