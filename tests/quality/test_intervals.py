@@ -17,6 +17,7 @@ from osp_opt.quality.intervals import (
     FEWEST,
     FEWEST_SKEWED,
     Interval,
+    lost_share,
     mean_ci,
     paired_difference,
     paired_shares,
@@ -231,6 +232,16 @@ def test_a_mean_of_outcomes_counts_as_one_trial() -> None:
     whole = paired_shares(*pairs(6, 0, 0, 6))
     assert halves.estimate == whole.estimate == 0
     assert halves.high == pytest.approx(whole.high)
+
+
+def test_a_lost_share_is_of_what_was_there() -> None:
+    before, after = pairs(6, 2, 0, 2)
+    lost = lost_share(before, after)
+    bare = paired_shares(before, after)
+    assert lost.estimate == pytest.approx(2 / 8)  # 8 of 10 were right, 6 still are
+    assert (lost.low, lost.high) == pytest.approx((bare.low / 0.8, bare.high / 0.8))
+    with pytest.raises(ValueError, match="none can be lost"):
+        lost_share([0.0, 0.0], [0.0, 1.0])
 
 
 def test_outcomes_outside_a_share() -> None:

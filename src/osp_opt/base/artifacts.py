@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -245,6 +245,12 @@ def read_meta(path: str | Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise FileError(f"provenance file {sidecar}: not a JSON object; delete or restore it")
     return value
+
+
+def setting_of(about: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a sidecar, or a take of a manifest, says of the setting; empty where it does not."""
+    found = (about or {}).get("setting")
+    return found if isinstance(found, dict) else {}
 
 
 def beside_others(path: Path, asked: dict[str, Any], tag: str) -> Path:

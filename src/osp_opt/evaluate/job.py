@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from osp_opt import __version__
-from osp_opt.base.artifacts import check_place, remove_partial, write_json
+from osp_opt.base.artifacts import check_place, remove_partial, setting_of, write_json
 from osp_opt.base.errors import OptionError
 from osp_opt.base.ffmpeg import check_ffmpeg
 from osp_opt.base.progress import Progress
@@ -167,11 +167,9 @@ def evaluate(
 
 def _yardstick(workdir: Path, reference: Take) -> Yardstick | None:
     """What the working folder's calibration says of the reference's own steps."""
-    setting = (reference.settings or {}).get("setting")
+    setting = setting_of(reference.settings)
     found = Yardstick.load(calibration_of(workdir) or workdir / "calibration")
-    return (
-        found if found is not None and isinstance(setting, dict) and found.fits(setting) else None
-    )
+    return found if found is not None and setting and found.fits(setting) else None
 
 
 def _with_jod(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from osp_opt.base.artifacts import JSON_MAX_BYTES, read_bytes, read_json, read_meta
+from osp_opt.base.artifacts import JSON_MAX_BYTES, read_bytes, read_json, read_meta, setting_of
 from osp_opt.base.errors import FileError, PolicyError
 from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.cache.policy import CachePolicy
@@ -97,8 +97,7 @@ def read_policy(path: Path) -> PolicyFile:
     else:
         policy, steps = CachePolicy.from_file(path), None
     meta = read_meta(path) or {}
-    setting, times = meta.get("setting"), meta.get("block_times_seconds")
-    told = setting.get("steps") if isinstance(setting, dict) else None
+    told, times = setting_of(meta).get("steps"), meta.get("block_times_seconds")
     blocks = times.get("blocks") if isinstance(times, dict) else None
     return PolicyFile(
         policy,
@@ -130,8 +129,7 @@ def read_schedule(path: Path) -> ScheduleFile:
     from osp_opt.sampling.noise_scale import FLOW
     from osp_opt.sampling.schedule import TimestepSchedule
 
-    setting = (read_meta(path) or {}).get("setting")
-    setting = setting if isinstance(setting, dict) else {}
+    setting = setting_of(read_meta(path))
     sampler, shift = setting.get("sampler"), setting.get("shift")
     if kind_of(path) == "recipe":
         recipe = Recipe.from_file(path)

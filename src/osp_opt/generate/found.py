@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osp_opt.base.artifacts import read_meta
+from osp_opt.base.artifacts import read_meta, setting_of
 from osp_opt.options import OptimizeOptions, SampleOptions, SearchCacheOptions, SearchStepsOptions
 from osp_opt.pipelines.maker import Maker
 from osp_opt.pipelines.setting import agree
@@ -68,8 +68,8 @@ def _results(path: Path, maker: Maker) -> Iterator[_Result]:
     files = [p for p in places if p.is_file() and not p.name.endswith(".meta.json")]
     setting = maker.setting(maker.schedule(2))
     for file in sorted(files, key=lambda p: (p.stat().st_mtime, p.name), reverse=True):
-        recorded = (read_meta(file) or {}).get("setting")
-        if isinstance(recorded, dict) and not set(setting.differences(recorded)) - _OF_THE_STEPS:
+        recorded = setting_of(read_meta(file))
+        if recorded and not set(setting.differences(recorded)) - _OF_THE_STEPS:
             yield _Result(file, recorded)
 
 

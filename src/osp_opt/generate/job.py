@@ -23,7 +23,8 @@ from osp_opt.base.video import (
 )
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.found import with_found
-from osp_opt.generate.manifest import MANIFEST, OVERVIEW, RAW_FRAMES, add_take, free_path
+from osp_opt.generate.listing import OVERVIEW, RAW_FRAMES
+from osp_opt.generate.manifest import MANIFEST, add_take, free_path
 from osp_opt.generate.memory import report_memory
 from osp_opt.generate.prompt_sets import default_prompts
 from osp_opt.generate.prompts import given_prompts

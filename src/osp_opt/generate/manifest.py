@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from osp_opt.base.artifacts import file_inside, file_lock, read_json, read_meta, write_json
+from osp_opt.base.artifacts import (
+    file_inside,
+    file_lock,
+    read_json,
+    read_meta,
+    setting_of,
+    write_json,
+)
 from osp_opt.base.errors import FileError, ScheduleError
-from osp_opt.base.video import IMAGE_SUFFIXES, frame_size
+from osp_opt.generate.listing import video_files
 from osp_opt.options import STATE_FOLDER
 from osp_opt.sampling.schedule import TimestepSchedule
 
@@ -36,12 +42,6 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _MANIFEST_MAX_BYTES = 2**26  # some hundred thousand videos
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
-RAW_FRAMES = ".frames.mkv"  # lossless copies beside videos, found through the manifest
-OVERVIEW = "grid"  # of our own; other tools' overviews are known by their size
-OVERVIEW_TILES = 3  # at fewer videos an overview is hardly larger than they are
-SEAM = 16  # pixels at most between the tiles of an overview, and around it
-PROBED = 64  # files whose size is looked at; of more, the largest: an overview is one of them
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ class Take:
     @property
     def steps_word(self) -> str:
         """What its steps are called: "uniform", of a pipeline "own", or "searched"."""
-        setting = (self.settings or {}).get("setting")
-        own = isinstance(setting, dict) and "own_steps" in setting
+        own = "own_steps" in setting_of(self.settings)
         return ("own" if own else "uniform") if self.is_uniform else "searched"
 
     def is_same(self, other: Take) -> bool:
@@ -129,8 +128,8 @@ def read_takes(folder: Path) -> list[Take]:
         takes = _listed(folder, _content(folder))
         return _labelled(takes) if len(takes) > 1 else takes
     for place in (folder, folder / "videos"):
-        if found := _found(place):
-            return [Take(folder, found)]
+        if files := video_files(place):
+            return [Take(folder, tuple(map(VideoFile, files)))]
     return []
 
 
@@ -319,77 +318,21 @@ def _labelled(takes: Sequence[Take]) -> list[Take]:
     return result
 
 
-def _found(folder: Path) -> tuple[VideoFile, ...]:
-    """The videos of a folder without a manifest, in the order in which people number them."""
-    if not folder.is_dir():
-        return ()
-    files = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in VIDEO_SUFFIXES + IMAGE_SUFFIXES
-        and path.is_file()
-        and path.stem != OVERVIEW
-        and not path.name.endswith(RAW_FRAMES)
-        and not path.name.startswith(".")
-    ]
-    overview = _overview(files)
-    return tuple(VideoFile(path) for path in sorted(files, key=_natural) if path not in overview)
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """A sort key by which ``video_2`` comes before ``video_10``."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
-
-
-def _overview(files: Sequence[Path]) -> set[Path]:
-    """Files that show all the others side by side, as the reference tool adds one: by their size.
-
-    All other files have one size, and tiles of that size, with seams, make the overview's.
-    """
-    if len(files) <= OVERVIEW_TILES:
-        return set()
-    likely = sorted(files, key=lambda path: path.stat().st_size)[-PROBED:]
-    sizes = {}
-    for path in likely:
-        with suppress(FileError):  # whoever reads it will say so
-            sizes[path] = frame_size(path)
-    found = list(sizes.values())
-    common = max(set(found), key=found.count, default=None)
-    odd = [path for path, size in sizes.items() if size != common]
-    if common is None or found.count(common) < max(len(found) - 2, 2):
-        return set()
-    return {path for path in odd if _made_of_tiles(sizes[path], common, len(files) - len(odd))}
-
-
-def _made_of_tiles(size: tuple[int, int], tile: tuple[int, int], count: int) -> bool:
-    """Whether a picture of `size` (width, height) is rows of `count` tiles with seams."""
-    columns, rows = (whole // part for whole, part in zip(size, tile, strict=True))
-    seams = [
-        whole - number * part
-        for whole, part, number in zip(size, tile, (columns, rows), strict=True)
-    ]
-    fits = all(0 <= seam <= SEAM * (n + 1) for seam, n in zip(seams, (columns, rows), strict=True))
-    return fits and columns * rows > 1 and columns * rows >= count
-
-
 def _timesteps(settings: Mapping[str, Any]) -> list[float]:
-    setting = settings.get("setting")
-    timesteps = setting.get("timesteps") if isinstance(setting, dict) else None
+    timesteps = setting_of(settings).get("timesteps")
     if not isinstance(timesteps, list):
         return []
     return [float(t) for t in timesteps if isinstance(t, (int, float))]
 
 
 def _is_corrected(settings: Mapping[str, Any]) -> bool:
-    setting = settings.get("setting")
-    return isinstance(setting, dict) and bool(setting.get("corrections"))
+    return bool(setting_of(settings).get("corrections"))
 
 
 def _is_uniform(settings: Mapping[str, Any]) -> bool:
     """Whether the steps are what anybody would take: evenly spaced, or a pipeline's own."""
-    setting = settings.get("setting")
-    if isinstance(setting, dict) and "own_steps" in setting:
+    setting = setting_of(settings)
+    if "own_steps" in setting:
         return bool(setting["own_steps"])
     timesteps = _timesteps(settings)
     try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from osp_opt.base.artifacts import read_meta
+from osp_opt.base.artifacts import read_meta, setting_of
 from osp_opt.base.errors import OptionError
 from osp_opt.pipelines.setting import WORDS, Setting
 
@@ -76,9 +76,8 @@ def check_provenance(
     Differences named in `fatal` raise OptionError unless `allow_mismatch`; everything else is said
     in one line.
     """
-    meta = read_meta(path)
-    recorded = None if meta is None else meta.get("setting")
-    if not isinstance(recorded, dict):
+    recorded = setting_of(read_meta(path))
+    if not recorded:
         say(f"warning: {what} {path} has no provenance file; nothing says what it was made for")
         return
     different = setting.differences(recorded)

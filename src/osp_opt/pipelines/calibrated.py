@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osp_opt.base.artifacts import fingerprint_folder, open_for_reading, parse_json
+from osp_opt.base.artifacts import fingerprint_folder, open_for_reading, parse_json, setting_of
 from osp_opt.base.errors import CalibrationError
 from osp_opt.options import ModelOptions, SamplingOptions
 from osp_opt.pipelines.files import call_arguments
@@ -33,9 +33,9 @@ class Calibrated:
     @property
     def setting(self) -> dict[str, Any]:
         """The setting that it was made in. Raises CalibrationError when it lacks one."""
-        setting = self.metadata.get("setting")
+        setting = setting_of(self.metadata)
         wanted = _OF_BOTH if self._pipeline is not None else (*_OF_BOTH, *_SHAPE, "guidance_scale")
-        if not isinstance(setting, dict) or any(name not in setting for name in wanted):
+        if any(name not in setting for name in wanted):
             raise CalibrationError(
                 f"{self.folder}: does not say what it was made with; calibrate again"
             )
@@ -105,8 +105,8 @@ def check_files(file: Path, options: ModelOptions) -> None:
         return
     Calibrated(metadata, file.parent).check_family(options)
     place = Path(options.pipeline or "").expanduser()
-    setting = metadata.get("setting")
-    if options.pipeline is None or not place.is_dir() or not isinstance(setting, dict):
+    setting = setting_of(metadata)
+    if options.pipeline is None or not place.is_dir() or not setting:
         return
     if setting.get("model") != fingerprint_folder(place):
         raise CalibrationError(

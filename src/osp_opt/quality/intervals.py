@@ -14,6 +14,7 @@ __all__ = [
     "FEWEST",
     "FEWEST_SKEWED",
     "Interval",
+    "lost_share",
     "mean_ci",
     "paired_difference",
     "paired_shares",
@@ -208,6 +209,18 @@ def paired_shares(
     above = _joined(one.high - one.estimate, two.estimate - two.low, phi)
     difference = one.estimate - two.estimate
     return Interval(difference, difference - below, difference + above, len(first))
+
+
+def lost_share(before: Sequence[float], after: Sequence[float]) -> Interval:
+    """How much of the share `before` is lost in `after`, as a share of it (`paired_shares`).
+
+    Raises ValueError as `paired_shares`, and when nothing was right before: nothing can be lost.
+    """
+    whole = float(_shares(before).mean())
+    if whole <= 0.0:
+        raise ValueError("no outcome is right, so none can be lost")
+    lost = paired_shares(before, after)
+    return Interval(lost.estimate / whole, lost.low / whole, lost.high / whole, lost.count)
 
 
 def _phi(first: np.ndarray, second: np.ndarray) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from osp_opt.base.artifacts import setting_of
 from osp_opt.calibration import Calibration
 from osp_opt.quality.intervals import Interval
 from osp_opt.report.comparison import Comparison
@@ -107,8 +108,7 @@ def _schedules(schedules: Sequence[ScheduleFile]) -> Plot | None:
 
 
 def _of_another_table(item: ScheduleFile) -> bool:
-    setting = item.meta.get("setting")
-    of_a_pipeline = isinstance(setting, Mapping) and "own_steps" in setting
+    of_a_pipeline = "own_steps" in setting_of(item.meta)
     return of_a_pipeline and item.schedule.scale == own_scale()
 
 
@@ -216,8 +216,7 @@ def reused_cells(item: PolicyFile, calibration: Calibration) -> list[tuple[float
 
     A policy for another schedule is placed by its timesteps, where its provenance tells them.
     """
-    setting = item.meta.get("setting", {})
-    timesteps = setting.get("timesteps") if isinstance(setting, dict) else None
+    timesteps = setting_of(item.meta).get("timesteps")
     own = np.asarray(timesteps or calibration.timesteps, dtype=np.float64)
     levels = calibration.timesteps[::-1]
     columns = np.interp(own, levels, np.arange(len(levels))[::-1])

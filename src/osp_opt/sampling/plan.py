@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from osp_opt.base.artifacts import read_meta
+from osp_opt.base.artifacts import read_meta, setting_of
 from osp_opt.base.errors import OptionError
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.sampling.arguments import check_kind
@@ -79,8 +79,7 @@ def _floats(timesteps: Sequence[float]) -> tuple[float, ...]:
 
 def _check_model(path: str | Path, what: str, fingerprint: Callable[[], str | None]) -> None:
     """Refuse a file whose sidecar names another model; warn where the models cannot be compared."""
-    setting = (read_meta(path) or {}).get("setting")
-    made_for = setting.get("model") if isinstance(setting, dict) else None
+    made_for = setting_of(read_meta(path)).get("model")
     if made_for is None:
         return
     model = fingerprint()

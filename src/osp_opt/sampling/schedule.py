@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 import numpy.typing as npt
 
-from osp_opt.base.artifacts import atomic_write_text, read_json, read_meta
+from osp_opt.base.artifacts import atomic_write_text, read_json, read_meta, setting_of
 from osp_opt.base.errors import ScheduleError
 from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, same_timesteps
 from osp_opt.sampling.noise_scale import FLOW, NoiseScale
@@ -201,9 +201,8 @@ def _shortest(timestep: float) -> float:
 
 def _told_scale(path: str | Path) -> NoiseScale:
     """What the sidecar of a schedule file says of its timesteps."""
-    setting = (read_meta(path) or {}).get("setting")
-    is_flow = isinstance(setting, dict) and setting.get("levels") == FLOW.as_json()
-    return FLOW if is_flow else own_scale()
+    levels = setting_of(read_meta(path)).get("levels")
+    return FLOW if levels == FLOW.as_json() else own_scale()
 
 
 def _fraction(path: str | Path, index: int, value: object, most: float) -> float:
