@@ -21,8 +21,9 @@ from torch import Tensor
 
 from osp_opt.base.errors import CheckpointError, OptionError, PolicyError, ScheduleError
 from osp_opt.cache.guidance import GuidancePlan
-from osp_opt.cache.hooks import apply_cache, registered_blocks
+from osp_opt.cache.hooks import apply_cache
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.registries import registered_blocks
 from osp_opt.calibration.recorder import CalibrationRecorder
 from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, StepSeen, open_pipeline
 

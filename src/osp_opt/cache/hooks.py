@@ -23,17 +23,17 @@ from functools import reduce
 from typing import Any
 
 import torch
-from diffusers.hooks._helpers import TransformerBlockRegistry
-from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
+from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from torch import nn
 
 from osp_opt.base.errors import PolicyError
 from osp_opt.cache.branches import GuidedCalls
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.registries import register, registered_blocks, unregister
 from osp_opt.cache.runtime import DeltaStore
 from osp_opt.cache.streams import BlockCalls, Signature
 
-__all__ = ["CacheHandle", "apply_cache", "attached", "registered_blocks"]
+__all__ = ["CacheHandle", "apply_cache"]
 
 HOOK_NAME = "osp_opt_block_cache"
 
@@ -73,9 +73,9 @@ def apply_cache(
     run = _Run(policy, kinds, steps, (dtype, offload))
     if policy.guidance is not None:
         run.guided = GuidedCalls(policy.guidance, Signature.of(transformer).names[0])
-    _register(transformer, _CallHook(run))
+    register(transformer, _CallHook(run), HOOK_NAME)
     for index, block in enumerate(found):
-        _register(block, _BlockHook(run, index, signatures[index]))
+        register(block, _BlockHook(run, index, signatures[index]), HOOK_NAME)
     return CacheHandle([transformer, *found], run)
 
 
@@ -154,7 +154,7 @@ class CacheHandle:
         """Take the hooks off again: the transformer is as it was."""
         self.reset()
         for module in self._modules:
-            unregister(module)
+            unregister(module, HOOK_NAME)
         self._modules = []
 
 
@@ -365,49 +365,6 @@ def _find_blocks(model: Any, names: str | Sequence[str] | None) -> tuple[nn.Modu
     if not isinstance(transformer, nn.Module):
         raise PolicyError(f"{type(model).__name__} is no transformer and has none; pass the model")
     return transformer, registered_blocks(transformer)
-
-
-def registered_blocks(transformer: nn.Module) -> list[Any]:
-    """The blocks of all its lists that diffusers has registered. Raises PolicyError for none."""
-    lists = [child for child in transformer.children() if isinstance(child, nn.ModuleList)]
-    registered = [block for blocks in lists for block in blocks if _is_registered(block)]
-    if not registered:
-        known = [n for n, child in transformer.named_children() if isinstance(child, nn.ModuleList)]
-        raise PolicyError(
-            f"{type(transformer).__name__} has no list of blocks that diffusers has registered; "
-            f"name them with blocks=, it has {', '.join(known) or 'no lists at all'}"
-        )
-    return registered
-
-
-def _is_registered(block: nn.Module) -> bool:
-    try:
-        return TransformerBlockRegistry.get(type(block)) is not None
-    except ValueError:  # how diffusers says "not registered"
-        return False
-
-
-def _register(module: nn.Module, hook: ModelHook, name: str = HOOK_NAME) -> None:
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
-
-
-@contextmanager
-def attached(module: nn.Module, hook: ModelHook, name: str) -> Iterator[None]:
-    """The hook is on the module inside; behind it the module is as it was."""
-    _register(module, hook, name)
-    try:
-        yield
-    finally:
-        unregister(module, name)
-
-
-def unregister(module: nn.Module, name: str = HOOK_NAME) -> None:
-    """Take the hook `name` off a module, which is then as it was before it had any."""
-    registry = HookRegistry.check_if_exists_or_initialize(module)
-    registry.remove_hook(name, recurse=False)
-    # diffusers puts the module's own method back as an attribute, which a copy would share.
-    if vars(module).get("forward") == getattr(type(module), "forward").__get__(module):  # noqa: B009
-        del module.forward
 
 
 def _hooked(module: nn.Module) -> bool:

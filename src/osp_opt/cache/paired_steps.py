@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from osp_opt.base.errors import PolicyError
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.runtime import run_all
 
 __all__ = ["PairedSteps", "PairedTimer"]
 
@@ -139,12 +140,6 @@ class PairedTimer(PairedSteps):
         cached = self._cache.at(step, branch)
 
         def loop(layers: Layers, x: Any) -> Any:
-            return self.run(step, lambda: _run(layers, x), lambda: cached(layers, x))
+            return self.run(step, lambda: run_all(layers, x), lambda: cached(layers, x))
 
         return loop
-
-
-def _run(layers: Layers, x: Any) -> Any:
-    for layer in layers:
-        x = layer(x)
-    return x

@@ -21,7 +21,7 @@ from osp_opt.cache.guidance import GuidancePlan
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.policy_file import BlockRange
 
-__all__ = ["BlockCache", "DeltaStore", "GuidanceStore", "forecast_weights"]
+__all__ = ["BlockCache", "DeltaStore", "GuidanceStore", "forecast_weights", "run_all"]
 
 Hidden = Tensor | tuple[Tensor, ...]
 # As models.transformer.BlockLoop, but open to hidden states of several streams.
@@ -229,7 +229,7 @@ class BlockCache:
         reused = self.policy.reuse_ranges(step)
         stored = self.policy.store_ranges(step)
         if not reused and not stored:
-            return _run
+            return run_all
         return _Loop(step, self._store(branch), reused, stored)
 
     def _store(self, branch: str) -> DeltaStore:
@@ -272,7 +272,8 @@ def _combined(values: list[Tensor], weights: list[float], like: Tensor) -> Tenso
     return total
 
 
-def _run(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
+def run_all(layers: Sequence[Callable[[Any], Any]], x: Any) -> Any:
+    """The block loop without a cache."""
     for layer in layers:
         x = layer(x)
     return x

@@ -235,8 +235,7 @@ def _join(
         {
             "file": str(video.video.relative_to(folder)),
             "latents": str(video.latents.relative_to(folder)),
-            "prompt": video.request.prompt,
-            "seed": video.request.seed,
+            **video.request.as_json(),
             "recorded_in_seconds": part.seconds,
         }
         for video, part in zip(videos, parts, strict=True)

@@ -80,8 +80,7 @@ def record_videos(options: SearchStepsOptions, context: WorkerContext, folder: P
         entries = [
             {
                 "latents": f"latents/{path.stem}.safetensors",
-                "prompt": request.prompt,
-                "seed": request.seed,
+                **request.as_json(),
             }
             for path, request in work
         ]

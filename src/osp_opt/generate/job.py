@@ -42,8 +42,7 @@ __all__ = ["requests_of", "run"]
 
 GRID_LIMIT = 16  # more tiles than that are no overview
 SAMPLE_PROMPTS = 4  # used when none are given
-SCHEDULE_FATAL = RECIPE_FATAL = ("model",)
-CACHE_FATAL = ("model", "steps")  # a policy names steps by number
+FATAL = ("model",)  # what was searched for another one means nothing here
 
 
 @dataclass(frozen=True)
@@ -120,11 +119,7 @@ def requests_of(options: SampleOptions) -> list[Request]:
 def _place(folder: Path, number: int, request: Request, suffix: str, key: dict[str, Any]) -> Path:
     """Its file, in a folder that it may share with videos made in other ways."""
     stem = f"{number:03d}-{request.slug}-s{request.seed}"
-    return free_path(folder, stem, suffix, {**_about(request), **key})
-
-
-def _about(request: Request) -> dict[str, Any]:
-    return {"prompt": request.prompt, "seed": request.seed}
+    return free_path(folder, stem, suffix, {**request.as_json(), **key})
 
 
 def _bundled(options: SampleOptions) -> list[str]:
@@ -157,13 +152,14 @@ def _check(
     """Refuse what does not fit before anything is sampled."""
     calls = maker.call_timesteps(schedule)
     setting = maker.setting(schedule)
-    say, allow = context.progress.say, options.allow_mismatch
-    if options.recipe is not None:
-        check_provenance(options.recipe, "recipe", setting, RECIPE_FATAL, allow, say)
-    if options.schedule is not None:
-        check_provenance(options.schedule, "schedule", setting, SCHEDULE_FATAL, allow, say)
-    if options.cache is not None:
-        check_provenance(options.cache, "cache policy", setting, CACHE_FATAL, allow, say)
+    say = context.progress.say
+    for path, what, fatal in (
+        (options.recipe, "recipe", FATAL),
+        (options.schedule, "schedule", FATAL),
+        (options.cache, "cache policy", (*FATAL, "steps")),  # it names steps by number
+    ):
+        if path is not None:
+            check_provenance(path, what, setting, fatal, options.allow_mismatch, say)
     if policy is not None:
         try:
             policy.validate(maker.num_blocks, len(calls))
@@ -201,7 +197,7 @@ def _finished(
     if not path.is_file():
         return None
     meta = read_meta(path)
-    wanted = {**_about(video.request), **key}
+    wanted = {**video.request.as_json(), **key}
     if meta is None or any(meta.get(name) != value for name, value in wanted.items()):
         return None
     return meta if isinstance(meta.get("denoising_seconds"), (int, float)) else None
@@ -246,7 +242,7 @@ def _make(
             if written is not None:
                 say(written.result())  # or its error, before another video is begun
             timing = {"denoising_seconds": made.seconds, "timed_on": made.timed_on}
-            meta = {**_about(video.request), **key, **timing}
+            meta = {**video.request.as_json(), **key, **timing}
             written = writer.submit(_write, video, made.latents, frames, maker.fps, raw, meta)
         if written is not None:
             say(written.result())
@@ -315,7 +311,7 @@ def _summarise(
         entries.append(
             {
                 "file": video.path.name,
-                **_about(video.request),
+                **video.request.as_json(),
                 "denoising_seconds": seconds[-1],
                 "timed_on": meta.get("timed_on"),
                 **({"frames": video.frames_path.name} if video.frames_path.is_file() else {}),

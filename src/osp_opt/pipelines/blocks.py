@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from osp_opt.base.errors import CalibrationError, CheckpointError, PolicyError
 from osp_opt.cache.branches import BRANCHES
-from osp_opt.cache.hooks import CacheHandle, attached, registered_blocks
+from osp_opt.cache.hooks import CacheHandle
+from osp_opt.cache.registries import attached, registered_blocks
 from osp_opt.cache.streams import Signature
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "Paired",
     "Position",
     "SilentHook",
-    "registered_blocks",
     "transformers_of",
     "watching",
 ]

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from osp_opt.base.errors import OptionError, ScheduleError, first_line
 from osp_opt.base.samplers import SamplerKind
-from osp_opt.cache.hooks import apply_cache, attached
+from osp_opt.cache.hooks import apply_cache
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.cache.registries import attached, registered_blocks
 from osp_opt.model.checkpoint import model_fingerprint
 from osp_opt.pipelines.blocks import (
     BlockWatch,
@@ -33,7 +34,6 @@ from osp_opt.pipelines.blocks import (
     PairHook,
     Position,
     SilentHook,
-    registered_blocks,
     transformers_of,
     watching,
 )

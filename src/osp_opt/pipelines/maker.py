@@ -39,6 +39,10 @@ class Request:
     prompt: str
     seed: int
 
+    def as_json(self) -> dict[str, Any]:
+        """As lists of videos and sidecars name it."""
+        return {"prompt": self.prompt, "seed": self.seed}
+
     @property
     def slug(self) -> str:
         """The prompt as part of a file name: at most 40 letters of any script, and digits."""

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from osp_opt.base.errors import OptionError
+from osp_opt.cache.registries import registered_blocks
 from osp_opt.options import SamplingOptions
-from osp_opt.pipelines.blocks import registered_blocks
 from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline
 from osp_opt.system.device import Device
 

@@ -108,5 +108,5 @@ def _meta(search: CacheSearch, found: Found) -> dict[str, Any]:
         meta["predictor"] = None if found.predictor is None else found.predictor.as_json()
         if found.rivals:
             meta["rivals"] = [rival.as_json() for rival in found.rivals]
-        meta["verified_on"] = [{"prompt": r.prompt, "seed": r.seed} for r in search.fresh_requests]
+        meta["verified_on"] = [request.as_json() for request in search.fresh_requests]
     return meta

@@ -84,8 +84,7 @@ def verify(
         log_ratios=log_error_ratios(own, even),
         errors={name: tuple(float(r["mse"]) for r in found) for name, found in rows.items()},
         videos=[
-            {"prompt": r.prompt, "seed": r.seed} | {name: rows[name][i] for name in rows}
-            for i, r in enumerate(requests)
+            r.as_json() | {name: rows[name][i] for name in rows} for i, r in enumerate(requests)
         ],
         plain_steps=plain_steps,
     )
