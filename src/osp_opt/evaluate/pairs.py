@@ -16,7 +16,7 @@ from osp_opt.base.errors import InputError, ShapeError
 from osp_opt.base.video import IMAGE_SUFFIXES, Frames, read_image, read_video
 from osp_opt.generate.manifest import Take, VideoFile
 
-__all__ = ["Pair", "pair_videos", "read_frames"]
+__all__ = ["Pair", "pair_videos", "pairing", "read_frames"]
 
 LOSSY_SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".gif", ".jpg", ".jpeg")
 
@@ -57,15 +57,23 @@ class Pair:
         return reference, candidate
 
 
+Key = Callable[[VideoFile], Hashable]
+
+
+def pairing(reference: Take, candidate: Take) -> Key:
+    """What two partners have in common."""
+    known = reference.settings is not None and candidate.settings is not None
+    return _request if known else _name
+
+
 def pair_videos(reference: Take, candidate: Take) -> list[Pair]:
     """Partners in the reference's order. Raises InputError for videos without one, and twins."""
-    known = reference.settings is not None and candidate.settings is not None
-    key: Callable[[VideoFile], Hashable] = _request if known else _name
+    key = pairing(reference, candidate)
     ours, theirs = (_by_key(videos, key) for videos in (reference, candidate))
     for one, other, videos in ((ours, theirs, candidate), (theirs, ours, reference)):
         lonely = [video for name, video in one.items() if name not in other]
         if lonely:
-            how = "same prompts and seeds" if known else "same file names"
+            how = "same prompts and seeds" if key is _request else "same file names"
             raise InputError(
                 f"{videos.address}: nothing to pair {lonely[0].label} with "
                 f"({len(lonely)} of {len(one)} videos lack a partner); "
@@ -81,7 +89,7 @@ def read_frames(path: Path) -> Frames:
     return read_video(path)
 
 
-def _by_key(videos: Take, key: Callable[[VideoFile], Hashable]) -> dict[Hashable, VideoFile]:
+def _by_key(videos: Take, key: Key) -> dict[Hashable, VideoFile]:
     found: dict[Hashable, VideoFile] = {}
     for video in videos.videos:
         name = key(video)

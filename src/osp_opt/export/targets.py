@@ -26,7 +26,7 @@ from osp_opt.export.artifact import (
     read_schedule,
 )
 from osp_opt.export.nearest import check_reuses
-from osp_opt.options import MAX_BLOCKS, ExportOptions
+from osp_opt.options import MAX_BLOCKS, ExportOptions, flag_of
 
 if TYPE_CHECKING:
     from osp_opt.sampling.schedule import TimestepSchedule
@@ -68,9 +68,7 @@ def export(path: Path, options: ExportOptions) -> Exported:
             f"a {found} goes to {others}"
         )
     for unused in sorted(options.model_fields_set & _OF_SOME - set(target.options)):
-        raise OptionError(
-            f"--{unused.replace('_', '-')}: --to {name} has no use for it; leave it out"
-        )
+        raise OptionError(f"{flag_of(unused)}: --to {name} has no use for it; leave it out")
     try:
         return target.make(path, options)
     except CalibrationError as error:

@@ -12,7 +12,7 @@ from osp_opt.base.errors import FileError, PolicyError
 from osp_opt.base.terminal import note
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.evaluate.measures import measure_pair
-from osp_opt.evaluate.pairs import Pair
+from osp_opt.evaluate.pairs import Pair, pairing
 from osp_opt.evaluate.summary import Summary, summarise
 from osp_opt.generate.manifest import Take, open_take, original_of, read_takes
 from osp_opt.quality.intervals import Interval, mean_ci
@@ -136,16 +136,9 @@ def _is_side(side: Mapping[str, Any], videos: Take) -> bool:
 
 
 def _shared(baseline: Take, videos: Take) -> list[Pair]:
-    if baseline.settings is None or videos.settings is None:
-        ours = {video.path.stem: video for video in baseline.videos}
-        named = ((video.path.stem, video) for video in videos.videos)
-        return [Pair(ours[stem], video) for stem, video in named if stem in ours]
-    known = {(video.prompt, video.seed): video for video in baseline.videos}
-    return [
-        Pair(known[video.prompt, video.seed], video)
-        for video in videos.videos
-        if (video.prompt, video.seed) in known
-    ]
+    key = pairing(baseline, videos)
+    known = {key(video): video for video in baseline.videos}
+    return [Pair(known[key(video)], video) for video in videos.videos if key(video) in known]
 
 
 def _baseline_row(videos: Take) -> Row:
