@@ -189,3 +189,29 @@ def test_no_machine_paths_and_no_registry_hosts() -> None:
             continue
         found = forbidden.search(path.read_text(errors="replace"))
         assert found is None, f"{path.relative_to(ROOT)}: {found}"
+
+
+def test_the_architecture_page_is_true() -> None:
+    """Its tree names what is there, its walks names of those modules, in at most 8 steps."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    parent = SOURCE
+    for line in page.partition("```text\n")[2].partition("```")[0].splitlines()[1:]:
+        first, *told = re.split(r"\s{2,}", line.strip())
+        inside = line.startswith("    ")
+        folder = (parent if inside else SOURCE) / (first if first.endswith("/") else "")
+        parent = parent if inside else folder
+        modules = told[0].split() if told else []
+        for name in [*modules, *([] if first.endswith("/") else [first])]:
+            place = folder / name
+            assert place.exists() or place.with_suffix(".py").exists(), f"{line}: no {name}"
+    steps = re.findall(r"^(\d)\. `([\w/]+\.py)`, `(\w+)`", page, re.MULTILINE)
+    assert [number for number, *_ in steps] == [*"123", *"45678" * 3]
+    for _, file, name in steps:
+        defined = {
+            node.name
+            for node in ast.walk(tree_of(SOURCE / file))
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        }
+        assert name in defined, f"{file} has no {name}"
+    for file in re.findall(r"`([\w/]+/\w+\.py)`", page):
+        assert (SOURCE / file).is_file() or (ROOT / file).is_file(), file

@@ -40,7 +40,7 @@ from osp_opt.pipelines.blocks import (
 from osp_opt.pipelines.digest import parameters_digest
 from osp_opt.pipelines.driving import Drive, StepSeen, driving
 from osp_opt.pipelines.experts import check_experts
-from osp_opt.pipelines.opening import load_pipeline
+from osp_opt.pipelines.opening import load_from_diffusers
 from osp_opt.pipelines.requirements import Described, check_arguments, check_kind
 from osp_opt.pipelines.schedulers import Steering
 from osp_opt.sampling.schedule import TimestepSchedule
@@ -90,7 +90,7 @@ def open_pipeline(
     part, ScheduleError for a scheduler that cannot be steered, OptionError for an argument that its
     call does not take.
     """
-    pipe, folder = load_pipeline(place, dtype, cache_dir)
+    pipe, folder = load_from_diffusers(place, dtype, cache_dir)
     return DiffusersPipeline(pipe.to(device), arguments, synchronize, folder)
 
 

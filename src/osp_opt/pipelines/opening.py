@@ -18,12 +18,12 @@ from osp_opt.model.weights import names
 from osp_opt.pipelines.files import described
 from osp_opt.pipelines.requirements import check_kind
 
-__all__ = ["load_pipeline"]
+__all__ = ["load_from_diffusers"]
 
 _REFUSALS = (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError)
 
 
-def load_pipeline(
+def load_from_diffusers(
     place: str | Path, dtype: torch.dtype | None, cache_dir: str | Path | None
 ) -> tuple[Any, Path]:
     """The pipeline in host memory, and its local folder.

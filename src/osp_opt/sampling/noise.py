@@ -1,6 +1,6 @@
 """Every random number of inference.
 
-The Euler-ancestral step from noise level a down to b is, exactly (DESIGN section 4),
+The Euler-ancestral step from noise level a down to b is, exactly (`steps.ancestral_step`),
 
     x_b = D + (b/a)^2 (x_a - D) + b sqrt(1 - b^2/a^2) z,        x = x0 + sigma eps (VE scaling).
 
