@@ -86,15 +86,22 @@ class ModelFolders:
     defaults: Path
 
     @classmethod
-    def find(cls, options: Any) -> ModelFolders:
-        """Where the options say, else where releases have them; downloads from the hub.
+    def find(
+        cls,
+        model_path: str | None,
+        version: str | None,
+        ae_path: str | None,
+        text_encoder_name: str | None,
+        cache: Path | None,
+    ) -> ModelFolders:
+        """Where the options of these names say, else where releases have them; downloads from the
+        hub into `cache`.
 
         `model_path` is a transformer's folder, or holds it as `version` (29x480p) or `transformer`;
-        the autoencoder is `ae_path`, else `vae` beside or under it; then `text_encoder_name` and
-        `cache_dir`. `options` has these as attributes. Raises CheckpointError.
+        without it it is the bundled model. The autoencoder is `ae_path`, else `vae` beside or under
+        it, the text encoder `text_encoder_name`, else `text_encoder` there. Raises CheckpointError.
         """
-        cache = options.cache_dir
-        if options.model_path is None:
+        if model_path is None:
             if not (BUNDLED / DEFAULTS_FILE).is_file():
                 raise CheckpointError(
                     "the bundled model is not part of this installation; use --model-path"
@@ -102,22 +109,20 @@ class ModelFolders:
             base = BUNDLED
             transformer = base / "transformer"
         else:
-            transformer = _transformer_folder(options.model_path, options.version, cache)
+            transformer = _transformer_folder(model_path, version, cache)
             base = transformer if (transformer / "vae").is_dir() else transformer.parent
-        if options.ae_path is not None:
-            vae = resolve_folder(options.ae_path, cache_dir=cache)
-        elif options.model_path is None or (base / "vae").is_dir():
+        if ae_path is not None:
+            vae = resolve_folder(ae_path, cache_dir=cache)
+        elif model_path is None or (base / "vae").is_dir():
             vae = base / "vae"
         else:
-            root, _ = _split_hub_id(options.model_path)
+            root, _ = _split_hub_id(model_path)
             if Path(root).expanduser().exists():
                 raise CheckpointError(f"no autoencoder in {base / 'vae'}; name one with --ae-path")
             vae = resolve_folder(root, "vae", cache)
-        text = options.text_encoder_name
-        if text is None:
-            local = base / "text_encoder"
-            text = str(local) if local.is_dir() else OFFICIAL_TEXT_ENCODER
-        return cls(transformer, vae, text, base / DEFAULTS_FILE)
+        local = base / "text_encoder"
+        usual = str(local) if local.is_dir() else OFFICIAL_TEXT_ENCODER
+        return cls(transformer, vae, text_encoder_name or usual, base / DEFAULTS_FILE)
 
     def load(
         self, dtype: torch.dtype, cache_dir: Path | None, given: Mapping[str, Any]

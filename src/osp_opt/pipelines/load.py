@@ -38,7 +38,13 @@ def load_pipeline(options: SamplingOptions, device: Device) -> LoadedModel:
     them. Raises CheckpointError, or OptionError and DeviceError for an attention backend that
     cannot be used.
     """
-    folders = ModelFolders.find(options)
+    folders = ModelFolders.find(
+        options.model_path,
+        options.version,
+        options.ae_path,
+        options.text_encoder_name,
+        options.cache_dir,
+    )
     parts = folders.load(device.dtype, options.cache_dir, {})
     transformer, vae = parts["transformer"], parts["vae"]
     for part in (transformer, vae, parts["text_encoder"]):

@@ -6,7 +6,7 @@ Shapes: b videos, c latent channels, t h w latent frames and size, l tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,6 @@ __all__ = ["OpenSoraPlanOutput", "OpenSoraPlanPipeline", "PromptEmbeddings"]
 
 DEFAULT_STEPS = 100
 _TOKENIZER = "tokenizer"  # folder of a saved pipeline
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where the parts of a released model are; see `ModelFolders.find`."""
-
-    model_path: str | None
-    version: str | None
-    ae_path: str | None
-    text_encoder_name: str | None
-    cache_dir: Path | None
 
 
 class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
@@ -147,7 +136,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         check_kind("torch_dtype", torch_dtype, (torch.dtype,), "a torch.dtype for such a model")
         cache = None if cache_dir is None else Path(cache_dir)
         model_path = None if source is None else str(source)
-        folders = ModelFolders.find(_Places(model_path, version, ae_path, text_encoder_name, cache))
+        folders = ModelFolders.find(model_path, version, ae_path, text_encoder_name, cache)
         parts = folders.load(torch_dtype or torch.float32, cache, kwargs)
         defaults = folders.model_defaults(parts["transformer"].config)
         pipe = cls(**parts, defaults=defaults)
@@ -347,6 +336,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         Raises:
             InputError: one of its kinds, for whatever does not fit.
         """
+        # What was asked for, checked before any work
         here = execution_device(self.transformer)
         if not mask_feature or (device is not None and torch.device(device).type != here.type):
             raise OptionError(
@@ -368,13 +358,14 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             )
         if latents is not None and not bool(torch.isfinite(latents).all()):
             raise OptionError("the given latents hold NaN or infinite values")
-        defaults = self.defaults
-        shape = defaults.shape(num_frames, height, width)
+        shape = self.defaults.shape(num_frames, height, width)
+
+        # Steps, sampler, guidance and cache
         plan = SamplingPlan.of(
             num_inference_steps, timesteps, schedule, cache, recipe, lambda: self.fingerprint
         )
         sampler = self.scheduler if plan.sampler is None else make_scheduler(plan.sampler)
-        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
         check_guidance(scale)
         self._guidance_scale = scale
         calls = call_timesteps(sampler, plan.schedule)
@@ -384,9 +375,15 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
         # The prompts, as embeddings, each as often as videos are asked for
         prompts = texts("prompt", prompt)
-        if prompt_embeds is None:
-            if not prompts:
-                raise OptionError("give a prompt, or prompt_embeds with prompt_attention_mask")
+        if prompt_embeds is not None:
+            embeddings = PromptEmbeddings(
+                _flat(prompt_embeds, 3),
+                _flat(prompt_attention_mask, 2),
+                _flat(negative_prompt_embeds, 3),
+                _flat(negative_prompt_attention_mask, 2),
+            )
+            prompts = prompts or [""] * len(embeddings)
+        elif prompts:
             encoded = self.encode_prompt(
                 prompts,
                 negative_prompt,
@@ -397,13 +394,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             )
             embeddings = PromptEmbeddings(*encoded)
         else:
-            embeddings = PromptEmbeddings(
-                _flat(prompt_embeds, 3),
-                _flat(prompt_attention_mask, 2),
-                _flat(negative_prompt_embeds, 3),
-                _flat(negative_prompt_attention_mask, 2),
-            )
-            prompts = prompts or [""] * len(embeddings)
+            raise OptionError("give a prompt, or prompt_embeds with prompt_attention_mask")
         embeddings = embeddings.repeated(each)
 
         # The noise of each video
