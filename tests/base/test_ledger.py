@@ -13,7 +13,7 @@ import pytest
 
 from osp_opt.base.errors import FileError
 from osp_opt.base.ledger import TrialLedger
-from osp_opt.search.random import search_rng
+from osp_opt.search.steps.ays import search_rng
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from osp_opt.calibration.statistics import Calibration
-from osp_opt.generate.prompt_sets import default_prompts
-from osp_opt.generate.prompts import given_prompts
+from osp_opt.generate.prompts import default_prompts, given_prompts
 from osp_opt.options import SearchOptions
 from osp_opt.pipelines.maker import Request
 

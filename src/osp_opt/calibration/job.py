@@ -24,8 +24,7 @@ from osp_opt.calibration.statistics import Calibration, is_of, load_whole
 from osp_opt.calibration.yardstick import measure_yardstick, yardstick_work
 from osp_opt.generate.manifest import add_take
 from osp_opt.generate.memory import report_memory
-from osp_opt.generate.prompt_sets import default_prompts
-from osp_opt.generate.prompts import given_prompts
+from osp_opt.generate.prompts import default_prompts, given_prompts
 from osp_opt.generate.references import load_latents, save_latents
 from osp_opt.options import CALIBRATED_PROMPTS, CALIBRATION_FILE, CalibrateOptions, following
 from osp_opt.pipelines.maker import Maker, Request, open_maker

@@ -26,8 +26,7 @@ from osp_opt.generate.found import with_found
 from osp_opt.generate.listing import OVERVIEW, RAW_FRAMES
 from osp_opt.generate.manifest import MANIFEST, add_take, free_path
 from osp_opt.generate.memory import report_memory
-from osp_opt.generate.prompt_sets import default_prompts
-from osp_opt.generate.prompts import given_prompts
+from osp_opt.generate.prompts import default_prompts, given_prompts
 from osp_opt.generate.provenance import check_provenance, timing_note
 from osp_opt.generate.references import load_latents, save_latents
 from osp_opt.options import SampleOptions, following

@@ -1,4 +1,4 @@
-"""Prompts from the command line or from a file of any usual kind (no torch)."""
+"""The prompts of a job: from the command line, from a file, or from the package (no torch)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 
 from osp_opt.base.artifacts import parse_json, read_bytes
 from osp_opt.base.errors import FileError
-from osp_opt.options import SamplingOptions
+from osp_opt.options import ModelOptions, SamplingOptions
 from osp_opt.options.groups import PROMPT_FILE_KINDS
+from osp_opt.tiny.prompts import load_prompts
 
-__all__ = ["given_prompts", "listed_prompts", "read_prompt_file"]
+__all__ = ["default_prompts", "given_prompts", "listed_prompts", "read_prompt_file"]
 
 PROMPT_FILE_MAX_BYTES = 8 * 2**20
 COLUMN = "prompt"
 OTHER_COLUMNS = ("text_prompt", "prompt_en", "text", "caption", "cap")
 """What other lists call it; "cap" is Open-Sora-Plan's, which holds a list of captions."""
 
+_BUNDLED = Path(__file__).parents[1] / "assets" / "prompts"
 _JSON_DEPTH = 8
 _SHOWN = 40  # characters of a value in an error text
 
@@ -39,6 +41,18 @@ def listed_prompts(options: SamplingOptions) -> list[str] | None:
     if options.prompt_file is not None:
         return read_prompt_file(options.prompt_file)
     return [_one_line(text) for text in options.text_prompt] or None
+
+
+def default_prompts(options: ModelOptions, name: str) -> list[str]:
+    """The bundled prompts of set `name`: "calibration" or "verification".
+
+    Without a model path they are in the bundled model's own small language, which its checker
+    can read; for other models they describe everyday scenes. The two sets share no prompt, so that
+    what was calibrated on is never what decides.
+    """
+    if options.is_bundled:
+        return list(load_prompts(name))
+    return read_prompt_file(_BUNDLED / f"{name}.txt")
 
 
 def read_prompt_file(path: str | Path) -> list[str]:
