@@ -6,6 +6,7 @@ Suffixes: P videos, K steps (noise levels, the noisiest first), G lags, B = bloc
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from osp_opt.base.artifacts import atomic_write_bytes, parse_json, read_bytes
 from osp_opt.base.errors import CalibrationError, FileError
 from osp_opt.base.samplers import SamplerKind
 from osp_opt.calibration.signals import CacheSignals
+from osp_opt.pipelines.calibrated import HEADER, read_header
 from osp_opt.pipelines.maker import Request
 from osp_opt.sampling.noise_scale import NoiseScale
 from osp_opt.sampling.schedule import TimestepSchedule, own_scale
@@ -31,7 +33,6 @@ __all__ = ["FORMAT", "Calibration", "VideoStatistics", "is_of", "load_whole", "s
 FORMAT = "osp-opt/calibration/1"
 _TENSORS = ("timesteps", "sigmas", "step_gram_PKK", "block_gram_PKGBB", "guided_gram_PKGBB")
 _SIGNALS = ("residual_ratio_PRKK", "input_change_PKK", "output_change_PKK")  # since 0.1.0
-_HEADER = "osp_opt"  # metadata key: a JSON list of the description and the digest
 _MAX_BYTES = 2 << 30
 _ROUNDING = 1e-4  # of a table's trace; they are kept in float32
 
@@ -236,7 +237,7 @@ class Calibration:
         text = json.dumps(about, sort_keys=True)
         # One key only: safetensors writes several in an order that changes from run to run.
         header = json.dumps([text, _digest(tensors, text)])
-        atomic_write_bytes(path, save_tensors(tensors, metadata={_HEADER: header}))
+        atomic_write_bytes(path, save_tensors(tensors, metadata={HEADER: header}))
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -247,7 +248,7 @@ class Calibration:
         data = read_bytes(path, "calibration file", _MAX_BYTES)
         try:
             tensors = load_tensors(data)
-            text, digest = parse_json(_header(data)[_HEADER])
+            text, digest = read_header(io.BytesIO(data))
             about = _About.model_validate(parse_json(text))
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CalibrationError(f"{path}: not a calibration file of osp-opt") from error
@@ -333,13 +334,6 @@ def _is_gram(tables: np.ndarray) -> bool:
     apart = np.abs(tables - tables.swapaxes(-2, -1)).max((-2, -1), initial=0.0)
     least = np.linalg.eigvalsh(tables).min(-1, initial=0.0)
     return bool(np.all(apart <= slack) and np.all(least >= -slack))
-
-
-def _header(data: bytes) -> dict[str, str]:
-    """The string metadata of a safetensors file (its header is JSON behind an 8-byte length)."""
-    length = int.from_bytes(data[:8], "little")
-    found: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-    return found
 
 
 def _digest(tensors: dict[str, np.ndarray], text: str) -> str:

@@ -6,16 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from osp_opt.base.artifacts import fingerprint_folder, open_for_reading, parse_json, setting_of
 from osp_opt.base.errors import CalibrationError
 from osp_opt.options import ModelOptions, SamplingOptions
 from osp_opt.pipelines.files import call_arguments
 
-__all__ = ["Calibrated", "check_files"]
+__all__ = ["HEADER", "Calibrated", "check_files", "read_header"]
 
-_HEADER = "osp_opt"
+HEADER = "osp_opt"
+"""In the file's metadata: a JSON list of the description (JSON again) and the digest."""
 _MOST_BYTES = 1 << 26
 _SHAPE = ("num_frames", "height", "width")
 _OF_BOTH = ("model", "sampler", "dtype")
@@ -121,15 +122,21 @@ def check_files(file: Path, options: ModelOptions) -> None:
         )
 
 
+def read_header(stream: IO[bytes]) -> tuple[str, str]:
+    """Description and digest in the header of a safetensors file: JSON behind an 8-byte length.
+
+    Raises ValueError, KeyError or TypeError for anything else.
+    """
+    length = int.from_bytes(stream.read(8), "little")
+    if length > _MOST_BYTES:
+        raise ValueError("no header")
+    text, digest = parse_json(json.loads(stream.read(length))["__metadata__"][HEADER])
+    return text, digest
+
+
 def _metadata(file: Path) -> dict[str, Any]:
-    """The metadata in the header of a safetensors file: JSON behind an 8-byte length."""
     with open_for_reading(file, "calibration file") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > _MOST_BYTES:
-            raise ValueError("no header")
-        header = json.loads(stream.read(length))
-    text, _ = parse_json(header["__metadata__"][_HEADER])
-    found = parse_json(text)["metadata"]
+        found = parse_json(read_header(stream)[0])["metadata"]
     if not isinstance(found, dict):
         raise TypeError("no metadata")
     return found

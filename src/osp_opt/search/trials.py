@@ -23,6 +23,7 @@ from osp_opt.options import CacheMemoryOptions
 from osp_opt.pipelines.maker import Denoised, Maker, Request
 from osp_opt.quality.metrics import SSIM_WINDOW, mse, psnr, ssim
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.race import Pair
 from osp_opt.system.context import WorkerContext
 from osp_opt.system.parallel import Parallel
 from osp_opt.tiny.captions import parse
@@ -131,6 +132,16 @@ class Trials:
         what = "sampling candidates"
         found = self._of_all("error", variants, requests, measure, what, [reference])
         return [float(values["mse"]) for values in found]
+
+    def racing(
+        self, variants: Sequence[Variant], requests: Sequence[Request]
+    ) -> Callable[[Sequence[Pair]], list[float]]:
+        """What `race` measures with: `errors` of (variant, request) pairs by their numbers."""
+
+        def measure(pairs: Sequence[Pair]) -> list[float]:
+            return self.errors([variants[v] for v, _ in pairs], [requests[r] for _, r in pairs])
+
+        return measure
 
     def compared(
         self,

@@ -113,14 +113,8 @@ class CacheSearch:
         variants = [self.variant(candidate) for candidate in candidates]
         costs = [1.0 / candidate.speedup for candidate in candidates]
         costs = costs[: affordable(costs, budget)]
-        requests = self.race_requests
-
-        def measure(pairs: list[tuple[int, int]]) -> list[float]:
-            return self.trials.errors(
-                [variants[c] for c, _ in pairs], [requests[p] for _, p in pairs]
-            )
-
-        return race(costs, len(requests), budget, measure, baseline_cost=1.0)
+        measure = self.trials.racing(variants, self.race_requests)
+        return race(costs, len(self.race_requests), budget, measure, baseline_cost=1.0)
 
 
 def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:

@@ -192,12 +192,7 @@ def _decide_by_race(search: Search, trials: Trials, candidates: list[StepCandida
         f"{foreseen} prompts"
     )
     trials.references(trials.original, requests[:foreseen])  # together: ranks share them
-
-    def measure(pairs: list[tuple[int, int]]) -> list[float]:
-        return trials.errors(
-            [Variant(candidates[c].schedule) for c, _ in pairs], [requests[p] for _, p in pairs]
-        )
-
+    measure = trials.racing([Variant(c.schedule) for c in candidates], requests)
     result = race(costs, len(requests), budget, measure, baseline_cost=1.0, pinned=0, prior=prior)
     winner = candidates[result.winner]
     challenger = result.winner or next((c for c in result.ranking if c != 0), 0)
