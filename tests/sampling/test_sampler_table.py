@@ -9,9 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from osp_opt.base.errors import ScheduleError
-from osp_opt.base.samplers import MAX_STEPS, SAMPLER_KINDS
+from osp_opt.base.samplers import MAX_STEPS, SAMPLER_KINDS, Sampler
 from osp_opt.options import SampleOptions
-from osp_opt.options.groups import Sampler
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.sampling.schedulers import StochasticScheduler, make_scheduler, set_schedule
 

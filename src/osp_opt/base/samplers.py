@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["FOLLOW_TIMESTEPS", "SAMPLER_KINDS", "STEERABLE", "SamplerKind"]
+__all__ = ["FOLLOW_TIMESTEPS", "SAMPLER_KINDS", "STEERABLE", "Sampler", "SamplerKind"]
 
 MAX_STEPS = 1000
 """The noise levels on which the released models were trained."""
@@ -37,6 +37,19 @@ class SamplerKind:
         """
         return self.order == 1 and self.timesteps is not None
 
+
+Sampler = Literal[
+    "EulerAncestralDiscrete",
+    "EulerDiscrete",
+    "DDIM",
+    "DDPM",
+    "DPMSolverMultistep",
+    "DPMSolverSinglestep",
+    "PNDM",
+    "HeunDiscrete",
+    "DEISMultistep",
+    "KDPM2AncestralDiscrete",
+]
 
 SAMPLER_KINDS: Mapping[str, SamplerKind] = MappingProxyType(
     {

@@ -7,22 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from osp_opt.base.samplers import SAMPLER_KINDS
+from osp_opt.base.samplers import SAMPLER_KINDS, Sampler
 from osp_opt.base.shape import PIXEL_MULTIPLE, VAE_STRIDE
 from osp_opt.options.base import STATE_FOLDER, Dtype, Options, Texts, flag_of, option
 
-Sampler = Literal[
-    "EulerAncestralDiscrete",
-    "EulerDiscrete",
-    "DDIM",
-    "DDPM",
-    "DPMSolverMultistep",
-    "DPMSolverSinglestep",
-    "PNDM",
-    "HeunDiscrete",
-    "DEISMultistep",
-    "KDPM2AncestralDiscrete",
-]
 FRAME_STRIDE = VAE_STRIDE[0]
 PROMPT_FILE_KINDS = (".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 
