@@ -18,10 +18,7 @@ def report_memory(maker: Maker | None, context: WorkerContext) -> None:
     `peak_bytes` has, by stage, one number per rank; None where a rank had no part in the stage.
     A run that finds all its work done, or needs no model, measures nothing and leaves the file.
     """
-    stages = {} if maker is None else maker.stages.stages()
-    ranks = context.parallel.gather_from_ranks(
-        {name: times.peak_bytes for name, times in stages.items()}
-    )
+    ranks = context.parallel.gather_from_ranks({} if maker is None else maker.stages.peaks)
     names = list(dict.fromkeys(name for rank in ranks for name in rank))
     if not names or not context.parallel.is_main:
         return

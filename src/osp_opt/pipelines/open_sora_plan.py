@@ -301,7 +301,7 @@ class VideoMaker(Maker):
                 callback=callback,
                 sequential_guidance=self.sequential_guidance,
             )
-        return Denoised(latents, self.stages["denoise"].seconds[-1], self.timed_on)
+        return Denoised(latents, self.stages.seconds["denoise"], self.timed_on)
 
     def cached_speedup(
         self,

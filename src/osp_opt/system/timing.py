@@ -6,42 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from statistics import median
-from typing import Any
 
 from osp_opt.quality.intervals import Interval, ratio_ci
-
-
-def _nothing() -> None:
-    return None
-
-
-@dataclass(frozen=True)
-class StageTimes:
-    """All runs of one stage."""
-
-    seconds: tuple[float, ...]
-    peak_bytes: int | None
-    """Most memory in use during any of the runs; None when it was not measured."""
-
-    @property
-    def total(self) -> float:
-        """Seconds, all runs together."""
-        return sum(self.seconds)
-
-    @property
-    def median(self) -> float:
-        """Seconds of a typical run."""
-        return median(self.seconds)
-
-    def as_json(self) -> dict[str, Any]:
-        """Count, total and median seconds, peak bytes."""
-        return {
-            "count": len(self.seconds),
-            "total_seconds": self.total,
-            "median_seconds": self.median,
-            "peak_bytes": self.peak_bytes,
-        }
 
 
 @dataclass
@@ -53,13 +19,14 @@ class Timer:
     peak_memory: bytes, the most in use since ``reset_peak_memory`` was called last; None where
     not known. The reset happens when an outermost stage begins, so the peak of a nested stage
     includes what its surroundings needed before it.
+    seconds: of the last run of each stage. peaks: bytes, the most of any run; None: not known.
     """
 
-    synchronize: Callable[[], None] = _nothing
-    peak_memory: Callable[[], int | None] | None = None
-    reset_peak_memory: Callable[[], None] = _nothing
-    _seconds: dict[str, list[float]] = field(default_factory=dict, init=False)
-    _peaks: dict[str, int] = field(default_factory=dict, init=False)
+    synchronize: Callable[[], None]
+    peak_memory: Callable[[], int | None]
+    reset_peak_memory: Callable[[], None]
+    seconds: dict[str, float] = field(default_factory=dict, init=False)
+    peaks: dict[str, int | None] = field(default_factory=dict, init=False)
     _depth: int = field(default=0, init=False)
 
     @contextmanager
@@ -76,23 +43,9 @@ class Timer:
             elapsed = time.perf_counter() - start
         finally:
             self._depth -= 1
-        self._seconds.setdefault(name, []).append(elapsed)
-        peak = self.peak_memory() if self.peak_memory else None
-        if peak is not None:
-            self._peaks[name] = max(peak, self._peaks.get(name, 0))
-
-    def __getitem__(self, name: str) -> StageTimes:
-        """The runs of one stage. Raises KeyError when it never ended."""
-        return StageTimes(tuple(self._seconds[name]), self._peaks.get(name))
-
-    def stages(self) -> dict[str, StageTimes]:
-        """All stages, in the order in which they first ended."""
-        return {name: self[name] for name in self._seconds}
-
-    def reset(self) -> None:
-        """Forget everything measured so far."""
-        self._seconds.clear()
-        self._peaks.clear()
+        self.seconds[name] = elapsed
+        known, peak = self.peaks.get(name), self.peak_memory()
+        self.peaks[name] = known if peak is None else max(peak, known or 0)
 
 
 def speedup(baseline: Sequence[float], candidate: Sequence[float]) -> Interval:
