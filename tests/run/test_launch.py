@@ -18,11 +18,16 @@ STATE = "samples/.osp-opt/sample"
 
 
 def start(
-    workdir: Path, order: str, nproc: int = 1, *more: str, under: tuple[str, ...] = ()
+    workdir: Path,
+    order: str,
+    nproc: int = 1,
+    *more: str,
+    under: tuple[str, ...] = (),
+    python: tuple[str, ...] = (),
 ) -> subprocess.Popen[str]:
     command = [
-        *under,
-        *(sys.executable, "-m", "osp_opt", "sample", "--device", "cpu"),
+        *(*under, sys.executable, *python),
+        *("-m", "osp_opt", "sample", "--device", "cpu"),
         *("--workdir", str(workdir), "--text-prompt", order, f"--nproc-per-node={nproc}"),
         *more,
     ]
@@ -69,7 +74,10 @@ def descendants(pid: int) -> list[int]:
     return [below for child in children for below in (int(child), *descendants(int(child)))]
 
 
-def test_two_ranks_work_and_only_rank_0_speaks(tmp_path: Path) -> None:
+def test_two_ranks_work_and_only_rank_0_speaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as some set it for all of their programs
     code, out, err = finish(start(tmp_path, "greet", 2))
     assert (code, err) == (0, "")
     assert "rank 0 of [0, 1] was here" in out
@@ -226,38 +234,16 @@ def test_killing_the_launcher_leaves_no_orphan_and_no_lock(tmp_path: Path) -> No
     assert (code, err) == (0, "")
 
 
-def test_files_of_the_current_folder_are_not_imported(tmp_path: Path) -> None:
-    """A user's random.py, or a folder called like the package, is neither run nor in the way."""
+@pytest.mark.parametrize("processes", [1, 2])
+def test_neither_files_of_the_current_folder_nor_settings_of_other_jobs_reach_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    """A user's random.py, or a folder called like the package, is neither run nor in the way; and a
+    refused input is refused once, with its reason, whatever an operator has set.
+    """
     trap = "raise SystemExit('imported from the current folder')"
     for name in ("random.py", "torch.py", "osp_opt.py"):
         (tmp_path / name).write_text(trap)
-    work = tmp_path / "work"
-    line = [sys.executable, "-P", "-m", "osp_opt", "sample", "--device", "cpu"]
-    for processes in ("1", "2"):
-        done = subprocess.run(
-            [
-                *line,
-                "--text-prompt",
-                "greet",
-                "--workdir",
-                str(work),
-                "--nproc-per-node",
-                processes,
-            ],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(STAND_IN)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode, without_notes(done.stderr)) == (0, "")
-        assert "rank 0 of" in done.stdout
-
-
-def test_settings_of_other_people_s_jobs_do_not_reach_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A refused input is refused once, with its reason, whatever an operator has set."""
     for name, value in {
         "PET_MAX_RESTARTS": "3",
         "PET_REDIRECTS": "3",
@@ -265,12 +251,14 @@ def test_settings_of_other_people_s_jobs_do_not_reach_ours(
         "PET_NNODES": "2",
         "MASTER_ADDR": "10.1.2.3",
         "RANK": "3",
-        "PYTHONSAFEPATH": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    for processes in (1, 2):
-        code, _, err = finish(start(tmp_path, "refuse", processes))
-        assert (code, err) == (2, "osp-opt: error: schedule s.txt: entry 3 is not a number\n")
+    monkeypatch.chdir(tmp_path)
+    # -P for the launcher alone, as the installed script is started.
+    process = start(tmp_path / "work", "greet and refuse", processes, python=("-P",))
+    code, out, err = finish(process)
+    assert (code, err) == (2, "osp-opt: error: schedule s.txt: entry 3 is not a number\n")
+    assert "rank 0 of" in out
 
 
 @pytest.mark.parametrize(
