@@ -1,4 +1,4 @@
-"""What the server of forks imports before it forks: all that a command does."""
+"""What the server of forks does before it forks: all that a command imports and checks first."""
 
 import gc
 
@@ -16,4 +16,7 @@ with importing():
     import osp_opt.search.cache.job
     import osp_opt.search.recipe.job
     import osp_opt.search.steps.job  # noqa: F401
+    from osp_opt.base.ffmpeg import check_ffmpeg
+
+check_ffmpeg()
 gc.freeze()  # no process looks through it for garbage

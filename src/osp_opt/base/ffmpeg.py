@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -116,8 +117,15 @@ def decode(path: Path, max_frames: int | None = None) -> Iterator[tuple[int, int
 def check_ffmpeg() -> str:
     """Write and read a frame with the very commands of later; returns the version.
 
-    Raises FfmpegError with what is wrong and what to do.
+    A process tries each ffmpeg until it has worked once. Raises FfmpegError with what is wrong and
+    what to do.
     """
+    return _try(_executable())
+
+
+@cache
+def _try(executable: str) -> str:
+    """What :func:`check_ffmpeg` does, for the one that is in use now."""
     rows = [bytes((8 * row, 255 - 8 * row, 128)) * _SIDE for row in range(_SIDE)]
     frame = b"".join(rows)
     with tempfile.TemporaryDirectory(prefix="osp-opt-ffmpeg-") as folder:
