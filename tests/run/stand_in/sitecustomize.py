@@ -1,7 +1,7 @@
 """Gives every Python process of a launcher test a job that does what its prompt says.
 
-Only the job is a stand-in: launcher, torch.distributed.run, worker and process group are real; torch
-lacks its kernels for the meta device, which nothing here uses and whose import is a third of its own.
+Only the job is a stand-in: launcher, torch.distributed.run, worker and process group are real. Of
+torch its Python for the meta device is left out, which nothing here uses: a third of its import.
 """
 
 from __future__ import annotations
