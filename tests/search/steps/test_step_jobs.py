@@ -73,7 +73,7 @@ def test_calibration_holds_statistics_videos_latents_and_manifest(calibrated: Pa
     calibration = Calibration.load(folder / "calibration.safetensors")
     assert calibration.prompts == PROMPTS
     assert calibration.step_gram.shape == (2, STEPS, STEPS)
-    assert calibration.block_gram.shape == (2, STEPS, 3, 5, 5)
+    assert calibration.block_gram.shape == (2, STEPS, 4, 5, 5)
     assert np.isfinite(calibration.block_gram[:, 4:]).all()
     manifest = json.loads((folder / "manifest.json").read_text())
     (take,) = manifest["takes"]
