@@ -38,13 +38,13 @@ def run(lab: Lab) -> dict[str, Any]:
         for sampler, maker in makers.items():
             seen[sampler, steps] = [_seen(lab, maker, steps, request) for request in requests]
             print(f"  {sampler}, {steps} steps", flush=True)
-    moved = np.array([one["motion"] for one in seen[DEFAULT, full]]) + STILL
+    moved = np.array([one["moved"] for one in seen[DEFAULT, full]]) + STILL
     rows = []
     for (sampler, steps), videos in seen.items():
-        own = np.array([one["motion"] for one in videos]) + STILL
+        own = np.array([one["moved"] for one in videos]) + STILL
         right = {n: wilson([v[n] for v in videos]).as_json() for n in (*ATTRIBUTES, "all")}
         moves = ratio_ci((own / moved).tolist()).as_json()
-        rows.append({"sampler": sampler, "steps": steps, "right": right, "motion": moves})
+        rows.append({"sampler": sampler, "steps": steps, "right": right, "moved": moves})
     return {"rows": rows, "prompts": len(requests)}
 
 
@@ -52,7 +52,7 @@ def _seen(lab: Lab, maker: VideoMaker, steps: int, request: Request) -> dict[str
     def measure() -> dict[str, Any]:
         frames = maker.decode(maker.denoise(request, maker.schedule(steps)).latents)
         read = check(frames, request.prompt).right()
-        return {name: float(right) for name, right in read.items()} | {"motion": motion(frames)}
+        return {name: float(right) for name, right in read.items()} | {"moved": motion(frames)}
 
-    key = f"attributes {maker.options.sampler} {steps} {request.seed} {request.prompt}"
+    key = f"drawn {maker.options.sampler} {steps} {request.seed} {request.prompt}"
     return lab.remembered(key, measure)

@@ -283,7 +283,7 @@ def _attributes(section: dict[str, Any]) -> str:
             row["sampler"],
             f"{row['steps']}",
             *(interval_text(row["right"][name], ".0f", 100) for name in names),
-            interval_text(row["motion"], ".2f"),
+            interval_text(row["moved"], ".2f"),
         ]
         for row in section["rows"]
     ]
