@@ -232,7 +232,7 @@ def results(lab: Any) -> dict[str, Any]:
                     "sampler": "EulerDiscrete",
                     "steps": 100,
                     "right": {"motion": wilson([1.0, 1.0, 1.0, 0.0]).as_json()},
-                    "motion": ratio_ci([0.9, 1.1]).as_json(),
+                    "moved": ratio_ci([0.9, 1.1]).as_json(),
                 }
             ],
         },
