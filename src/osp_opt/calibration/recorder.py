@@ -30,6 +30,7 @@ LAGS = (1, 2, 3, 4)
 Layer = Callable[[Tensor], Tensor]
 BRANCHES = ("negative", "positive")  # the order in which the pipeline concatenates them
 MAX_TOKENS = 512  # kept of each hidden state; 33 boundaries x 2 x 512 x 2304 in bf16: 156 MB
+FEW_TOKENS = 64  # of more, half at most: a step's errors change by 3 % and recording costs half
 MAX_STATE_BYTES = 1 << 30  # of all hidden states kept at once, on the model's device
 MAX_LATENT_BYTES = 1 << 28  # of all denoised predictions together, float32, on the same device
 
@@ -58,7 +59,8 @@ class CalibrationRecorder:
         guidance_scale: w of ``u + w (c - u)``; None when the model runs without guidance, so that
             the batch holds one branch.
         lags: distances in steps over which the change of the hidden state is recorded.
-        max_tokens: tokens kept of each hidden state (evenly spread, see `spread_indices`).
+        max_tokens: tokens kept of each hidden state (evenly spread, see `spread_indices`), of more
+            than `FEW_TOKENS` half at most.
         max_state_bytes: bound on the memory of the hidden states; fewer tokens are kept to fit.
         max_latent_bytes: bound on the memory of the denoised predictions; beyond it, elements are
             kept evenly spread, the same at every step.
@@ -209,7 +211,8 @@ class CalibrationRecorder:
         if self._tokens is None:
             states = (self.lags[-1] + 1) * (self.num_blocks + 1) * r * videos
             fitting = self._max_state_bytes // (states * x.shape[2] * x.element_size())
-            kept = spread_indices(tokens, max(1, min(self._max_tokens, fitting)))
+            wanted = min(self._max_tokens, max(FEW_TOKENS, tokens // 2))
+            kept = spread_indices(tokens, max(1, min(wanted, fitting)))
             self._tokens = _KeptTokens(kept, tokens, self._spread.sequence, x.device)
         if step not in self._states:
             shape = (self.num_blocks + 1, r, videos, self._tokens.count, x.shape[2])
