@@ -160,9 +160,7 @@ def positive_mean_ci(values: Sequence[float]) -> Interval:
     return Interval(student.estimate, low, high, n, _few(data, FEWEST_SKEWED))
 
 
-def paired_difference(
-    candidate: Sequence[float], reference: Sequence[float], level: float = 0.95
-) -> Interval:
+def paired_difference(candidate: Sequence[float], reference: Sequence[float]) -> Interval:
     """The mean of ``candidate[i] - reference[i]`` with Student's interval.
 
     Pairs share prompt and seed, so what makes one video harder than another cancels and the
@@ -189,9 +187,7 @@ def wilson(values: Sequence[float]) -> Interval:
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
-def paired_shares(
-    candidate: Sequence[float], reference: Sequence[float], level: float = 0.95
-) -> Interval:
+def paired_shares(candidate: Sequence[float], reference: Sequence[float]) -> Interval:
     """The difference of two paired proportions, candidate less reference, with an honest interval.
 
     Newcombe 1998 (Statistics in Medicine 17, 2635), method 10: Wilson's intervals of both
