@@ -8,22 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import probe_attention
+import probe_conditions
 import probe_working
 import pytest
 import torch
-from npu_site import install, run_with
+from npu_site import CONDITIONS, install, run_with
 from safetensors.torch import load_file
-
-OPEN = """
-import sys
-from osp_opt.system.device import Device
-from osp_opt.base.errors import DeviceError
-print(Device.open("auto").name, Device.open("cpu").name)
-try:
-    Device.open("npu")
-except DeviceError as error:
-    print(error)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +63,20 @@ def test_two_ranks_meet_on_gloo_for_objects_and_hccl_for_tensors(probe: dict[str
     assert probe["hccl_used"]
 
 
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What opening devices says where torch_npu is in some condition, or working but hidden."""
+    folders = {
+        name: install(tmp_path_factory.mktemp("site"), name if name in CONDITIONS else "working")
+        for name in (*CONDITIONS, "hidden")
+    }
+    pairs = [(folder, "" if name == "hidden" else "-") for name, folder in folders.items()]
+    nothing = tmp_path_factory.mktemp("nothing")
+    done = run_with(nothing, probe_conditions.__file__, *(word for pair in pairs for word in pair))
+    assert done.returncode == 0, done.stderr
+    return dict(zip(folders, json.loads(done.stdout), strict=True))
+
+
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
@@ -82,15 +86,15 @@ def test_two_ranks_meet_on_gloo_for_objects_and_hccl_for_tensors(probe: dict[str
     ],
 )
 def test_torch_npu_that_does_not_load_is_explained_and_the_cpu_works(
-    condition: str, said: str, tmp_path: Path
+    condition: str, said: str, opened: dict[str, list[str]]
 ) -> None:
-    done = run_with(install(tmp_path, condition), "-c", OPEN)
-    assert done.returncode == 0, done.stderr
-    opened, message = done.stdout.strip().split("\n")  # the error is one line
-    assert opened == "cpu cpu"
+    auto, cpu, message = opened[condition]
+    assert (auto, cpu) == ("cpu", "cpu")
     assert message.startswith("--device npu: torch_npu is installed but")
     assert said in message
+    assert "\n" not in message
     assert message.endswith("or use --device cpu")
+    assert opened["working"] == ["npu", "cpu"]
 
 
 def test_doctor_and_sample_work_where_torch_npu_lacks_cann(
@@ -109,10 +113,10 @@ def test_doctor_and_sample_work_where_torch_npu_lacks_cann(
     assert len(list((tmp_path / "made").rglob("001*.png"))) == 1
 
 
-def test_no_visible_npu_names_the_variable_that_hides_them(tmp_path: Path) -> None:
-    done = run_with(install(tmp_path, "working"), "-c", OPEN, ASCEND_RT_VISIBLE_DEVICES="")
-    assert done.stdout.split("\n")[0] == "cpu cpu"
-    assert "sees no NPU (ASCEND_RT_VISIBLE_DEVICES=)" in done.stdout
+def test_no_visible_npu_names_the_variable_that_hides_them(opened: dict[str, list[str]]) -> None:
+    *devices, message = opened["hidden"]
+    assert devices == ["cpu", "cpu"]
+    assert "sees no NPU (ASCEND_RT_VISIBLE_DEVICES=)" in message
 
 
 def test_import_torch_itself_fails_without_cann_unless_autoload_is_off(tmp_path: Path) -> None:
