@@ -199,7 +199,7 @@ def _with_vbench(
         for dimension in options.vbench_dimensions:
             found = done.vbench(dimension, videos)
             if found is None:
-                found = [values[dimension] for values in vbench_scores(python, videos, [dimension])]
+                found = vbench_scores(python, videos, dimension)
                 done.add_vbench(dimension, videos, found)
             for values, value in zip(scores, found, strict=True):
                 values[dimension] = value

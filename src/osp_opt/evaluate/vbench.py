@@ -27,10 +27,8 @@ _MODULE = "vbench.launch.evaluate"
 _RESULTS = "*_eval_results.json"
 
 
-def vbench_scores(
-    python: Path, videos: Sequence[VideoFile], dimensions: Sequence[str]
-) -> list[dict[str, float]]:
-    """Scores of every video by dimension, in [0, 1], higher is better.
+def vbench_scores(python: Path, videos: Sequence[VideoFile], dimension: str) -> list[float]:
+    """The score of every video in one dimension, in [0, 1], higher is better.
 
     Raises OptionError when `python` is not there or VBench fails, FileError when its result is
     not what VBench writes.
@@ -46,23 +44,19 @@ def vbench_scores(
             shutil.copyfile(video.path, copy)
             prompts[str(copy)] = video.prompt or video.path.stem
         (place / "prompts.json").write_text(json.dumps(prompts))
-        _run(python, place, dimensions)
+        _run(python, place, dimension)
         results = sorted((place / "results").glob(_RESULTS))
         if not results:
             raise FileError("VBench: it wrote no results; run it once by hand")
         content = read_json(results[-1], "VBench result")
-    scores: list[dict[str, float]] = [{} for _ in videos]
-    for dimension in dimensions:
-        for number, value in _of_dimension(content, dimension, len(videos)).items():
-            scores[number][dimension] = value
-    return scores
+    return _of_dimension(content, dimension, len(videos))
 
 
-def _run(python: Path, place: Path, dimensions: Sequence[str]) -> None:
+def _run(python: Path, place: Path, dimension: str) -> None:
     command = [
         *(str(python), "-m", _MODULE, "--output_path", str(place / "results")),
         *("--videos_path", str(place / "videos"), "--mode", "custom_input"),
-        *("--prompt_file", str(place / "prompts.json"), "--dimension", *dimensions),
+        *("--prompt_file", str(place / "prompts.json"), "--dimension", dimension),
     ]
     # Its own environment: what makes ours find its packages must not reach it.
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
@@ -76,8 +70,8 @@ def _run(python: Path, place: Path, dimensions: Sequence[str]) -> None:
         )
 
 
-def _of_dimension(content: Any, dimension: str, count: int) -> dict[int, float]:
-    """Number of the video to its score, of `[mean, [{"video_path", "video_results"}, ...]]`."""
+def _of_dimension(content: Any, dimension: str, count: int) -> list[float]:
+    """Every video's score, in order, of `[mean, [{"video_path", "video_results"}, ...]]`."""
     entry = content.get(dimension) if isinstance(content, dict) else None
     rows = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     if not isinstance(rows, list):
@@ -95,4 +89,4 @@ def _of_dimension(content: Any, dimension: str, count: int) -> dict[int, float]:
         raise FileError(f"VBench result: {dimension} scores {len(found)} of {count} videos")
     # imaging_quality is a share as a mean, and per cent per video.
     percent = max(found.values()) > 1.0
-    return {number: value / 100 if percent else value for number, value in found.items()}
+    return [found[number] / 100 if percent else found[number] for number in range(count)]

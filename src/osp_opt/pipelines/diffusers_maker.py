@@ -236,7 +236,7 @@ class PipelineMaker(Maker):
                 watch=recorder,
                 on_step=seen,
             )
-        return Denoised(made.latents, made.seconds, self.timed_on)
+        return replace(made, timed_on=self.timed_on)
 
     def decode(self, latents: Tensor, seed: int = 0) -> np.ndarray:
         with self.stages.stage("decode"):

@@ -14,7 +14,6 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +39,16 @@ from osp_opt.pipelines.blocks import (
 from osp_opt.pipelines.digest import parameters_digest
 from osp_opt.pipelines.driving import Drive, StepSeen, driving
 from osp_opt.pipelines.experts import check_experts
+from osp_opt.pipelines.maker import Denoised
 from osp_opt.pipelines.opening import load_from_diffusers
 from osp_opt.pipelines.requirements import Described, check_arguments, check_kind
 from osp_opt.pipelines.schedulers import Steering
 from osp_opt.sampling.schedule import TimestepSchedule
 
-__all__ = ["DiffusersPipeline", "Made", "StepSeen", "open_pipeline"]
+__all__ = ["DiffusersPipeline", "StepSeen", "open_pipeline"]
 
 _FEW_STEPS = 2  # what any scheduler can make
 _BAD_CALL = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
-
-
-@dataclass(frozen=True)
-class Made:
-    """One video's latents, in the pipeline's own layout, and the seconds of its steps."""
-
-    latents: Tensor
-    seconds: float
 
 
 class _Branches(list[str]):
@@ -245,7 +237,7 @@ class DiffusersPipeline:
         paired: Paired | None = None,
         watch: BlockWatch | None = None,
         on_step: Callable[[StepSeen], None] | None = None,
-    ) -> Made:
+    ) -> Denoised:
         """The latents of one video: in so many `steps` of its own, or at `levels` (timesteps).
 
         The noise is that of a CPU generator with `seed`, as everybody would give it. `corrections`
@@ -296,7 +288,7 @@ class DiffusersPipeline:
             drive = Drive(levels, corrections, begin, seen)
             self._call(drive, prompt, seed, count, "latent")
         self._synchronize()
-        return Made(last[0].detach(), time.perf_counter() - began[0])
+        return Denoised(last[0].detach(), time.perf_counter() - began[0])
 
     def decode(self, latents: Tensor, seed: int = 0) -> np.ndarray:
         """Frames uint8 [t h w c] of one video's latents, by the pipeline's own last lines.
