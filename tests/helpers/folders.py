@@ -12,8 +12,8 @@ from osp_opt.base.video import Frames, write_lossless, write_video
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
-from osp_opt.tiny.captions import caption
 from osp_opt.tiny.specs import ClipSpec
+from tools.train_tiny.captions import caption
 from tools.train_tiny.clips import render_clips, to_uint8
 
 SPECS = (

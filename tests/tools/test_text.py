@@ -9,8 +9,8 @@ import pytest
 import sentencepiece
 import torch
 
-from osp_opt.tiny.captions import all_captions
 from osp_opt.tiny.specs import BACKGROUNDS, COLORS, MOTIONS, SHAPES
+from tools.train_tiny.captions import all_captions
 from tools.train_tiny.prompts import all_specs
 from tools.train_tiny.text import build_text_encoder_config, build_tokenizer
 

@@ -9,10 +9,10 @@ from transformers import MT5EncoderModel
 
 from osp_opt.model.text.encoder import load_tokenizer
 from osp_opt.pipelines.diffusers_pipeline import open_pipeline
-from osp_opt.tiny.captions import all_captions
 from tools.train_flow.autoencoder import refine_decoder, train_autoencoder
 from tools.train_flow.text import FOLDER, MAX_TOKENS, bundled_as_fast_tokenizer, bundled_as_umt5
 from tools.train_flow.transformer import train_transformer
+from tools.train_tiny.captions import all_captions
 from tools.train_tiny.prompts import all_specs, split_specs
 
 PADDED = {"max_length": MAX_TOKENS, "padding": "max_length", "truncation": True}

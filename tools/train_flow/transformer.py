@@ -27,9 +27,9 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from torch import Tensor, nn
 
 from osp_opt.base.artifacts import atomic_path
-from osp_opt.tiny.captions import NUM_STYLES, caption
 from osp_opt.tiny.specs import ClipSpec
 from tools.train_flow.text import MAX_TOKENS, bundled_as_fast_tokenizer, bundled_as_umt5, embed
+from tools.train_tiny.captions import NUM_STYLES, caption
 from tools.train_tiny.clips import render_clips
 from tools.train_tiny.optim import MuonWithAdamW, WeightAverage, warm_then_linear
 from tools.train_tiny.prompts import split_specs

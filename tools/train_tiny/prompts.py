@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 from osp_opt.base.artifacts import atomic_write_text
 from osp_opt.base.errors import InputError
-from osp_opt.tiny.captions import caption
 from osp_opt.tiny.prompts import PROMPT_FOLDER
 from osp_opt.tiny.specs import BACKGROUNDS, COLORS, MOTIONS, SHAPES, ClipSpec
+from tools.train_tiny.captions import caption
 
 SPLIT_SEED = 0
 """The seed of the split that the shipped weights were trained with."""
@@ -33,7 +34,7 @@ def _pairs(specs: Iterable[ClipSpec]) -> set[tuple[tuple[int, str], ...]]:
     return {
         pair
         for spec in specs
-        for pair in itertools.combinations(tuple(enumerate(spec.values())), 2)
+        for pair in itertools.combinations(tuple(enumerate(astuple(spec))), 2)
     }
 
 
@@ -70,10 +71,10 @@ def spread(specs: Sequence[ClipSpec], count: int, seed: int) -> tuple[ClipSpec, 
     used: dict[str, int] = {}
     chosen: list[ClipSpec] = []
     while len(chosen) < count:
-        best = min(rest, key=lambda spec: sum(used.get(value, 0) ** 2 for value in spec.values()))
+        best = min(rest, key=lambda spec: sum(used.get(value, 0) ** 2 for value in astuple(spec)))
         rest.remove(best)
         chosen.append(best)
-        for value in best.values():
+        for value in astuple(best):
             used[value] = used.get(value, 0) + 1
     return tuple(chosen)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osp_opt.base.artifacts import atomic_write_bytes, write_json
-from osp_opt.tiny.captions import all_captions
+from tools.train_tiny.captions import all_captions
 from tools.train_tiny.prompts import all_specs
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from osp_opt.model.text.encoder import load_tokenizer
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.autoencoder import VAE_SCALE, CausalVAEModel
 from osp_opt.sampling.schedule import sigma_table
-from osp_opt.tiny.captions import NUM_STYLES, caption
 from osp_opt.tiny.specs import ClipSpec
+from tools.train_tiny.captions import NUM_STYLES, caption
 from tools.train_tiny.clips import render_clips
 from tools.train_tiny.optim import MuonWithAdamW, WeightAverage, warm_then_linear
 from tools.train_tiny.prompts import split_specs

@@ -78,17 +78,6 @@ class Loss:
             "asked": self.asked,
         }
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Loss:
-        """The inverse of `as_json`."""
-        right = values["right"]
-        return cls(
-            values["measure"],
-            Interval.from_json(values["share"]),
-            None if right is None else (int(right[0]), int(right[1])),
-            int(values["asked"]),
-        )
-
 
 def loss_of(
     psnr: Sequence[float],

@@ -62,7 +62,3 @@ class ClipSpec:
                 raise InputError(
                     f"clip {attribute}: found {value!r}, choose one of {', '.join(known)}"
                 )
-
-    def values(self) -> tuple[str, str, str, str]:
-        """The four values in the order of ATTRIBUTES."""
-        return (self.shape, self.color, self.background, self.motion)
