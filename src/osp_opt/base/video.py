@@ -50,6 +50,14 @@ def write_lossless(path: str | Path, frames: npt.ArrayLike, fps: float) -> None:
     _encode(path, video.shape[1:3], video, fps, LOSSLESS)
 
 
+def write_frames(path: Path, frames: Frames, fps: float) -> None:
+    """Write uint8 frames [t h w c]: a png of one, an mp4 of more. Raises ShapeError, FileError."""
+    if len(frames) == 1:
+        write_image(path, frames[0])
+    else:
+        write_video(path, frames, fps)
+
+
 def _write_film(path: str | Path, size: tuple[int, ...], film: Film, fps: float) -> None:
     height, width = size
     if height % 2 or width % 2:
@@ -86,6 +94,13 @@ def read_video(path: str | Path, max_frames: int | None = None) -> Frames:
     return video
 
 
+def read_frames(path: str | Path, max_frames: int | None = None) -> Frames:
+    """Read a video, or an image as a video of one frame -> [t h w c]. Raises FileError."""
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        return read_image(path)[np.newaxis]
+    return read_video(path, max_frames)
+
+
 def video_frames(path: str | Path, max_frames: int | None = None) -> Iterator[Frames]:
     """The frames [h w c] of a video one by one, as `read_video` returns them all; at least one.
 
@@ -106,10 +121,7 @@ def video_frames(path: str | Path, max_frames: int | None = None) -> Iterator[Fr
 
 def frame_size(path: str | Path) -> tuple[int, int]:
     """Width and height of a video or an image. Raises FileError."""
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-        height, width, _ = read_image(path).shape
-    else:
-        _, height, width, _ = read_video(path, max_frames=1).shape
+    _, height, width, _ = read_frames(path, max_frames=1).shape
     return width, height
 
 

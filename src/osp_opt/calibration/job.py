@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from osp_opt.base.artifacts import write_json
 from osp_opt.base.errors import CalibrationError
-from osp_opt.base.video import write_image, write_video
+from osp_opt.base.video import write_frames
 from osp_opt.calibration.recorder import LAGS, CalibrationRecorder
 from osp_opt.calibration.statistics import Calibration, is_of, load_whole
 from osp_opt.calibration.yardstick import measure_yardstick, yardstick_work
@@ -149,13 +148,6 @@ def _is_recorded(video: _Video, metadata: dict[str, Any]) -> Calibration | None:
     return found if found is not None and _is_current(found, video.request, metadata) else None
 
 
-def _write(video: _Video, frames: np.ndarray, fps: float) -> None:
-    if len(frames) == 1:
-        write_image(video.video, frames[0])
-    else:
-        write_video(video.video, frames, fps)
-
-
 def _record(
     todo: list[_Video],
     maker: Maker,
@@ -184,7 +176,7 @@ def _record(
             if video in unwritten:
                 frames = maker.decode(load_latents(video.latents)[None], video.request.seed)
                 if parallel.is_leader:
-                    _write(video, frames, maker.fps)
+                    write_frames(video.video, frames, maker.fps)
                 task.advance(len(schedule))
                 continue
             recorder.reset()
@@ -210,7 +202,7 @@ def _record(
                 seconds=made.seconds * parallel.layout.replica_size,
             )
             statistics.save(video.statistics)
-            _write(video, frames, maker.fps)
+            write_frames(video.video, frames, maker.fps)
             context.progress.detail(f"{video.video}: denoised in {made.seconds:.2f} s")
 
 

@@ -10,13 +10,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from osp_opt.base.errors import InputError, ShapeError
-from osp_opt.base.video import IMAGE_SUFFIXES, Frames, read_image, read_video
+from osp_opt.base.video import Frames, read_frames
 from osp_opt.generate.manifest import Take, VideoFile
 
-__all__ = ["Pair", "pair_videos", "pairing", "read_frames"]
+__all__ = ["Pair", "pair_videos", "pairing"]
 
 LOSSY_SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".gif", ".jpg", ".jpeg")
 
@@ -80,13 +78,6 @@ def pair_videos(reference: Take, candidate: Take) -> list[Pair]:
                 f"compare folders with the {how}"
             )
     return [Pair(video, theirs[name]) for name, video in ours.items()]
-
-
-def read_frames(path: Path) -> Frames:
-    """A video, or an image as a video of one frame, uint8 [t h w c]. Raises FileError."""
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return read_image(path)[np.newaxis]
-    return read_video(path)
 
 
 def _by_key(videos: Take, key: Key) -> dict[Hashable, VideoFile]:

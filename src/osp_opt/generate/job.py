@@ -16,10 +16,9 @@ from osp_opt.base.video import (
     Frames,
     read_image,
     video_frames,
+    write_frames,
     write_grid,
-    write_image,
     write_lossless,
-    write_video,
 )
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.found import with_found
@@ -269,12 +268,9 @@ def _write(
     A video that cannot be written leaves its latents, which took the time.
     """
     try:
-        if len(frames) == 1:
-            write_image(video.path, frames[0])
-        else:
-            if raw:
-                write_lossless(video.frames_path, frames, fps)
-            write_video(video.path, frames, fps)
+        if raw:
+            write_lossless(video.frames_path, frames, fps)
+        write_frames(video.path, frames, fps)
         write_meta(video.path, meta)
     except InputError as error:
         try:

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from osp_opt.base.artifacts import read_bytes
-from osp_opt.base.video import IMAGE_SUFFIXES, Frames, write_image, write_video
-from osp_opt.evaluate.pairs import read_frames
+from osp_opt.base.video import IMAGE_SUFFIXES, Frames, read_frames, write_frames
 from osp_opt.generate.manifest import VideoFile
 from osp_opt.report.comparison import Comparison, describe
 
@@ -99,10 +98,7 @@ def _difference(caption: str, detail: str, one: Frames, other: Frames, fps: floa
     still = len(frames) == 1
     with tempfile.TemporaryDirectory(prefix="osp-opt-report-") as folder:
         place = Path(folder) / ("difference.png" if still else "difference.mp4")
-        if still:
-            write_image(place, frames[0])
-        else:
-            write_video(place, frames, fps)
+        write_frames(place, frames, fps)
         data = place.read_bytes()
     return View(caption, detail, _uri("image/png" if still else "video/mp4", data), still)
 
