@@ -32,17 +32,8 @@ class CalibrateOptions(MakingOptions, LaunchOptions):
     command: ClassVar[str] = "calibrate"
     folder: ClassVar[str | None] = "calibration"
     common: ClassVar[tuple[str, ...]] = (
-        "num_prompts",
-        "prompt_file",
-        "text_prompt",
-        "steps",
-        "guidance_scale",
-        "model_path",
-        "pipeline",
-        "seed",
-        "out",
-        "workdir",
-        "nproc_per_node",
+        *("num_prompts", "prompt_file", "text_prompt", "steps", "guidance_scale"),
+        *("model_path", "pipeline", "seed", "out", "workdir", "nproc_per_node"),
     )
     example: ClassVar[str] = "--model-path NAME/REPO/29x480p --prompt-file prompts.txt"
 

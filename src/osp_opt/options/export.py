@@ -29,14 +29,8 @@ class ExportOptions(Options):
 
     command: ClassVar[str] = "export"
     common: ClassVar[tuple[str, ...]] = (
-        "file",
-        "to",
-        "from_format",
-        "steps",
-        "num_blocks",
-        "calls_per_step",
-        "shift",
-        "out",
+        *("file", "to", "from_format", "steps", "num_blocks", "calls_per_step", "shift"),
+        *("out",),
     )
     example: ClassVar[str] = "dit_cache_config.json --to cache-dit --num-blocks 32"
 

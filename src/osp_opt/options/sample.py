@@ -28,18 +28,8 @@ class SampleOptions(MakingOptions, CacheMemoryOptions, LaunchOptions):
     command: ClassVar[str] = "sample"
     folder: ClassVar[str | None] = "samples"
     common: ClassVar[tuple[str, ...]] = (
-        "text_prompt",
-        "prompt_file",
-        "recipe",
-        "plain",
-        "schedule",
-        "cache",
-        "steps",
-        "seed",
-        "model_path",
-        "out",
-        "workdir",
-        "nproc_per_node",
+        *("text_prompt", "prompt_file", "recipe", "plain", "schedule", "cache", "steps"),
+        *("seed", "model_path", "out", "workdir", "nproc_per_node"),
     )
     example: ClassVar[str] = "--prompt 'a red circle moves left on a white background'"
 
@@ -116,14 +106,7 @@ class DoctorOptions(ModelOptions, ShapeOptions, DeviceOptions):
 
     command: ClassVar[str] = "doctor"
     common: ClassVar[tuple[str, ...]] = (
-        "model_path",
-        "version",
-        "ae_path",
-        "text_encoder_name",
-        "pipeline",
-        "device",
-        "num_frames",
-        "height",
-        "width",
+        *("model_path", "version", "ae_path", "text_encoder_name", "pipeline", "device"),
+        *("num_frames", "height", "width"),
     )
     example: ClassVar[str] = "--model-path NAME/REPO/29x480p"

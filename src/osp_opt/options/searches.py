@@ -99,17 +99,8 @@ class SearchStepsOptions(SearchOptions):
     folder: ClassVar[str | None] = "search-steps"
     goal: ClassVar[str] = "steps"
     common: ClassVar[tuple[str, ...]] = (
-        "steps",
-        "max_loss",
-        "verify",
-        "budget",
-        "prompt_file",
-        "text_prompt",
-        "calibration",
-        "videos_path",
-        "out",
-        "workdir",
-        "nproc_per_node",
+        *("steps", "max_loss", "verify", "budget", "prompt_file", "text_prompt"),
+        *("calibration", "videos_path", "out", "workdir", "nproc_per_node"),
     )
     pipeline_steps: ClassVar[Any] = (25,)
     example: ClassVar[str] = "--steps 50 --verify"
@@ -216,18 +207,8 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
     folder: ClassVar[str | None] = "search-cache"
     goal: ClassVar[str] = "ratio"
     common: ClassVar[tuple[str, ...]] = (
-        "ratio",
-        "max_loss",
-        "policy",
-        "steps",
-        "schedule",
-        "verify",
-        "budget",
-        "prompt_file",
-        "calibration",
-        "out",
-        "workdir",
-        "nproc_per_node",
+        *("ratio", "max_loss", "policy", "steps", "schedule", "verify", "budget"),
+        *("prompt_file", "calibration", "out", "workdir", "nproc_per_node"),
     )
     pipeline_steps: ClassVar[Any] = 50
     example: ClassVar[str] = "--ratio 1.3 --verify"
@@ -340,18 +321,8 @@ class OptimizeOptions(SearchOptions, CacheMemoryOptions):
     folder: ClassVar[str | None] = "optimize"
     goal: ClassVar[str] = "speedup"
     common: ClassVar[tuple[str, ...]] = (
-        "speedup",
-        "max_loss",
-        "budget",
-        "verify_prompts",
-        "prompt_file",
-        "text_prompt",
-        "model_path",
-        "pipeline",
-        "calibration",
-        "out",
-        "workdir",
-        "nproc_per_node",
+        *("speedup", "max_loss", "budget", "verify_prompts", "prompt_file", "text_prompt"),
+        *("model_path", "pipeline", "calibration", "out", "workdir", "nproc_per_node"),
     )
     example: ClassVar[str] = "--speedup 4"
 
