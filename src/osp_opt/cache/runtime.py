@@ -24,7 +24,7 @@ from osp_opt.cache.policy_file import BlockRange
 __all__ = ["BlockCache", "DeltaStore", "GuidanceStore", "forecast_weights", "run_all"]
 
 Hidden = Tensor | tuple[Tensor, ...]
-# As models.transformer.BlockLoop, but open to hidden states of several streams.
+# As `model.block.BlockLoop`, but open to hidden states of several streams.
 AnyLoop = Callable[[Sequence[Callable[[Any], Any]], Any], Any]
 Kept = Callable[[list[int]], list[int]]  # some of the steps given, newest first
 

@@ -129,7 +129,7 @@ class OpenSoraBlock(nn.Module):
         mask: Tensor | None = None,
         sequence: SequenceParallel | None = None,
     ) -> Tensor:
-        """``hidden_states [b n d]``, ``modulation [b 6 d]``; the rest as in models.attention."""
+        """``hidden_states [b n d]``, ``modulation [b 6 d]``; the rest as in `attention.py`."""
         # What Python has to decide is decided here, outside of what may be compiled.
         key, value, text_mask = text.keys_and_values(self.attn2)
         run: Callable[..., Tensor] = self.run

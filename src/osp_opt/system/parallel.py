@@ -1,7 +1,7 @@
 """The ranks of a job: the only place that touches ``torch.distributed``.
 
 At world size 1 everything here is the identity and no process group is made. With more ranks
-(started by ``torch.distributed.run``) they are laid out as layout.py says. Every method marked
+(started by ``torch.distributed.run``) they are laid out as `ranks.py` says. Every method marked
 *collective* must be called by all ranks concerned, in the same order.
 """
 

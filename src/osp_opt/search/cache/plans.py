@@ -1,6 +1,6 @@
 r"""Free cache plans: for every step, which ranges of blocks to reuse, by dynamic programming.
 
-The additive part of the score of `cache_scores` is minimised under a time budget with a Lagrange
+The additive part of the score of `scores.py` is minimised under a time budget with a Lagrange
 multiplier:
 
     min over plans   sum_t sqrt(w_t E_{t,l}[ranges_t])  -  lambda * (seconds saved),

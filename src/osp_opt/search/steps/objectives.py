@@ -80,7 +80,7 @@ def deterministic_cost(
     probability-flow ODE carries every error to the end, in the clock 1/s. Why a first-order error
     for DPM-Solver++ and Heun: their steps correct for the same differences of D, so they err
     where those are large. On the Gaussian model, from the table that calibrate records, W2^2 of
-    the schedules (p = 0 / KLUB, c = 0.5 / uniform; tests/search/gaussian_model.py):
+    the schedules (p = 0 / KLUB, c = 0.5 / uniform; tests/helpers/gaussian_model.py):
 
         steps  Euler                  DPM-Solver++ (2M)
         10     .0154 / .0285 / .0253  .0022 / .0131 / .0486
