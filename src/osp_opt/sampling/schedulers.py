@@ -11,7 +11,6 @@ Timesteps and sigmas stay on the CPU, so no step waits for a device.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -220,43 +219,38 @@ def _vp_levels(scheduler: Any, timestep: int) -> tuple[float, float]:
     return ((1 - abar) / abar) ** 0.5, ((1 - abar_next) / abar_next) ** 0.5
 
 
-@dataclass(frozen=True)
-class _Method:
-    scheduler: type[Any]
-    arguments: Mapping[str, Any]
-
-
-_METHODS: Mapping[str, _Method] = MappingProxyType(
+_CLASSES: Mapping[str, type[Any]] = MappingProxyType(
     {
-        "EulerAncestralDiscrete": _Method(EulerAncestral, {}),
-        "EulerDiscrete": _Method(EulerDiscreteScheduler, {}),
-        "DDIM": _Method(DDIM, {"clip_sample": False}),
-        "DDPM": _Method(DDPM, {"clip_sample": False}),
-        "DPMSolverMultistep": _Method(DPMSolverMultistepScheduler, {}),
-        "DPMSolverSinglestep": _Method(DPMSolverSinglestepScheduler, {}),
-        "PNDM": _Method(PNDMScheduler, {}),
-        "HeunDiscrete": _Method(HeunDiscreteScheduler, {}),
-        "DEISMultistep": _Method(DEISMultistepScheduler, {}),
-        "KDPM2AncestralDiscrete": _Method(KDPM2Ancestral, {}),
+        "EulerAncestralDiscrete": EulerAncestral,
+        "EulerDiscrete": EulerDiscreteScheduler,
+        "DDIM": DDIM,
+        "DDPM": DDPM,
+        "DPMSolverMultistep": DPMSolverMultistepScheduler,
+        "DPMSolverSinglestep": DPMSolverSinglestepScheduler,
+        "PNDM": PNDMScheduler,
+        "HeunDiscrete": HeunDiscreteScheduler,
+        "DEISMultistep": DEISMultistepScheduler,
+        "KDPM2AncestralDiscrete": KDPM2Ancestral,
     }
 )
+_UNCLIPPED = ("DDIM", "DDPM")  # made with `clip_sample` off, all others as they are
 SAMPLERS: tuple[str, ...] = tuple(SAMPLER_KINDS)
 """Values of `--sampler` (the reference's `--sample_method`); the first is the default."""
 
 
 def make_scheduler(name: str) -> Scheduler:
     """A fresh scheduler of sample method `name`. Raises OptionError for an unknown name."""
-    if name not in _METHODS:
+    if name not in _CLASSES:
         raise OptionError(f"sampler {name!r} is unknown; use one of {', '.join(SAMPLERS)}")
-    method = _METHODS[name]
-    return cast(Scheduler, method.scheduler(**method.arguments))
+    arguments = {"clip_sample": False} if name in _UNCLIPPED else {}
+    return cast(Scheduler, _CLASSES[name](**arguments))
 
 
 def sampler_name(scheduler: object) -> str:
     """The sample method of a diffusers scheduler. Raises OptionError when it is none of the ten."""
-    for name, method in _METHODS.items():
+    for name, kind in _CLASSES.items():
         # the class used here, or the diffusers class under it
-        if isinstance(scheduler, SchedulerMixin) and issubclass(method.scheduler, type(scheduler)):
+        if isinstance(scheduler, SchedulerMixin) and issubclass(kind, type(scheduler)):
             return name
     known = ", ".join(SAMPLERS)
     raise OptionError(f"scheduler {type(scheduler).__name__} is none of {known}")
@@ -267,14 +261,14 @@ def adopt_scheduler(scheduler: Any) -> Scheduler:
 
     Fresh, because schedulers keep state between steps: two runs must not share one.
     """
-    method = _METHODS[sampler_name(scheduler)]
+    kind = _CLASSES[sampler_name(scheduler)]
     found = scheduler.config.get("prediction_type", "epsilon")
     if found != "epsilon":
         raise OptionError(
             f"scheduler {type(scheduler).__name__} has prediction_type {found!r}; "
             "Open-Sora-Plan v1.2 predicts the noise, 'epsilon'"
         )
-    return cast(Scheduler, method.scheduler.from_config(scheduler.config))
+    return cast(Scheduler, kind.from_config(scheduler.config))
 
 
 def is_stock(scheduler: Scheduler, name: str) -> bool:
