@@ -30,7 +30,7 @@ from osp_opt.tiny.captions import parse
 from osp_opt.tiny.checker import check
 from osp_opt.tiny.specs import ATTRIBUTES
 
-__all__ = ["Trials", "Variant", "policy_key", "schedule_key"]
+__all__ = ["Trials", "Variant", "policy_key", "racing", "schedule_key"]
 
 TIMED_STEPS = 10  # of the original, before and behind each video that is timed
 
@@ -134,16 +134,6 @@ class Trials:
         what = "sampling candidates"
         found = self._of_all("frame error", variants, requests, measure, what, [reference])
         return [float(values["mse"]) for values in found]
-
-    def racing(
-        self, variants: Sequence[Variant], requests: Sequence[Request]
-    ) -> Callable[[Sequence[Pair]], list[float]]:
-        """What `race` measures with: `errors` of (variant, request) pairs by their numbers."""
-
-        def measure(pairs: Sequence[Pair]) -> list[float]:
-            return self.errors([variants[v] for v, _ in pairs], [requests[r] for _, r in pairs])
-
-        return measure
 
     def compared(
         self,
@@ -345,6 +335,17 @@ class Trials:
         if variant.policy is None:
             return None
         return self._maker.block_cache(variant.policy, self._memory)
+
+
+def racing(
+    trials: Trials, variants: Sequence[Variant], requests: Sequence[Request]
+) -> Callable[[Sequence[Pair]], list[float]]:
+    """What `race` measures with: the errors of (variant, request) pairs, given by their numbers."""
+
+    def measure(pairs: Sequence[Pair]) -> list[float]:
+        return trials.errors([variants[v] for v, _ in pairs], [requests[r] for _, r in pairs])
+
+    return measure
 
 
 def _right(video: np.ndarray, prompt: str) -> int:

@@ -32,7 +32,7 @@ from osp_opt.search.cache.scores import ReuseErrors, four_field_scores, gaussian
 from osp_opt.search.cost import say_cost
 from osp_opt.search.evidence import TIMED_VIDEOS
 from osp_opt.search.race import RaceResult, affordable, race
-from osp_opt.search.trials import Trials, Variant
+from osp_opt.search.trials import Trials, Variant, racing
 from osp_opt.system.context import WorkerContext
 
 __all__ = ["CacheSearch", "open_search"]
@@ -113,7 +113,7 @@ class CacheSearch:
         variants = [self.variant(candidate) for candidate in candidates]
         costs = [1.0 / candidate.speedup for candidate in candidates]
         costs = costs[: affordable(costs, budget)]
-        measure = self.trials.racing(variants, self.race_requests)
+        measure = racing(self.trials, variants, self.race_requests)
         return race(costs, len(self.race_requests), budget, measure, baseline_cost=1.0)
 
 

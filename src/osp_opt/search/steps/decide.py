@@ -20,7 +20,7 @@ from osp_opt.search.steps.objectives import StepObjective
 from osp_opt.search.steps.paths import descend_on_paths
 from osp_opt.search.steps.sensitivity import fit_sensitivity
 from osp_opt.search.steps.verify import Verification, verify
-from osp_opt.search.trials import Trials, Variant
+from osp_opt.search.trials import Trials, Variant, racing
 from osp_opt.system.context import WorkerContext
 
 __all__ = ["Decision", "Search", "as_factor", "decide_and_verify"]
@@ -192,7 +192,7 @@ def _decide_by_race(search: Search, trials: Trials, candidates: list[StepCandida
         f"{foreseen} prompts"
     )
     trials.references(trials.original, requests[:foreseen])  # together: ranks share them
-    measure = trials.racing([Variant(c.schedule) for c in candidates], requests)
+    measure = racing(trials, [Variant(c.schedule) for c in candidates], requests)
     result = race(costs, len(requests), budget, measure, baseline_cost=1.0, pinned=0, prior=prior)
     winner = candidates[result.winner]
     challenger = result.winner or next((c for c in result.ranking if c != 0), 0)
