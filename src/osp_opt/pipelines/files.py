@@ -10,8 +10,8 @@ import ast
 import importlib.util
 import inspect
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -209,15 +209,19 @@ def _scheduler(folder: Path) -> tuple[str | None, Mapping[str, Any]]:
     return name, config
 
 
+@cache
 def _source_of(name: str) -> ast.ClassDef | None:
-    """The class `name` as diffusers' source has it; None where it has none of that name."""
+    """The class `name` as diffusers' source has it; None where it has none of that name.
+
+    Looked for as bytes, and once: these are hundreds of files.
+    """
     spec = importlib.util.find_spec("diffusers")
     if spec is None or spec.origin is None:
         return None
-    start = re.compile(rf"^class {name}\(", re.MULTILINE)
+    start = f"\nclass {name}(".encode()
     for file in sorted((Path(spec.origin).parent / "pipelines").rglob("pipeline_*.py")):
-        text = file.read_text(encoding="utf-8")
-        if start.search(text):
+        text = file.read_bytes()
+        if start in text:
             nodes = ast.parse(text).body
             return next(n for n in nodes if isinstance(n, ast.ClassDef) and n.name == name)
     return None
