@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@# Not compiled: most of it is never imported. What is, one process compiles, not all at once.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 		-c constraints.txt -e '.[dev]'
-	$(BIN)/python -c "import osp_opt.cli.diagnosis"
+	TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(BIN)/python -c "import osp_opt.cli.diagnosis"
 	touch $@
 
 demo: install
