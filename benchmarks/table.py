@@ -258,7 +258,7 @@ def _four_field(section: dict[str, Any]) -> str:
             f"{section[name]['deciding']:.2e}",
             f"{sum(section[name]['fresh']) / section['prompts']:.2e}",
         ]
-        for told, name in (("reference tool's procedure", "reference"), ("best sampled", "best"))
+        for told, name in (("reference tool's procedure", "reference"), ("best of all", "best"))
     ]
     head = (
         *("choice", "policy", "less work, x"),
@@ -268,10 +268,11 @@ def _four_field(section: dict[str, Any]) -> str:
         ),
     )
     note = (
-        f"{section['reaching']} policies of four numbers save the work; {section['sampled']}, the "
-        "best by the recorded table, of all and of every interval, were sampled. Errors are mean "
-        f"squares of frames. On the prompts that chose the best has {section['bound']:.2f} of the "
-        f"procedure's error, on fresh ones {interval_text(section['ratio'], '.2f')} (geometric)."
+        f"{section['sampled']} policies of four numbers just save the work (the latest first step "
+        "of every interval, number and first block); all were sampled on one prompt and the best "
+        "on those that chose. Errors are mean squares of frames, geometric means over prompts that "
+        f"chose, means over fresh ones. The best has {section['bound']:.2f} times the procedure's "
+        f"error on the first, {interval_text(section['ratio'], '.2f')} on fresh ones (geometric)."
     )
     return f"## Four numbers at their best\n\n{markdown_table(head, rows)}\n\n{note}"
 

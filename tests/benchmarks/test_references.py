@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pytest
@@ -56,18 +57,18 @@ def test_its_second_stage_takes_the_best_starts_and_stays_inside_the_model() -> 
     assert result.policy == CachePolicy.four_field(6, 6, 0, 2)
 
 
-def test_every_policy_of_four_numbers_that_saves_the_work_is_enumerated() -> None:
+def test_the_last_start_that_saves_the_work_is_found_for_every_interval_and_range() -> None:
     blocks, steps = 4, 12
-    found = {CachePolicy(rule=rule) for rule in enumerated(blocks, steps, 1.3)}
-    everything = [
-        CachePolicy.four_field(a, num, first, interval)
-        for interval in range(2, MAX_INTERVAL + 1)
-        for first in range(steps)
-        for a in range(blocks)
-        for num in range(1, blocks - a + 1)
-    ]
-    assert found == {one for one in everything if one.speedup(blocks, steps) >= 1.3}
-    assert len(found) == len(enumerated(blocks, steps, 1.3))
+    latest: dict[tuple[int, int, int], int] = {}
+    for interval, a in product(range(2, MAX_INTERVAL + 1), range(blocks)):
+        for num, first in product(range(1, blocks - a + 1), range(steps)):
+            policy = CachePolicy.four_field(a, num, first, interval)
+            if policy.speedup(blocks, steps) >= 1.3:
+                latest[interval, a, num] = first
+    found = enumerated(blocks, steps, 1.3)
+    assert latest
+    assert len(found) == len(latest)
+    assert {(r.step_interval, r.block_start, r.num_blocks): r.step_start for r in found} == latest
 
 
 def gaussian_search(num_steps: int, seed: int) -> tuple[float, int]:

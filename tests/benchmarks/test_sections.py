@@ -204,7 +204,6 @@ def results(lab: Any) -> dict[str, Any]:
         },
         "field": field_section(),
         "four-field": {
-            "reaching": 900,
             "sampled": 30,
             "deciding_prompts": 2,
             "prompts": 2,
