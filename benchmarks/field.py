@@ -21,8 +21,8 @@ from benchmarks.cache import (
     GUIDANCE,
     against_curves,
     field_entrants,
-    pixel_error,
     policy_entrant,
+    policy_error,
     reference_entrant,
 )
 from benchmarks.contest import Entrant, NotRun, reason_of
@@ -33,7 +33,7 @@ from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.pipelines.maker import Request
 from osp_opt.quality.intervals import mean_ci
-from osp_opt.quality.metrics import MAX_PSNR, log_error, psnr
+from osp_opt.quality.metrics import MAX_PSNR, psnr
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import BlockTimes
 from osp_opt.search.cache.candidates import MAX_INTERVAL, four_field_candidates
@@ -111,7 +111,7 @@ def _best(lab: Lab, method: str, target: float, policies: list[CachePolicy]) -> 
     """Of least error (mean logarithm) on prompts that decide."""
     print(f"  {method} {target:g}x: {len(policies)} policies", flush=True)
     errors = [
-        [log_error(pixel_error(lab, policy, request)) for request in lab.deciding(DECIDING)]
+        [np.log(policy_error(lab, policy, request)) for request in lab.deciding(DECIDING)]
         for policy in policies
     ]
     best = policies[int(np.argmin(np.mean(errors, axis=1)))]

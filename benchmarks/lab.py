@@ -28,7 +28,7 @@ from osp_opt.options import (
 )
 from osp_opt.pipelines.maker import Denoised, Request
 from osp_opt.pipelines.open_sora_plan import VideoMaker
-from osp_opt.quality.metrics import MAX_PSNR, frame_error, psnr, ssim
+from osp_opt.quality.metrics import MAX_PSNR, mse, psnr, ssim
 from osp_opt.run.folder import open_run
 from osp_opt.run.worker import JOBS
 from osp_opt.sampling.schedule import TimestepSchedule
@@ -41,6 +41,7 @@ from osp_opt.tiny.specs import ATTRIBUTES
 
 __all__ = ["Lab", "Listening"]
 
+_BLACK_TO_WHITE = 255.0
 CONVERGED = 8
 """Times the steps of the full length: a video that more steps hardly change (59 dB from there to
 four times the full length on the bundled model)."""
@@ -168,14 +169,14 @@ class Lab:
 
     def frame_error(self, latents: Tensor, request: Request) -> float:
         """Mean squared error of the frames against the full length's, in [0, 1]."""
-        return frame_error(self.maker.decode(latents), self.full(request))
+        return mse(self.maker.decode(latents), self.full(request)) / _BLACK_TO_WHITE**2
 
     def judge(self, latents: Tensor, request: Request) -> dict[str, float]:
         """Raw frames against the full-length and the converged video's, and the checker's word."""
         frames, full = self.maker.decode(latents), self.full(request)
         return {
             "psnr": min(psnr(frames, full), MAX_PSNR),
-            "mse": frame_error(frames, full),
+            "mse": mse(frames, full) / _BLACK_TO_WHITE**2,
             "ssim": ssim(frames, full),
             "converged": min(psnr(frames, self.converged(request)), MAX_PSNR),
             **self.adherence(frames, request),

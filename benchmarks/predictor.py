@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cache import block_times, pixel_error, policy_error
+from benchmarks.cache import block_times, policy_error
 from benchmarks.lab import Lab
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.pipelines.maker import Request
@@ -120,7 +120,7 @@ def probed_importance(lab: Lab, errors: ReuseErrors) -> FloatArray:
     """The weights that search-cache measures, here on a prompt that judges nothing, [S]."""
     probes = importance_probes(errors)
     request = lab.deciding(1)[0]
-    measured = [pixel_error(lab, probe.policy, request) for probe in probes]
+    measured = [policy_error(lab, probe.policy, request) for probe in probes]
     return measured_importance(errors, probes, measured)
 
 

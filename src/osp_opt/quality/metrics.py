@@ -41,13 +41,6 @@ def mse(candidate: Video, reference: Video) -> float:
     return _mse(a, b)
 
 
-def frame_error(candidate: Video, reference: Video) -> float:
-    """Mean squared difference of two uint8 videos of one shape, white being 1: the error that the
-    searches compare.
-    """
-    return mse(candidate, reference) / 255.0**2
-
-
 def log_error(squared: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Natural logarithm of squared errors (any shape), finite where there is none."""
     return np.log(np.maximum(np.asarray(squared, dtype=np.float64), LEAST_ERROR))

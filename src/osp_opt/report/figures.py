@@ -135,7 +135,7 @@ def _errors(curve: Mapping[str, Any]) -> Plot:
                 label = f"{words[name]}, measured"
                 axes.errorbar(lengths, errors, spread, fmt="o", color=color, capsize=3, label=label)
         _by_steps(axes, sorted({point["steps"] for point in points}))
-        axes.set_ylabel("squared error of frames")
+        axes.set_ylabel("squared error of latents")
         legend(axes)
 
     scaled = curve.get("predictions_scaled_to_plain")

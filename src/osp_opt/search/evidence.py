@@ -25,14 +25,14 @@ class Evidence:
     """A variant against the original, over videos (of one prompt each).
 
     speedup: of denoising, measured in turns; None where it was not timed. psnr: dB of raw frames;
-    worst: of the video furthest off. ssim: None for frames too small for it. mse: squared
-    error of the frames, geometric mean.
+    worst: of the video furthest off. ssim: None for frames too small for it. latent_mse: of the
+    scaled latents, geometric mean.
     """
 
     psnr: Interval
     worst: float
     ssim: Interval | None
-    mse: float
+    latent_mse: float
     loss: Loss
     speedup: Interval | None = None
 
@@ -54,7 +54,7 @@ class Evidence:
             "psnr": self.psnr.as_json(),
             "worst_psnr": self.worst,
             "ssim": None if self.ssim is None else self.ssim.as_json(),
-            "mse": self.mse,
+            "latent_mse": self.latent_mse,
             "loss": self.loss.as_json(),
         }
 
@@ -72,7 +72,7 @@ def evidence_of(
         psnr=mean_ci(psnr),
         worst=min(psnr),
         ssim=None if ssim is None else mean_ci(ssim),
-        mse=float(np.exp(log_error([row["mse"] for row in rows]).mean())),
+        latent_mse=float(np.exp(log_error([row["mse"] for row in rows]).mean())),
         loss=loss_of(psnr, ssim, right, len(ATTRIBUTES) * len(read)),
         speedup=None if speedups is None else ratio_ci(speedups),
     )
@@ -81,7 +81,7 @@ def evidence_of(
 def log_error_ratios(
     rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], name: str = "mse"
 ) -> tuple[float, ...]:
-    """Per video, the log of one variant's squared error over another's, of `Trials.compared`; its
+    """Per video, the log of one variant's latent error over another's, of `Trials.compared`; its
     "mse" is the distance to the original, its "converged_mse" that to the converged video.
     """
     return tuple(

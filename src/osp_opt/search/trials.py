@@ -21,7 +21,7 @@ from osp_opt.generate.measurements import Measurements
 from osp_opt.generate.references import LatentStore, References
 from osp_opt.options import CacheMemoryOptions
 from osp_opt.pipelines.maker import Denoised, Maker, Request
-from osp_opt.quality.metrics import SSIM_WINDOW, frame_error, psnr, ssim
+from osp_opt.quality.metrics import SSIM_WINDOW, mse, psnr, ssim
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.race import Pair
 from osp_opt.system.context import WorkerContext
@@ -119,20 +119,18 @@ class Trials:
         requests: Sequence[Request],
         against: Variant | None = None,
     ) -> list[float]:
-        """Squared error of the frames of variants[i] on requests[i], `against` the original or a
-        finer variant.
-
-        Not of the latents: most of what the last steps do to those is lost in decoding.
+        """Mean squared error of the latents of variants[i] on requests[i], `against` the original
+        or a finer variant.
         """
         reference = against or self.original
 
         def measure(i: int) -> dict[str, Any]:
-            wanted = self._frames_of(reference, requests[i])
             made = self._make(variants[i], requests[i])
-            return {"mse": frame_error(self._maker.decode(made.latents, requests[i].seed), wanted)}
+            error = mse(made.latents.cpu(), self._references[reference][requests[i]])
+            return {"mse": error}
 
         what = "sampling candidates"
-        found = self._of_all("frame error", variants, requests, measure, what, [reference])
+        found = self._of_all("error", variants, requests, measure, what, [reference])
         return [float(values["mse"]) for values in found]
 
     def compared(
@@ -144,14 +142,14 @@ class Trials:
         """Frames of each variant on each request, against the original's.
 
         The result's [v][r] holds psnr (dB), ssim (where the frames are large enough for it), mse
-        (see `frame_error`), and, for prompts that the bundled model's checker can read, how many
-        attributes are as asked: `right`, and `right_before` of the original. With
+        of latents, and, for prompts that the bundled model's checker can read, how many attributes
+        are as asked: `right`, and `right_before` of the original. With
         `finer`, which stands for the converged video, also converged_psnr and converged_mse, and
         converged_psnr_before of the original.
         """
         pairs = [(variant, request) for request in requests for variant in variants]
         found = self._of_all(
-            "comparison",
+            "frames",
             [variant for variant, _ in pairs],
             [request for _, request in pairs],
             lambda i: self._compared(*pairs[i], finer),
@@ -277,7 +275,7 @@ class Trials:
         after = self._maker.decode(made.latents, request.seed)
         values: dict[str, Any] = {
             "psnr": psnr(after, before),
-            "mse": frame_error(after, before),
+            "mse": mse(made.latents.cpu(), self._references[self.original][request]),
         }
         if min(after.shape[1:3]) >= SSIM_WINDOW:
             values["ssim"] = ssim(after, before)
@@ -288,7 +286,7 @@ class Trials:
             converged = self._frames_of(finer, request)
             values["converged_psnr"] = psnr(after, converged)
             values["converged_psnr_before"] = psnr(before, converged)
-            values["converged_mse"] = frame_error(after, converged)
+            values["converged_mse"] = mse(made.latents.cpu(), self._references[finer][request])
         return values
 
     def _frames_of(self, reference: Variant, request: Request) -> np.ndarray:

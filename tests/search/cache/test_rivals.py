@@ -167,14 +167,14 @@ def test_a_search_judges_them_on_the_same_fresh_videos(
     ledger = wanted.run_dir / "trials.jsonl"
     rows = [json.loads(line) for line in ledger.read_text().splitlines()]
     fresh = {video["prompt"] for video in meta["verified_on"]}
-    frames = [row for row in rows if row["key"]["what"] == "comparison"]
+    frames = [row for row in rows if row["key"]["what"] == "frames"]
     assert {row["key"]["prompt"] for row in frames} == fresh
     for rival in meta["rivals"]:
         assert rival["name"] in printed
         assert rival["measured"]["psnr"]["count"] == rival["error_ratio"]["count"] == 2
         assert rival["measured"]["speedup"]["count"] == 2
         # The error told is the geometric mean of what the ledger holds.
-        ratio = rival["measured"]["mse"] / meta["measured"]["mse"]
+        ratio = rival["measured"]["latent_mse"] / meta["measured"]["latent_mse"]
         assert rival["error_ratio"]["estimate"] == pytest.approx(ratio, rel=1e-6)
         assert rival["verdict"] in printed
     before = ledger.read_bytes()

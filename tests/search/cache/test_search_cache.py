@@ -55,7 +55,7 @@ def test_the_winner_is_written_with_its_measurements_and_can_be_sampled(
     assert meta["predictor"]["finalists"] >= 1
     assert len(meta["verified_on"]) == 2
     assert measured["speedup"]["count"] == 2
-    assert 0 <= measured["mse"] < 10
+    assert 0 <= measured["latent_mse"] < 10
     assert {v["prompt"] for v in meta["verified_on"]}.isdisjoint({"a green tree", "a boat"})
     for words in ("measured speed-up", "PSNR", "to choose", "next: osp-opt sample"):
         assert words in printed

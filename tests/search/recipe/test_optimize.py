@@ -48,7 +48,7 @@ def test_a_recipe_is_raced_proved_and_can_be_sampled(
     # Who chooses does not testify: no prompt of the proof was raced or calibrated on.
     proved = {video["prompt"] for video in meta["verified_on"]}
     records = list(TrialLedger(wanted.run_dir / "trials.jsonl").records())
-    raced = {key["prompt"] for key, _ in records if key["what"] == "frame error"}
+    raced = {key["prompt"] for key, _ in records if key["what"] == "error"}
     assert len(proved) == 2
     assert raced
     assert proved.isdisjoint(raced | set(CALIBRATED))

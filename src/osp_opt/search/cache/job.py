@@ -59,7 +59,7 @@ def deliver(search: CacheSearch, ratio: float) -> Found:
     """The best raced policy whose measured speed-up is `ratio` (within the tolerance)."""
     wanted, measured = ratio, 0.0
     for attempt in range(ATTEMPTS):
-        # Choose: the score's best candidates race.
+        # Choose: the score's best candidates race on latents.
         candidates = search.candidates(wanted)
         raced = search.race(candidates, search.budget if attempt == 0 else search.budget / 4)
         chosen = candidates[raced.winner]

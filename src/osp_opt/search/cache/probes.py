@@ -1,14 +1,14 @@
 r"""How much an error at each step matters for the finished video: measured by probes.
 
-A probe reuses all blocks at a few steps of one window and nowhere else. Its measured final error,
-of the frames, over the recorded errors of those steps is the importance of the window,
+A probe reuses all blocks at a few steps of one window and nowhere else. Its measured final error
+over the recorded errors of those steps is the importance of the window,
 
     w = error / sum over the window's steps of E_{t,1},
 
 and in between the logarithm is interpolated. The Gaussian weight of `step_importance` is off where
 it matters: a real denoiser takes back most of an error at middle noise levels, so that the last
-steps (except the very last, whose step is its own denoised prediction) weigh more than those.
-Windows are narrow there.
+steps (except the very last, whose step is its own denoised prediction) weigh ten times more than
+those. Windows are narrow there.
 
 Suffixes: S steps, P videos.
 """
@@ -28,7 +28,6 @@ from osp_opt.search.cache.scores import FloatArray, ReuseErrors
 __all__ = ["Probe", "importance_probes", "measured_importance"]
 
 _FROM_END = (1, 2, 3, 5, 8)  # single steps, counted from behind the last
-_LEAST_SEEN = 1e-8  # of frames of 8 bits: 80 dB; below, rounding decides
 _SHARES = (0.05, 0.3, 0.5, 0.7, 0.9)  # edges of the windows before these, of all steps
 
 
@@ -68,10 +67,10 @@ def importance_probes(errors: ReuseErrors) -> list[Probe]:
 def measured_importance(
     errors: ReuseErrors, probes: Sequence[Probe], measured: Sequence[float]
 ) -> FloatArray:
-    """Importance of every step, [S], from the squared errors of frames that the probes made."""
+    """Importance of every step, [S], from the mean squared errors that the probes made."""
     recorded = np.exp(log_error(errors.table[:, :, 0, 0, -1]).mean(axis=0))  # [S]
     weights = [
-        max(error, _LEAST_SEEN) / max(float(recorded[list(probe.steps)].sum()), LEAST_ERROR)
+        max(error, LEAST_ERROR) / max(float(recorded[list(probe.steps)].sum()), LEAST_ERROR)
         for probe, error in zip(probes, measured, strict=True)
     ]
     centres = [probe.centre for probe in probes]

@@ -36,7 +36,7 @@ _THRESHOLDS = 1e-8, 1e4  # least and largest that are tried
 class Rival:
     """Another cache beside the policy, over fresh videos.
 
-    error_ratio: its squared error over the policy's. as_fast: whether it was measured to
+    error_ratio: its latents' squared error over the policy's. as_fast: whether it was measured to
     be as fast as the policy, on videos of the race.
     """
 

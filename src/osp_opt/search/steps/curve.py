@@ -1,8 +1,8 @@
 """Error against number of steps: searched, uniform and others, measured and predicted.
 
 `curve.json` holds the points, which `osp-opt report` draws. Measured points are geometric means of
-the squared error of the frames against the full-length videos', with intervals over prompts;
-predicted ones are costs of the table, marked as such.
+the latent error against the full-length videos, with intervals over prompts; predicted ones are
+costs of the table, marked as such.
 """
 
 from __future__ import annotations

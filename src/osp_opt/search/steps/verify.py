@@ -28,7 +28,7 @@ class Verification:
     searched: Evidence
     uniform: Evidence
     psnr_gain: Interval
-    log_ratios: tuple[float, ...]  # of errors, own over uniform's, per prompt
+    log_ratios: tuple[float, ...]  # of latent errors, own over uniform's, per prompt
     errors: dict[str, tuple[float, ...]] = field(repr=False)
     videos: list[dict[str, Any]] = field(repr=False)
     plain_steps: str = "uniform"
