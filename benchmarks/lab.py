@@ -161,11 +161,16 @@ class Lab:
     def _latents(self, request: Request, finer: int) -> Tensor:
         latents = self._stores[finer].load(request)
         if latents is None:
-            steps = min(finer * len(self.reference), MAX_STEPS)
-            uniform = TimestepSchedule(TimestepSchedule.uniform(steps).timesteps)
-            latents = self.denoise(request, uniform).latents.float().cpu()
+            latents = self.denoise(request, self._finer(finer)).latents.float().cpu()
             self._stores[finer].save(request, latents)
         return latents
+
+    def _finer(self, finer: int) -> TimestepSchedule:
+        """The steps that everything is compared with, or so many times as many even ones."""
+        if finer == 1:
+            return self.reference
+        steps = min(finer * len(self.reference), MAX_STEPS)
+        return TimestepSchedule(TimestepSchedule.uniform(steps).timesteps)
 
     def frame_error(self, latents: Tensor, request: Request) -> float:
         """Mean squared error of the frames against the full length's, in [0, 1]."""
