@@ -133,7 +133,8 @@ def finished(folder: Path) -> Iterator[Path]:
     yield from folder.glob("baseline/[!.]*.safetensors")
     for statistics in folder.glob("statistics/[!.]*.safetensors"):
         yield from (statistics, folder / "latents" / statistics.name)
-        yield folder / "videos" / f"{statistics.stem}.mp4"
+        # Written last: where it is missing, it is decoded from the latents.
+        yield from folder.glob(f"videos/{statistics.stem}.mp4")
     for sidecar in folder.glob("*.mp4.meta.json"):
         yield from (sidecar, folder / sidecar.name.removesuffix(".meta.json"))
 
