@@ -30,7 +30,7 @@ LAGS = (1, 2, 3, 4)
 Layer = Callable[[Tensor], Tensor]
 BRANCHES = ("negative", "positive")  # the order in which the pipeline concatenates them
 MAX_TOKENS = 512  # kept of each hidden state; 33 boundaries x 2 x 512 x 2304 in bf16: 156 MB
-FEW_TOKENS = 64  # of more, half at most: a step's errors change by 3 % and recording costs half
+FEW_TOKENS = 64  # of more, half at most: halves the products, a step's errors change by 3 %
 MAX_STATE_BYTES = 1 << 30  # of all hidden states kept at once, on the model's device
 MAX_LATENT_BYTES = 1 << 28  # of all denoised predictions together, float32, on the same device
 
