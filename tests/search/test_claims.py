@@ -56,7 +56,12 @@ class DrawnTrials:
 
     def references(self, of: Any, requests: Sequence[Request]) -> None: ...
 
-    def errors(self, variants: Sequence[Variant], requests: Sequence[Request]) -> list[float]:
+    def errors(
+        self,
+        variants: Sequence[Variant],
+        requests: Sequence[Request],
+        against: Variant | None = None,
+    ) -> list[float]:
         return [self._error(v, r) for v, r in zip(variants, requests, strict=True)]
 
     def compared(

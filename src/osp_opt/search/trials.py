@@ -336,12 +336,19 @@ class Trials:
 
 
 def racing(
-    trials: Trials, variants: Sequence[Variant], requests: Sequence[Request]
+    trials: Trials,
+    variants: Sequence[Variant],
+    requests: Sequence[Request],
+    against: Variant | None = None,
 ) -> Callable[[Sequence[Pair]], list[float]]:
-    """What `race` measures with: the errors of (variant, request) pairs, given by their numbers."""
+    """What `race` measures with: the errors of (variant, request) pairs, given by their numbers,
+    `against` as in `Trials.errors`.
+    """
 
     def measure(pairs: Sequence[Pair]) -> list[float]:
-        return trials.errors([variants[v] for v, _ in pairs], [requests[r] for _, r in pairs])
+        return trials.errors(
+            [variants[v] for v, _ in pairs], [requests[r] for _, r in pairs], against
+        )
 
     return measure
 

@@ -31,7 +31,7 @@ from osp_opt.search.cost import say_cost
 from osp_opt.search.race import RaceResult, affordable, race
 from osp_opt.search.recipe.schedules import CorrectedSchedules
 from osp_opt.search.steps.candidates import StepCandidate
-from osp_opt.search.trials import TIMED_STEPS, Trials, Variant
+from osp_opt.search.trials import TIMED_STEPS, Trials, Variant, racing
 from osp_opt.system.context import WorkerContext
 
 __all__ = ["TIMED_VIDEOS", "RecipeCandidate", "RecipeSearch", "open_search"]
@@ -185,21 +185,14 @@ class RecipeSearch:
         finer = self.finer(min(candidate.speedup for candidate in candidates))
         costs = [1.0 / candidate.speedup for candidate in candidates]
         costs = costs[: max(3, affordable(costs, budget))]
-
-        def measure(pairs: list[tuple[int, int]]) -> list[float]:
-            return self.trials.errors(
-                [candidates[c].variant for c, _ in pairs],
-                [self.race_requests[p] for _, p in pairs],
-                finer,
-            )
-
+        variants = [candidate.variant for candidate in candidates]
         expected = np.array([candidate.expected for candidate in candidates[: len(costs)]])
         best = int(expected.argmin())
         return race(
             costs,
             len(self.race_requests),
             budget,
-            measure,
+            racing(self.trials, variants, self.race_requests, finer),
             baseline_cost=self.trials.cost(finer),
             pinned=best if len(costs) > 1 else None,
             prior=(expected - expected[best]).tolist(),
