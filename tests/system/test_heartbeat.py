@@ -13,6 +13,7 @@ from osp_opt.system.heartbeat import Heartbeat, Meetings, Silence
 
 TIMEOUT_S = 1.0
 LONG_S = 60.0  # only bounds a failing test
+HOUR_S = 3600.0
 
 
 class SharedStore:
@@ -73,6 +74,19 @@ def test_a_rank_that_ends_says_so() -> None:
         second.close()
         first.wait_for_leaving()
         assert str(first.lost([1])[0]) == "rank 1: has ended"
+
+
+def test_the_last_to_leave_does_not_wait_for_the_next_beat() -> None:
+    store = SharedStore()
+    first, second = (Heartbeat(store, rank, 2, TIMEOUT_S) for rank in range(2))
+    first.interval_s = HOUR_S
+    first.start()
+    leaving = threading.Thread(target=first.wait_for_leaving, daemon=True)
+    leaving.start()
+    second.close()
+    leaving.join(LONG_S)
+    assert not leaving.is_alive()
+    first.close()
 
 
 def test_a_meeting_lasts_as_long_as_the_others_work() -> None:

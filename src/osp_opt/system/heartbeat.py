@@ -20,7 +20,7 @@ BEATS_PER_TIMEOUT = 20
 SLOWEST_S, QUICKEST_S = 5.0, 0.05  # bounds on the time between two beats
 _COMPUTING_S = 1e-3  # of processor time: what a thread that only waits does not use
 _GONE = b"gone"
-_QUICKEST_LOOK_S, _SLOWEST_LOOK_S = 0.001, 0.05  # at who has come to a meeting
+_QUICKEST_LOOK_S, _SLOWEST_LOOK_S = 0.001, 0.05  # at who has come, or is gone
 
 
 class Store(Protocol):
@@ -69,6 +69,7 @@ class Heartbeat:
         self._worked = 0.0  # processor time of the main thread at its last sign of life
         self._beats = 0
         self._deaf = False  # the store is gone
+        self._closed = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="osp-opt-heartbeat", daemon=True)
         self._say(b"0")
@@ -99,35 +100,46 @@ class Heartbeat:
         ]
 
     def wait_for_leaving(self) -> None:
-        """Wait until all others have ended or count as lost."""
+        """Wait until all others have ended or count as lost: the last thing before `close`."""
+        self._end_thread()  # which looks too seldom; from here on this thread beats
         others = [rank for rank in self._heard if rank != self._rank]
+        pause = _QUICKEST_LOOK_S
         with self.waiting():
             while len(self.lost(others)) < len(others) and not self._deaf:
-                time.sleep(self.interval_s)
+                time.sleep(pause)
+                self._beat(pause)
+                pause = min(2 * pause, _SLOWEST_LOOK_S)
 
     def close(self) -> None:
         """Say that this rank ends, and stop; harmless when called twice."""
-        if self._stop.is_set():
+        if self._closed:
             return
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(self.timeout_s)
+        self._closed = True
+        self._end_thread()
         with suppress(RuntimeError):  # the store may be gone before us
             self._say(_GONE)
 
+    def _end_thread(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(self.timeout_s)
+
     def _run(self) -> None:
         before = time.monotonic()
-        while not self._stop.wait(self.interval_s):
+        while not self._deaf and not self._stop.wait(self.interval_s):
             now = time.monotonic()
             passed, before = min(now - before, 2 * self.interval_s), now
-            try:
-                if self._lives():
-                    self._beats += 1
-                    self._say(str(self._beats).encode())
-                self._hear(passed)
-            except RuntimeError:  # the store does not answer: whoever waits finds out, and says so
-                self._deaf = True
-                return
+            self._beat(passed)
+
+    def _beat(self, passed: float) -> None:
+        """Say that this rank lives, and hear the others, who had `passed` seconds to say it."""
+        try:
+            if self._lives():
+                self._beats += 1
+                self._say(str(self._beats).encode())
+            self._hear(passed)
+        except RuntimeError:  # the store does not answer: whoever waits finds out, and says so
+            self._deaf = True
 
     def _lives(self) -> bool:
         if self._waiting:
