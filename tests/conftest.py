@@ -70,7 +70,7 @@ def free_port() -> int:
     return launching.free_port()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of golden data."""
     return GOLDEN

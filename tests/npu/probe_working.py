@@ -1,13 +1,20 @@
-"""Run beside the stand-in torch_npu: every NPU branch of device.py and parallel.py, as JSON."""
+"""Run beside the stand-in torch_npu: every NPU branch of device.py and parallel.py, as JSON; and a
+golden case through the ``_native_npu`` attention backend.
+
+Arguments: the golden folder of the transformer and the file for its result.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from osp_opt.base.errors import OspOptError
 from osp_opt.system.device import Device, discover
@@ -41,7 +48,24 @@ def two_ranks_exchange() -> list[Any]:
     return gathered
 
 
-def main() -> None:
+def masked_attention(golden: Path, out: Path) -> list[list[Any]]:
+    """The calls of the fused kernel that got a mask."""
+    import torch_npu
+
+    from osp_opt.model.release import load_transformer  # which loads diffusers, and that torch_npu
+
+    before = len(torch_npu.calls)
+    case = load_file(golden / "case_a_video.safetensors")
+    transformer = load_transformer(golden / "main")
+    transformer.set_attention_backend("_native_npu")
+    with torch.no_grad():
+        inputs = {name[3:]: tensor for name, tensor in case.items() if name.startswith("in.")}
+        sample = transformer(**inputs).sample
+    save_file({"sample": sample.contiguous()}, out)
+    return [call for call in torch_npu.calls[before:] if call[0] == "masked attention"]
+
+
+def main(golden: Path, out: Path) -> None:
     auto = Device.open("auto", 1)
     import torch_npu  # the stand-in, which device.py has imported
 
@@ -76,10 +100,11 @@ def main() -> None:
                 "cpu": Device.open("cpu").name,
                 "gathered": two_ranks_exchange(),
                 "hccl_used": ["hccl"] in torch_npu.calls,
+                "masked": masked_attention(golden, out),
             }
         )
     )
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:]))

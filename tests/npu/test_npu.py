@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import probe_attention
 import probe_conditions
 import probe_working
 import pytest
@@ -17,11 +16,13 @@ from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = install(tmp_path_factory.mktemp("site"), "working")
-    done = run_with(folder, probe_working.__file__)
+def probe(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder, out = (tmp_path_factory.mktemp(name) for name in ("site", "out"))
+    out /= "sample.safetensors"
+    install(folder, "working")
+    done = run_with(folder, probe_working.__file__, golden / "transformer", out)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return {**json.loads(done.stdout), "sample": load_file(out)["sample"]}
 
 
 def test_auto_opens_the_npu_of_the_local_rank_on_hccl(probe: dict[str, Any]) -> None:
@@ -126,18 +127,15 @@ def test_import_torch_itself_fails_without_cann_unless_autoload_is_off(tmp_path:
     assert run_with(folder, "-c", "import torch", autoload="0").returncode == 0
 
 
-def test_masks_have_the_polarity_that_the_fused_kernel_wants(tmp_path: Path, golden: Path) -> None:
-    folder, out = install(tmp_path / "site", "working"), tmp_path / "sample.safetensors"
-    done = run_with(folder, probe_attention.__file__, golden / "transformer", out)
-    assert done.returncode == 0, done.stderr
+def test_masks_have_the_polarity_that_the_fused_kernel_wants(
+    probe: dict[str, Any], golden: Path
+) -> None:
     official = load_file(golden / "transformer" / "case_a_video.safetensors")["out.output"]
-    sample = load_file(out)["sample"]
-    torch.testing.assert_close(sample, official, rtol=0, atol=1e-5)
+    torch.testing.assert_close(probe["sample"], official, rtol=0, atol=1e-5)
     # One masked cross-attention per block; self-attention got no mask at all.
     config = json.loads((golden / "transformer" / "main" / "config.json").read_text())
-    masked = [call for call in json.loads(done.stdout) if call[0] == "masked attention"]
-    assert len(masked) == config["num_layers"]
-    assert all(call[2] == "torch.bool" for call in masked)
+    assert len(probe["masked"]) == config["num_layers"]
+    assert all(call[2] == "torch.bool" for call in probe["masked"])
 
 
 def test_this_process_never_imported_torch_npu() -> None:
