@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from osp_opt.system.timing import Timer, speedup
+from osp_opt.system.timing import Timer
 
 
 class RecordingDevice:
@@ -72,13 +72,3 @@ def test_what_a_device_does_not_tell_is_unknown() -> None:
     with timer.stage("a"):
         pass
     assert timer.peaks == {"a": None}
-
-
-def test_speedup_of_a_machine_that_slows_down() -> None:
-    baseline = [1.0, 2.0, 3.0, 4.0]
-    found = speedup(baseline, [t / 1.5 for t in baseline])
-    assert (found.estimate, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
-    with pytest.raises(ValueError, match="pairs"):
-        speedup([1.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match="above 0"):
-        speedup([1.0], [0.0])

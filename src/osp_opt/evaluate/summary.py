@@ -15,9 +15,15 @@ import numpy as np
 
 from osp_opt.evaluate.measures import Measured
 from osp_opt.generate.provenance import timing_differences
-from osp_opt.quality.intervals import Interval, mean_ci, paired_difference, paired_shares, wilson
+from osp_opt.quality.intervals import (
+    Interval,
+    mean_ci,
+    paired_difference,
+    paired_shares,
+    ratio_ci,
+    wilson,
+)
 from osp_opt.quality.loss import Loss, loss_of
-from osp_opt.system.timing import speedup
 from osp_opt.tiny.specs import ATTRIBUTES
 
 __all__ = ["Metric", "Summary", "summarise"]
@@ -107,13 +113,14 @@ def summarise(measured: Sequence[Measured]) -> Summary:
 
 def _speed(measured: Sequence[Measured]) -> tuple[Interval | None, str | None]:
     pairs = [(m.pair.reference, m.pair.candidate) for m in measured]
-    if any(one.seconds is None or other.seconds is None for one, other in pairs):
+    times = [(one.seconds, other.seconds) for one, other in pairs]
+    ratios = [slow / fast for slow, fast in times if slow and fast]
+    if len(ratios) < len(pairs):
         return None, None
     told = (timing_differences(one.timed_on, other.timed_on) for one, other in pairs)
     if difference := next(filter(None, told), None):
         return None, f"speed: {difference}; sample both alike to compare it"
-    slow, fast = ([video.seconds or 0.0 for video in side] for side in zip(*pairs, strict=True))
-    return speedup(slow, fast), None
+    return ratio_ci(ratios), None
 
 
 def _loss(groups: list[list[Measured]], alone: Sequence[str], vbench: Sequence[str]) -> Loss:

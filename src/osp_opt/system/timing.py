@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-from osp_opt.quality.intervals import Interval, ratio_ci
 
 
 @dataclass
@@ -46,17 +44,3 @@ class Timer:
         self.seconds[name] = elapsed
         known, peak = self.peaks.get(name), self.peak_memory()
         self.peaks[name] = known if peak is None else max(peak, known or 0)
-
-
-def speedup(baseline: Sequence[float], candidate: Sequence[float]) -> Interval:
-    """How many times faster: the mean (geometric) of ``baseline[i] / candidate[i]``, with interval.
-
-    Pairs are runs of the same work taken one right after the other, so that a machine that slows
-    down slows both. Raises ValueError when lengths differ, or a time is not above 0.
-    """
-    if len(baseline) != len(candidate):
-        raise ValueError(f"pairs needed, got {len(baseline)} and {len(candidate)} times")
-    if min(*baseline, *candidate, 1.0) <= 0:
-        raise ValueError("times must be above 0")
-    ratios = [slow / fast for slow, fast in zip(baseline, candidate, strict=True)]
-    return ratio_ci(ratios)
