@@ -11,7 +11,7 @@ import pytest
 
 from osp_opt.system.heartbeat import Heartbeat, Meetings, Silence
 
-TIMEOUT_S = 1.0
+TIMEOUT_S = 0.5
 LONG_S = 60.0  # only bounds a failing test
 HOUR_S = 3600.0
 
