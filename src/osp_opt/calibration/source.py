@@ -107,7 +107,8 @@ class Source(Generic[OptionsT]):
             maker = open_maker(self.options, self.context)
         now = maker.setting(self.reference).as_json()
         fatal: tuple[str, ...] = _FATAL
-        if not isinstance(self.options, SearchStepsOptions) and can_be_recorded(now["sampler"]):
+        of_blocks = not isinstance(self.options, SearchStepsOptions)
+        if of_blocks and can_be_recorded(now["sampler"]):
             # What blocks change from step to step is another thing with fresh noise and without.
             fatal = (*_FATAL, "sampler")
         different = [key for key in fatal if now.get(key) != self._recorded.get(key)]
@@ -121,6 +122,12 @@ class Source(Generic[OptionsT]):
             raise CalibrationError(
                 f"{self.folder}: calibrated with {found}; run osp-opt calibrate for this setting, "
                 "in another --workdir"
+            )
+        blocks = self.calibration.block_gram.shape[-1] - 1
+        if of_blocks and blocks != maker.num_blocks:
+            raise CalibrationError(
+                f"{self.folder}: was recorded on {blocks} blocks and the model has "
+                f"{maker.num_blocks}; run osp-opt calibrate with this model"
             )
         for key in ("sampler", "dtype"):
             if now[key] != self._recorded[key]:

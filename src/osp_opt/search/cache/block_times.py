@@ -21,6 +21,7 @@ from osp_opt.options import CacheMemoryOptions
 from osp_opt.pipelines.experts import first_below
 from osp_opt.pipelines.maker import Maker, Request
 from osp_opt.sampling.schedule import TimestepSchedule
+from osp_opt.search.trials import Trials
 from osp_opt.system.parallel import Parallel
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "BlockTimes",
     "measure_times",
     "reuses_guidance",
+    "times_here",
 ]
 
 BLOCK_STEPS = 24  # of the schedule's first steps
@@ -89,6 +91,24 @@ class BlockTimes:
 def reuses_guidance(maker: Maker, parallel: Parallel) -> bool:
     """Whether there is guidance, and a rank runs both its branches: else nothing is saved."""
     return maker.reuses_guidance and parallel.layout.cfg == 1
+
+
+def times_here(
+    trials: Trials,
+    what: str,
+    maker: Maker,
+    schedule: TimestepSchedule,
+    request: Request,
+    *,
+    guidance: bool,
+) -> BlockTimes:
+    """`measure_times`, kept in the ledger as `what`."""
+    spent = (BLOCK_STEPS + ALONE_STEPS * guidance) / len(schedule)
+
+    def measure() -> dict[str, Any]:
+        return measure_times(maker, schedule, request, guidance=guidance).as_json()
+
+    return BlockTimes.from_json(trials.once(what, spent, measure))
 
 
 def measure_times(

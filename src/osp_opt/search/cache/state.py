@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 
-from osp_opt.base.errors import CalibrationError
 from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import Source
 from osp_opt.options import SearchCacheOptions
@@ -16,11 +15,9 @@ from osp_opt.pipelines.maker import Maker, Request
 from osp_opt.quality.yardstick import Yardstick
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.search.cache.block_times import (
-    ALONE_STEPS,
-    BLOCK_STEPS,
     BlockTimes,
-    measure_times,
     reuses_guidance,
+    times_here,
 )
 from osp_opt.search.cache.candidates import Candidate, four_field_candidates, intervals_of
 from osp_opt.search.cache.plans import free_candidates
@@ -118,10 +115,7 @@ class CacheSearch:
 
 
 def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
-    """The statistics at the steps of the cache, the model, and what its blocks cost here.
-
-    Raises CalibrationError for statistics that do not fit the model.
-    """
+    """The statistics at the steps of the cache, the model, and what its blocks cost here."""
     # The statistics, at the steps that the cache is for.
     options, context, maker = source.options, source.context, source.maker()
     schedule = (
@@ -132,11 +126,6 @@ def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
     timesteps = maker.call_timesteps(schedule)
     lags = min(LAGS, len(timesteps) - 1)
     errors = ReuseErrors.of(source.calibration, timesteps, lags)
-    if errors.num_blocks != maker.num_blocks:
-        raise CalibrationError(
-            f"{options.calibration_dir}: was recorded on {errors.num_blocks} blocks and the model "
-            f"has {maker.num_blocks}; run osp-opt calibrate with this model"
-        )
     ancestral = maker.kind.ancestral
     gaussian = gaussian_importance(source.calibration, timesteps, ancestral=ancestral)
 
@@ -161,13 +150,8 @@ def open_search(source: Source[SearchCacheOptions]) -> CacheSearch:
     # What blocks cost here, and, where it may be reused, guidance.
     guidance = options.policy == "free" and reuses_guidance(maker, context.parallel)
     trials = Trials(maker, Variant(schedule), context, options)
-    times = BlockTimes.from_json(
-        trials.once(
-            "block times with guidance" if guidance else "block times",
-            (BLOCK_STEPS + ALONE_STEPS * guidance) / len(schedule),
-            lambda: measure_times(maker, schedule, found.race[0], guidance=guidance).as_json(),
-        )
-    )
+    what = "block times with guidance" if guidance else "block times"
+    times = times_here(trials, what, maker, schedule, found.race[0], guidance=guidance)
     context.progress.detail(
         f"a step takes {times.step * 1e3:.1f} ms here, "
         f"{100 * sum(times.blocks) / times.step:.0f} % of it in {maker.num_blocks} blocks"

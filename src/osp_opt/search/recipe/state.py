@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from osp_opt.base.errors import CalibrationError, OptionError
+from osp_opt.base.errors import OptionError
 from osp_opt.base.samplers import SamplerKind
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration.deciding import deciding_requests
@@ -21,8 +21,8 @@ from osp_opt.search.cache.block_times import (
     ALONE_STEPS,
     BLOCK_STEPS,
     BlockTimes,
-    measure_times,
     reuses_guidance,
+    times_here,
 )
 from osp_opt.search.cache.moves import MOVES, Move, guidance_alone, plan_reuse
 from osp_opt.search.cache.runs import LAGS
@@ -294,12 +294,6 @@ def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
     """The statistics and the model, and the times of its steps."""
     options, context = source.options, source.context
     maker = source.maker()
-    blocks = source.calibration.block_gram.shape[-1] - 1
-    if blocks != maker.num_blocks:
-        raise CalibrationError(
-            f"{options.calibration_dir}: was recorded on {blocks} blocks and the model has "
-            f"{maker.num_blocks}; run osp-opt calibrate with this model"
-        )
 
     # The videos that choose, and those that judge; what they will cost.
     fresh = options.verify_prompts
@@ -314,18 +308,9 @@ def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
 
     # What steps, blocks and branches cost here.
     trials = Trials(maker, Variant(source.reference), context, options)
-    request = found.race[0]
-    spent = (BLOCK_STEPS + ALONE_STEPS) / steps
-    times = trials.once(
-        "step times",
-        spent,
-        lambda: measure_times(
-            maker,
-            source.reference,
-            request,
-            guidance=reuses_guidance(maker, context.parallel),
-        ).as_json(),
-    )
+    guidance = reuses_guidance(maker, context.parallel)
+    schedule, request = source.reference, found.race[0]
+    times = times_here(trials, "step times", maker, schedule, request, guidance=guidance)
     schedules = CorrectedSchedules(source.calibration, source.kind, source.even)
     return RecipeSearch(
         options,
@@ -333,7 +318,7 @@ def open_search(source: Source[OptimizeOptions]) -> RecipeSearch:
         source,
         maker,
         trials,
-        BlockTimes.from_json(times),
+        times,
         schedules,
         found.race,
         found.fresh,
