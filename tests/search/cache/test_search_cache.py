@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from running import Job
 from osp_opt.base.artifacts import read_meta
 from osp_opt.base.errors import CalibrationError, PolicyError
 from osp_opt.cache.policy import CachePolicy
-from osp_opt.options import CalibrateOptions, SampleOptions, SearchCacheOptions
+from osp_opt.calibration import Calibration
+from osp_opt.options import CalibrateOptions, OptimizeOptions, SampleOptions, SearchCacheOptions
 
 STEPS = 8
 
@@ -119,3 +121,18 @@ def test_what_cannot_be_done_is_refused(calibrated: dict[str, Any], run_job: Job
     assert not wanted.policy_path.exists()
     with pytest.raises(CalibrationError, match="nowhere: holds no calibration"):
         run_job(options(calibrated, calibration=calibrated["workdir"] / "nowhere"))
+
+
+def test_statistics_of_fewer_blocks_are_refused(calibrated: dict[str, Any], run_job: Job) -> None:
+    wanted = options(calibrated)
+    file = wanted.calibration_dir / "calibration.safetensors"
+    whole = Calibration.load(file)
+    cut = {
+        name: getattr(whole, name)[..., :-1, :-1] for name in ("block_gram", "guided_block_gram")
+    }
+    replace(whole, **cut, signals=None).save(file)
+    with pytest.raises(CalibrationError, match="recorded on 3 blocks and the model has 4"):
+        run_job(wanted)
+    recipe = OptimizeOptions(speedup=2.0, force=True, **calibrated)
+    with pytest.raises(CalibrationError, match="recorded on 3 blocks and the model has 4"):
+        run_job(recipe)
