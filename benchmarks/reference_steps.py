@@ -25,8 +25,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from osp_opt.sampling.noise import search_rng
 from osp_opt.sampling.schedule import NUM_TRAIN_TIMESTEPS, TimestepSchedule, alphas_cumprod
-from osp_opt.search.steps.ays import search_rng
 
 __all__ = ["CANDIDATES", "ITERATIONS", "StepSearch", "network_evaluations", "wrong_sigma"]
 

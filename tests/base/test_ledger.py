@@ -8,12 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from osp_opt.base.errors import FileError
 from osp_opt.base.ledger import TrialLedger
-from osp_opt.search.steps.ays import search_rng
 
 
 @pytest.fixture
@@ -91,11 +89,3 @@ def test_a_killed_process_loses_at_most_the_line_it_was_writing(path: Path) -> N
         keys = TrialLedger(path).keys()
         assert keys == [str(i) for i in range(len(keys))]
         assert reported[-1] < len(keys) <= reported[-1] + 2
-
-
-def test_generators_depend_on_seed_and_purpose_alone() -> None:
-    first = search_rng(3, "ays", 1).random(4)
-    search_rng(3, "other").random(100)
-    np.testing.assert_array_equal(first, search_rng(3, "ays", 1).random(4))
-    assert not np.array_equal(first, search_rng(3, "ays", 2).random(4))
-    assert not np.array_equal(first, search_rng(4, "ays", 1).random(4))

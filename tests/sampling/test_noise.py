@@ -17,6 +17,7 @@ from osp_opt.sampling.noise import (
     IndependentNoise,
     keyed_normal,
     make_noise,
+    search_rng,
 )
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of
 
@@ -190,3 +191,11 @@ def test_wrong_requests_are_refused() -> None:
     for noise in (CoupledNoise(0, "", (4,)), IndependentNoise(0, "", (4,))):
         with pytest.raises(OptionError, match="made for shape"):
             BatchNoise([noise]).initial((1, 5))
+
+
+def test_generators_depend_on_seed_and_purpose_alone() -> None:
+    first = search_rng(3, "ays", 1).random(4)
+    search_rng(3, "other").random(100)
+    np.testing.assert_array_equal(first, search_rng(3, "ays", 1).random(4))
+    assert not np.array_equal(first, search_rng(3, "ays", 2).random(4))
+    assert not np.array_equal(first, search_rng(4, "ays", 1).random(4))

@@ -1,4 +1,4 @@
-"""Every random number of inference.
+"""Every random number of sampling, and of the searches.
 
 The Euler-ancestral step from noise level a down to b is, exactly (`steps.ancestral_step`),
 
@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -287,6 +288,16 @@ def make_noise(
     return BatchNoise(
         [kinds[kind](s, noise_key(p), shape) for s, p in zip(seeds, prompts, strict=True)]
     )
+
+
+def search_rng(seed: int, *purpose: int | str) -> np.random.Generator:
+    """The generator for one purpose of a search: every random choice of the searches is drawn
+    from one of these, so it depends on the seed and the purpose, not on what ran before.
+    """
+    words = [seed & 0xFFFFFFFF]
+    for part in purpose:
+        words += [part & 0xFFFFFFFF] if isinstance(part, int) else list(part.encode())
+    return np.random.default_rng(np.random.SeedSequence(words))
 
 
 def _check_numel(asked: Sequence[int], held: Sequence[int]) -> None:

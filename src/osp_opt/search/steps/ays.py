@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from osp_opt.base.errors import ScheduleError
+from osp_opt.sampling.noise import search_rng
 from osp_opt.sampling.schedule import TimestepSchedule, sigma_of, timestep_of
 from osp_opt.search.steps.objectives import DEFAULT_C
 from osp_opt.search.steps.programme import MIN_GAP, spread_apart
@@ -26,7 +27,6 @@ __all__ = [
     "KlubSampler",
     "PathDenoiser",
     "coarse_lengths",
-    "search_rng",
 ]
 
 Interval = tuple[float, float]  # timesteps (high, low)
@@ -109,16 +109,6 @@ class KlubSampler:
                 self._starts.popitem(last=False)
         self._starts.move_to_end(key)
         return self._starts[key]
-
-
-def search_rng(seed: int, *purpose: int | str) -> np.random.Generator:
-    """The generator for one purpose of a search: every random choice of the searches is drawn
-    from one of these, so it depends on the seed and the purpose, not on what ran before.
-    """
-    words = [seed & 0xFFFFFFFF]
-    for part in purpose:
-        words += [part & 0xFFFFFFFF] if isinstance(part, int) else list(part.encode())
-    return np.random.default_rng(np.random.SeedSequence(words))
 
 
 def coarse_lengths(num_steps: int) -> list[int]:
