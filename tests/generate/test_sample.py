@@ -14,6 +14,7 @@ from osp_opt.base.artifacts import read_meta, write_meta
 from osp_opt.base.errors import OptionError, PolicyError
 from osp_opt.base.video import read_image, read_video, write_video
 from osp_opt.cache.policy import CachePolicy
+from osp_opt.generate.job import requests_of
 from osp_opt.options import SampleOptions
 from osp_opt.sampling.schedule import TimestepSchedule
 
@@ -41,6 +42,15 @@ def test_one_video_per_prompt_with_manifest_and_grid(
     *_, result, following = printed.splitlines()
     assert result.startswith(f"4 videos: {folder / 'grid.mp4'} (denoising ")
     assert following.startswith("next: osp-opt calibrate ")
+
+
+@pytest.mark.parametrize("flags", [{}, {"model_path": "of/somebody"}], ids=["tiny", "other"])
+def test_more_of_the_bundled_prompts_on_demand(flags: dict[str, Any]) -> None:
+    four = requests_of(SampleOptions(**flags))
+    six = requests_of(SampleOptions(num_prompts=6, **flags))
+    assert len({request.prompt for request in six}) == 6
+    assert six[:4] == four
+    assert requests_of(SampleOptions(num_prompts=1, **flags)) == four[:1]
 
 
 def test_finished_videos_are_not_made_again(model_flags: dict[str, Any], run_job: Job) -> None:

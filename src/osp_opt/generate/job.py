@@ -121,9 +121,9 @@ def _place(folder: Path, number: int, request: Request, suffix: str, key: dict[s
 
 
 def _bundled(options: SampleOptions) -> list[str]:
-    if options.is_bundled:
-        return list(load_prompts("sample"))
-    return default_prompts(options, "verification")[:SAMPLE_PROMPTS]
+    own = load_prompts("sample") if options.is_bundled else ()
+    known = [*own, *default_prompts(options, "verification")]
+    return known[: options.num_prompts or SAMPLE_PROMPTS]
 
 
 def _schedule(options: SampleOptions, recipe: Recipe | None, maker: Maker) -> TimestepSchedule:
