@@ -21,8 +21,8 @@ from benchmarks.speed.subjects import (
     random_vae,
 )
 from osp_opt.base.shape import VideoShape
-from osp_opt.pipelines.load import BUNDLED
 from osp_opt.system.device import Device
+from osp_opt.tiny.prompts import BUNDLED
 
 PIECES = 448  # of the bundled model's vocabulary, which is copied
 TEXT_LAYERS, TEXT_HEADS = 1, 64

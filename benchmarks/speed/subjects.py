@@ -13,8 +13,8 @@ from osp_opt.base.shape import VideoShape
 from osp_opt.model.release import load_transformer
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.autoencoder import CausalVAEModel
-from osp_opt.pipelines.load import BUNDLED
 from osp_opt.system.device import Device
+from osp_opt.tiny.prompts import BUNDLED
 
 ROPE_L_122 = {
     "num_layers": 32,

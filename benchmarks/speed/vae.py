@@ -14,9 +14,9 @@ from benchmarks.speed.measuring import interleaved, machine, ratio
 from osp_opt.base.shape import VideoShape
 from osp_opt.model.release import load_vae
 from osp_opt.model.vae.autoencoder import CausalVAEModel
-from osp_opt.pipelines.load import BUNDLED
 from osp_opt.quality.metrics import psnr
 from osp_opt.system.device import Device
+from osp_opt.tiny.prompts import BUNDLED
 from tools.train_tiny.clips import render_clips
 from tools.train_tiny.prompts import split_specs
 

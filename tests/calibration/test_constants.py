@@ -21,7 +21,7 @@ from osp_opt.calibration.signals import CacheSignals
 from osp_opt.cli.app import main
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.options import CALIBRATION_FILE
-from osp_opt.pipelines.load import BUNDLED
+from osp_opt.tiny.prompts import BUNDLED
 
 STEPS = 10
 

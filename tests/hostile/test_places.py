@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,6 +183,18 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
         (["sample", "--config", ""], "config .: "),
         (["sample", "--cache-dir", "file", "--model-path", "a/b"], "--cache-dir file: "),
         (["sample", "--model-path", "empty"], "--model-path empty: no config.json"),
+        (["sample", "--model-path", "many"], "many: no config.json in it; give"),
+        (["sample", "--model-path", "many"], "choose one with --version: 29x480p, odd"),
+        (
+            ["sample", "--model-path", "many", "--version", "93x"],
+            "93x: no such folder; many has 29",
+        ),
+        (["sample", "--model-path", "many/29x480p", "--height", "96"], "29x96x64 (frames x height"),
+        (
+            ["calibrate", "--model-path", "many/odd", "--width", "96"],
+            "has sample_size [8, 'x'], not",
+        ),
+        (["search-cache", "--ratio", "1.2", "--num-frames", "9"], "9x64x64 (frames x height x wid"),
         (["search-steps", "--calibration", "file"], "file: not a calibration file"),
         (["search-cache", "--calibration", "empty"], "--calibration empty: holds no calibration"),
     ],
@@ -196,5 +209,9 @@ def test_what_the_model_is_not_needed_for_is_refused_before_it_is_loaded(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("something else")
     (tmp_path / "empty").mkdir()
+    for name, size in (("29x480p", [8, 8]), ("odd", [8, "x"])):
+        (tmp_path / "many" / name).mkdir(parents=True)
+        config = {"_class_name": "OpenSoraT2V", "sample_size": size, "sample_size_t": 8}
+        (tmp_path / "many" / name / "config.json").write_text(json.dumps(config))
     assert reason in refused(argv, capsys)
-    assert sorted(os.listdir(tmp_path)) == ["empty", "file"]
+    assert sorted(os.listdir(tmp_path)) == ["empty", "file", "many"]

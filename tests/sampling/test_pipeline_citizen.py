@@ -17,11 +17,11 @@ from osp_opt.base.errors import CheckpointError, InputError, OptionError, Policy
 from osp_opt.cache.hooks import apply_cache
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.cache.runtime import BlockCache
-from osp_opt.model.release import BUNDLED
 from osp_opt.sampling.latents import decode_videos
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
 from osp_opt.sampling.schedule import TimestepSchedule
 from osp_opt.sampling.schedulers import make_scheduler
+from osp_opt.tiny.prompts import BUNDLED
 
 CALL: dict[str, Any] = {"num_inference_steps": 3, "seed": 5, "output_type": "latent"}
 

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor
 from transformers import MT5EncoderModel, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from osp_opt.model.release import BUNDLED
+from osp_opt.tiny.prompts import BUNDLED
 
 FOLDER = BUNDLED / "text_encoder"
 MAX_TOKENS = 24

@@ -61,7 +61,7 @@ class VideoShape:
         if allow_untrained:
             return
         t, h, w = self.latent()
-        trained_t = transformer_config.get("sample_size_t")
+        trained_t = _latent_frames(transformer_config)
         trained_h, trained_w = latent_size(transformer_config) or (None, None)
         if trained_t in (None, t) and trained_h in (None, h) and trained_w in (None, w):
             return
@@ -78,22 +78,35 @@ class VideoShape:
 def latent_size(transformer_config: Mapping[str, Any]) -> tuple[int, int] | None:
     """Latent rows and columns that a transformer was made for: its `sample_size`, a number or two.
 
-    None where the config does not say.
+    None where the config does not say. Raises ShapeError for anything else.
     """
     size = transformer_config.get("sample_size")
     if size is None:
         return None
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return int(height), int(width)
+    found = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(found) != 2 or not all(map(_is_count, found)):
+        raise ShapeError(f"this checkpoint's config has sample_size {size!r}, not a number or two")
+    return found
 
 
 def trained_shape(transformer_config: Mapping[str, Any]) -> VideoShape:
     """The shape that a transformer was trained for, as its config says. Raises ShapeError."""
-    size, frames = latent_size(transformer_config), transformer_config.get("sample_size_t")
+    size, frames = latent_size(transformer_config), _latent_frames(transformer_config)
     if size is None or frames is None:
         raise ShapeError("this checkpoint's config lacks sample_size or sample_size_t")
     t, h, w = VAE_STRIDE
     return VideoShape((frames - 1) * t + 1, size[0] * h, size[1] * w)
+
+
+def _latent_frames(transformer_config: Mapping[str, Any]) -> int | None:
+    frames = transformer_config.get("sample_size_t")
+    if frames is not None and not _is_count(frames):
+        raise ShapeError(f"this checkpoint's config has sample_size_t {frames!r}, not a number")
+    return frames
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _describe(t: int | None, h: int | None, w: int | None) -> str:

@@ -24,7 +24,6 @@ from osp_opt.base.errors import CheckpointError, FfmpegError, FileError, OspOptE
 from osp_opt.base.ffmpeg import check_ffmpeg
 from osp_opt.base.shape import VideoShape, trained_shape
 from osp_opt.model.checkpoint import model_fingerprint, open_checkpoint
-from osp_opt.model.release import BUNDLED
 from osp_opt.model.text.encoder import load_tokenizer
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.autoencoder import CausalVAEModel
@@ -32,6 +31,7 @@ from osp_opt.options import ModelOptions
 from osp_opt.pipelines.files import call_arguments, check_pipeline
 from osp_opt.system.device import Device, discover
 from osp_opt.system.host import usable_cores
+from osp_opt.tiny.prompts import BUNDLED
 
 PACKAGES = ("torch", "torch_npu", "diffusers", "transformers", "imageio-ffmpeg")
 GIB = 2**30

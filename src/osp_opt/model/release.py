@@ -14,12 +14,13 @@ from osp_opt.base.artifacts import read_json
 from osp_opt.base.errors import CheckpointError, file_errors_as
 from osp_opt.base.shape import VideoShape, trained_shape
 from osp_opt.model.checkpoint import load_model, model_fingerprint, resolve_folder
+from osp_opt.model.folders import transformer_in
 from osp_opt.model.text.captions import MAX_SEQUENCE_LENGTH, NEGATIVE_PROMPT, POSITIVE_TEMPLATE
 from osp_opt.model.text.encoder import load_text_encoder, load_tokenizer
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.autoencoder import CausalVAEModel
+from osp_opt.tiny.prompts import BUNDLED
 
-BUNDLED = Path(__file__).parents[1] / "assets" / "tiny"
 """Folder of the model inside the package: transformer, vae, text_encoder and defaults.json."""
 DEFAULTS_FILE = "defaults.json"
 OFFICIAL_TEXT_ENCODER = "google/mt5-xxl"
@@ -164,15 +165,7 @@ def _transformer_folder(model_path: str, version: str | None, cache: Path | None
     if version is not None and inner != version:
         inner = version if inner is None else f"{inner}/{version}"
     folder = resolve_folder(root, inner, cache)
-    if (folder / "config.json").is_file():
-        return folder
-    inside = sorted(file.parent.name for file in folder.glob("*/config.json"))
-    if "transformer" in inside:
-        return folder / "transformer"
-    raise CheckpointError(
-        f"{folder}: no config.json in it; choose a folder of a transformer with --version, "
-        f"found {', '.join(inside) or 'none'}"
-    )
+    return transformer_in(folder)
 
 
 def _split_hub_id(model_path: str) -> tuple[str, str | None]:

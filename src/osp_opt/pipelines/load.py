@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from osp_opt.model.release import BUNDLED, ModelDefaults, ModelFolders
+from osp_opt.model.release import ModelDefaults, ModelFolders
 from osp_opt.model.vae.tiling import Tiling
 from osp_opt.options import SamplingOptions
 from osp_opt.sampling.pipeline import OpenSoraPlanPipeline
@@ -14,7 +14,7 @@ from osp_opt.sampling.schedulers import make_scheduler
 from osp_opt.system.device import Device
 from osp_opt.system.precision import apply_precision
 
-__all__ = ["BUNDLED", "LoadedModel", "load_pipeline", "release_text_encoder"]
+__all__ = ["LoadedModel", "load_pipeline", "release_text_encoder"]
 
 
 @dataclass(frozen=True)

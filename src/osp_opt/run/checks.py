@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from osp_opt.base.errors import (
     ScheduleError,
 )
 from osp_opt.base.ffmpeg import check_ffmpeg
+from osp_opt.base.shape import VideoShape, trained_shape
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.prompts import given_prompts, listed_prompts
+from osp_opt.model.folders import transformer_in
 from osp_opt.options import (
     CALIBRATED_PROMPTS,
     CALIBRATION_FILE,
@@ -39,6 +42,7 @@ from osp_opt.sampling.recipe import recipe_of
 from osp_opt.system.host import impossible_device
 from osp_opt.system.ranks import parse_layout
 from osp_opt.tiny.captions import parse
+from osp_opt.tiny.prompts import BUNDLED
 
 TRANSFORMER_CLASS = "OpenSoraT2V"
 SCHEDULE_MAX_BYTES = 2**20
@@ -51,7 +55,7 @@ def check_before_launch(options: JobOptions) -> list[str]:
     """Look at everything that is cheap to look at; return notes for the user.
 
     Raises an InputError naming the option or file. What needs the model (does the policy fit its
-    blocks, was the shape trained) is left to the worker.
+    blocks) is left to the worker.
     """
     notes = _check_model(options)
     problem = impossible_device(options.device)
@@ -156,7 +160,7 @@ def _check_levels(options: ModelOptions, path: Path, timesteps: Sequence[float])
         raise ScheduleError(f"{path}: {error}") from error
 
 
-def _check_model(options: ModelOptions) -> list[str]:
+def _check_model(options: JobOptions) -> list[str]:
     if options.pipeline is not None:
         check_pipeline(options)
     for name in ("model_path", "ae_path", "text_encoder_name"):
@@ -167,6 +171,9 @@ def _check_model(options: ModelOptions) -> list[str]:
         check_place(options.cache_dir, "--cache-dir")
         if options.cache_dir.exists() and not options.cache_dir.is_dir():
             raise FileError(f"--cache-dir {options.cache_dir}: is a file; give a folder")
+    own = BUNDLED / "transformer" / "config.json"
+    if options.is_bundled and own.is_file():
+        _check_shape(options, read_json(own, "model config"))
     if options.model_path is None or not Path(options.model_path).expanduser().is_dir():
         return []
     folder = Path(options.model_path).expanduser()
@@ -177,22 +184,30 @@ def _check_model(options: ModelOptions) -> list[str]:
         notes.append(
             f"--version {options.version}: no such folder in {folder}, which is used itself"
         )
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        if not any(folder.glob("*/config.json")):
-            raise CheckpointError(
-                f"--model-path {folder}: no config.json in it, nor in its folders; give the "
-                "transformer's folder"
-            )
-        return notes  # a folder of folders; the loader knows what to say
-    config = read_json(config_file, "model config")
+    elif options.version is not None:
+        inside = sorted(each.name for each in folder.iterdir() if each.is_dir())
+        known = ", ".join(inside[:8]) or "no folders"
+        raise CheckpointError(f"--version {options.version}: no such folder; {folder} has {known}")
+    folder = transformer_in(folder)
+    config = read_json(folder / "config.json", "model config")
     found = config.get("_class_name") if isinstance(config, dict) else None
     if found != TRANSFORMER_CLASS:
         raise CheckpointError(
             f"--model-path {folder}: config.json describes {found or 'no model class'}, "
-            f"not {TRANSFORMER_CLASS}; give the transformer's folder"
+            f"not {TRANSFORMER_CLASS}; give the transformer's folder, or, of a diffusers pipeline, "
+            "the whole by --pipeline"
         )
+    _check_shape(options, config)
     return notes
+
+
+def _check_shape(options: JobOptions, config: Mapping[str, Any]) -> None:
+    """Whether the size that was asked for, if any was, is one that the model was trained for."""
+    asked = (options.num_frames, options.height, options.width)
+    if any(asked) and {"sample_size", "sample_size_t"} <= config.keys():
+        own = astuple(trained_shape(config))
+        shape = VideoShape(*(value or known for value, known in zip(asked, own, strict=True)))
+        shape.check_trained(config, options.allow_untrained_shape)
 
 
 def _unknown_to_the_bundled_model(options: ModelOptions, prompts: Sequence[str]) -> list[str]:

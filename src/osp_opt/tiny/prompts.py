@@ -12,7 +12,9 @@ from pathlib import Path
 
 from osp_opt.base.errors import FileError
 
-PROMPT_FOLDER = Path(__file__).parents[1] / "assets" / "tiny" / "prompts"
+BUNDLED = Path(__file__).parents[1] / "assets" / "tiny"
+"""The folder of the bundled model."""
+PROMPT_FOLDER = BUNDLED / "prompts"
 
 
 def prompt_path(name: str) -> Path:

@@ -20,12 +20,12 @@ from osp_opt.cache.runtime import BlockCache
 from osp_opt.calibration import Calibration
 from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.options import CALIBRATION_FILE, CalibrateOptions, SearchCacheOptions
-from osp_opt.pipelines.load import BUNDLED
 from osp_opt.quality.intervals import ratio_ci
 from osp_opt.sampling.denoiser import run_blocks
 from osp_opt.search.cache.rival_rules import MagCacheRule, TeaCacheRule, rule_of
 from osp_opt.search.cache.rivals import Rival
 from osp_opt.search.evidence import evidence_of
+from osp_opt.tiny.prompts import BUNDLED
 
 STEPS = 8
 
