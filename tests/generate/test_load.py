@@ -132,7 +132,7 @@ def test_options_reach_the_parts(release: Path, cpu: Device) -> None:
     ("way", "message"),
     [
         ({"version": "93x720p"}, "93x720p"),
-        ({}, r"--version, found 29x480p, text_encoder, vae"),
+        ({}, r"--version: 29x480p, text_encoder, vae"),
         ({"version": "vae"}, "CausalVAEModel"),
         ({"version": "29x480p", "ae_path": "nowhere"}, "nowhere"),
         ({"version": "29x480p", "text_encoder_name": "no where"}, "no where"),

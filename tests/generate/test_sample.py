@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,36 @@ def test_what_the_searches_left_is_used_unless_asked_otherwise(
     found, printed = meta(out=tmp_path / "plain", plain=True, sampler="EulerDiscrete")
     assert "using" not in printed
     assert found["setting"]["steps"] == 100
+
+
+def test_a_cache_for_so_many_own_steps_is_used_with_them(
+    model_flags: dict[str, Any], run_job: Job, tmp_path: Path
+) -> None:
+    flags = {**model_flags, "text_prompt": ("a red dog",)}
+    asked = SampleOptions(**flags, steps=5, out=tmp_path / "asked")
+    run_job(asked)
+    setting = (read_meta(next(asked.out_dir.glob("0*.mp4"))) or {})["setting"]
+    work = tmp_path / "work"
+    cache = cache_file(work / "search-cache" / "dit_cache_config.json", setting, 1, 2, 1, 2)
+    printed = run_job(SampleOptions(**flags, out=tmp_path / "found"))
+    assert f"using 5 steps and {cache}" in printed
+    found = read_meta(next((tmp_path / "found").glob("0*.mp4"))) or {}
+    assert found["setting"]["timesteps"] == setting["timesteps"]
+    assert found["cache"] == CachePolicy.four_field(1, 2, 1, 2).to_json()
+
+    # Of a cache and a schedule that are not for each other the newer one.
+    schedule = work / "search-steps" / "searched_schedule.txt"
+    searched = TimestepSchedule((999.0, 700.0, 90.0))
+    searched.save(schedule)
+    other = {**setting, "steps": 3, "timesteps": list(searched.timesteps)}
+    write_meta(schedule, {"setting": other})
+    for age, expected in ((-60, 5), (60, 3)):
+        when = cache.stat().st_mtime + age
+        os.utime(schedule, (when, when))
+        out = tmp_path / str(expected)
+        run_job(SampleOptions(**flags, out=out))
+        found = read_meta(next(out.glob("0*.mp4"))) or {}
+        assert found["setting"]["steps"] == expected
 
 
 def test_a_file_keeps_the_letters_of_its_prompt(model_flags: dict[str, Any], run_job: Job) -> None:

@@ -34,8 +34,8 @@ class _Result:
 
 
 def with_found(options: SampleOptions, maker: Maker) -> tuple[SampleOptions, str]:
-    """The options with the newest recipe, or schedule and cache made for it, and a line that says
-    so.
+    """The options with the newest recipe, schedule with the cache made for it, or cache with as
+    many of the sampler's own steps, and a line that says so.
 
     Only what was made for this model and setting counts, and only where no option says which steps
     or cache to take. The line is empty where nothing was found.
@@ -53,13 +53,18 @@ def with_found(options: SampleOptions, maker: Maker) -> tuple[SampleOptions, str
         fitting = [found for found in schedules if agree(policy.timesteps, found.timesteps)]
         if fitting:
             return _taken(options, schedule=fitting[0].path, cache=policy.path)
-    if schedules:
-        return _taken(options, schedule=schedules[0].path)
-    uniform = list(maker.schedule(options.steps).timesteps)
-    for policy in policies:
-        if agree(policy.timesteps, uniform):
-            return _taken(options, cache=policy.path)
-    return options, ""
+    own = next((found for found in policies if _of_own_steps(found, maker)), None)
+    if own is not None and (not schedules or own.written >= schedules[0].written):
+        return _taken(options, steps=len(own.timesteps), cache=own.path)
+    return _taken(options, schedule=schedules[0].path) if schedules else (options, "")
+
+
+def _of_own_steps(policy: _Result, maker: Maker) -> bool:
+    """Whether it is for steps that the sampler takes when told no more than their number."""
+    steps = policy.timesteps
+    if not (isinstance(steps, list) and steps):
+        return False
+    return agree(steps, list(maker.schedule(len(steps)).timesteps))
 
 
 def _results(path: Path, maker: Maker) -> Iterator[_Result]:
@@ -73,6 +78,7 @@ def _results(path: Path, maker: Maker) -> Iterator[_Result]:
             yield _Result(file, recorded)
 
 
-def _taken(options: SampleOptions, **found: Path) -> tuple[SampleOptions, str]:
-    names = " and ".join(str(path) for path in found.values())
-    return options.model_copy(update=found), f"using {names}; --plain samples without"
+def _taken(options: SampleOptions, **found: Path | int) -> tuple[SampleOptions, str]:
+    names = (f"{each} steps" if isinstance(each, int) else str(each) for each in found.values())
+    text = f"using {' and '.join(names)}; --plain samples without"
+    return options.model_copy(update=found), text
