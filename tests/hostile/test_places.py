@@ -195,6 +195,14 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
             "has sample_size [8, 'x'], not",
         ),
         (["search-cache", "--ratio", "1.2", "--num-frames", "9"], "9x64x64 (frames x height x wid"),
+        (["sample", "--cache", "wide"], "wide: cache_block_start 2 + cache_num_blocks 30 goes"),
+        (
+            ["sample", "--cache", "late", "--steps", "20"],
+            "late: cache_step_start 50 leaves nothing",
+        ),
+        (["sample", "--schedule", "falling"], "falling: entry 1 is 0.1 after 0.5"),
+        (["search-cache", "--schedule", "far"], "far: entry 1 is 1.5; entries are timestep"),
+        (["sample", "--schedule", "far", "--sampler", "PNDM"], "PNDM: takes no schedule; use one"),
         (["search-steps", "--calibration", "file"], "file: not a calibration file"),
         (["search-cache", "--calibration", "empty"], "--calibration empty: holds no calibration"),
     ],
@@ -209,9 +217,15 @@ def test_what_the_model_is_not_needed_for_is_refused_before_it_is_loaded(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("something else")
     (tmp_path / "empty").mkdir()
+    files: dict[str, object] = {"falling": [0.5, 0.1], "far": [0.0, 1.5]}
+    fields = ("cache_block_start", "cache_num_blocks", "cache_step_start", "cache_step_interval")
+    for name, values in (("wide", (2, 30, 5, 2)), ("late", (2, 3, 50, 2))):
+        files[name] = dict(zip(fields, values, strict=True))
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
     for name, size in (("29x480p", [8, 8]), ("odd", [8, "x"])):
         (tmp_path / "many" / name).mkdir(parents=True)
         config = {"_class_name": "OpenSoraT2V", "sample_size": size, "sample_size_t": 8}
         (tmp_path / "many" / name / "config.json").write_text(json.dumps(config))
     assert reason in refused(argv, capsys)
-    assert sorted(os.listdir(tmp_path)) == ["empty", "file", "many"]
+    assert sorted(os.listdir(tmp_path)) == sorted([*files, "empty", "file", "many"])

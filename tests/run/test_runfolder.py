@@ -242,7 +242,8 @@ def test_prompts_from_files(tmp_path: Path) -> None:
 def test_files_of_the_reference_tool_pass_the_checks(golden: Path) -> None:
     files = golden / "reference_tool_files"
     schedule = files / "searched_schedule.txt"
-    given = options(Path("w"), schedule=schedule, cache=files / "dit_cache_config.json", steps=100)
+    cache = files / "dit_cache_config.json"
+    given = options(Path("w"), schedule=schedule, cache=cache, steps=100, model_path="of/the-hub")
     notes = check_before_launch(given)
     assert len(notes) == 1
     assert "--steps 100 is not used" in notes[0]

@@ -67,6 +67,9 @@ def _launch(options: JobOptions) -> int:
 
 
 def _evaluate(options: EvaluateOptions) -> int:
+    from osp_opt.evaluate.files import open_takes
+
+    open_takes(options)  # what is missing is said before torch is loaded, which takes seconds
     with importing():
         from osp_opt.evaluate.job import run
 
@@ -74,7 +77,11 @@ def _evaluate(options: EvaluateOptions) -> int:
 
 
 def _report(options: ReportOptions) -> int:
-    from osp_opt.report.job import run
+    from osp_opt.report.runs import folders_to_report
+
+    folders_to_report(options)  # as above
+    with importing():
+        from osp_opt.report.job import run
 
     return run(options)
 

@@ -11,12 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from osp_opt import __version__
-from osp_opt.base.artifacts import check_place, remove_partial, setting_of, write_json
-from osp_opt.base.errors import OptionError
-from osp_opt.base.ffmpeg import check_ffmpeg
+from osp_opt.base.artifacts import remove_partial, setting_of, write_json
 from osp_opt.base.progress import Progress
 from osp_opt.base.terminal import make_console
 from osp_opt.evaluate.cvvdp import color_video_vdp
+from osp_opt.evaluate.files import EVALUATION_FORMAT, open_takes
 from osp_opt.evaluate.finished import Finished
 from osp_opt.evaluate.lpips import Lpips
 from osp_opt.evaluate.measures import Measured, measure_pair
@@ -29,16 +28,15 @@ from osp_opt.evaluate.summary import (
     summarise,
 )
 from osp_opt.evaluate.vbench import vbench_scores
-from osp_opt.generate.manifest import Take, VideoFile, open_take
+from osp_opt.generate.manifest import Take, VideoFile
 from osp_opt.options import EvaluateOptions, calibration_of, following
 from osp_opt.quality.intervals import Interval
 from osp_opt.quality.loss import CHANGED_PSNR, EXIT_CODES, FEWEST_JUDGED, Verdict
 from osp_opt.quality.yardstick import Yardstick
 
-__all__ = ["EVALUATION_FORMAT", "Evaluation", "evaluate", "run"]
+__all__ = ["Evaluation", "evaluate", "run"]
 
 UNKNOWN_FPS = 24.0  # frames per second, where no manifest says how fast videos are shown
-EVALUATION_FORMAT = "osp-opt/evaluation/1"
 
 
 @dataclass(frozen=True)
@@ -81,17 +79,10 @@ class Evaluation:
 
 def run(options: EvaluateOptions) -> int:
     """Evaluate, print, write; 0, or 3 (lost) or 4 (undecided) where a limit was given."""
-    if options.reference is None:
-        raise OptionError("--reference: missing; give the folder of the videos to compare with")
-    check_place(options.json_path, "--out" if options.out else "--workdir")
-    check_ffmpeg()
-    candidate = options.candidate or options.workdir / "samples"
-    reference = open_take(options.reference, "--reference")
+    reference, candidate = open_takes(options)
     done = Finished(options.json_path)
     with Progress(verbosity=options.verbosity) as progress:
-        found = evaluate(
-            reference, open_take(candidate, "--candidate", reference), options, progress, done
-        )
+        found = evaluate(reference, candidate, options, progress, done)
     values = found.as_json()
     write_json(options.json_path, values)
     remove_partial(options.json_path)

@@ -133,7 +133,12 @@ class ReportOptions(Options):
     )
 
     @property
+    def places(self) -> list[Path]:
+        """The folders that are reported."""
+        return [Path(place) for place in self.runs] or [self.workdir]
+
+    @property
     def report_path(self) -> Path:
         """Where the report is written."""
-        place = self.out or Path(self.runs[0] if self.runs else self.workdir)
+        place = self.out or self.places[0]
         return file_at(place, "report.html", ".html", ".htm")

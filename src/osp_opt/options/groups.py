@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from osp_opt.base.samplers import SAMPLER_KINDS, Sampler
+from osp_opt.base.samplers import FOLLOW_TIMESTEPS, SAMPLER_KINDS, Sampler
 from osp_opt.base.shape import PIXEL_MULTIPLE, VAE_STRIDE
 from osp_opt.options.base import STATE_FOLDER, Dtype, Options, Texts, flag_of, option
 
@@ -370,6 +370,13 @@ def check_makes(sampler: str, steps: int) -> None:
             f"--steps {steps}: {sampler} makes {kind.fewest} to {kind.most} steps; "
             "choose so many, or another --sampler"
         )
+
+
+def check_follows(sampler: str, what: str = "schedule") -> None:
+    """Raise ValueError for a sampler that takes its own steps and no others."""
+    if sampler not in FOLLOW_TIMESTEPS:
+        takes = ", ".join(FOLLOW_TIMESTEPS)
+        raise ValueError(f"--sampler {sampler}: takes no {what}; use one of {takes}")
 
 
 def file_at(place: Path, name: str, *suffixes: str) -> Path:

@@ -18,6 +18,7 @@ from osp_opt.options.groups import (
     MakingOptions,
     ModelOptions,
     ShapeOptions,
+    check_follows,
     check_makes,
 )
 
@@ -98,6 +99,8 @@ class SampleOptions(MakingOptions, CacheMemoryOptions, LaunchOptions):
                     raise ValueError(f"--{name}: --recipe says it too; give one of them")
         elif self.schedule is None:
             check_makes(self.sampler, self.steps)
+        else:
+            check_follows(self.sampler)
         return self
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from osp_opt.base.samplers import FOLLOW_TIMESTEPS, MAX_STEPS
+from osp_opt.base.samplers import MAX_STEPS
 from osp_opt.options.base import Fraction, Numbers, option, split_list
 from osp_opt.options.calibrate import CalibrateOptions
 from osp_opt.options.groups import (
@@ -16,6 +16,7 @@ from osp_opt.options.groups import (
     CacheMemoryOptions,
     LaunchOptions,
     SamplingOptions,
+    check_follows,
     check_makes,
     file_at,
 )
@@ -185,6 +186,7 @@ class SearchStepsOptions(SearchOptions):
             raise ValueError("--method ays: means nothing to a --pipeline; leave one out")
         if self.all_steps and self.max_loss is not None:
             raise ValueError("--all-steps: samples nothing, which --max-loss needs; give one")
+        check_follows(self.sampler)
         return self
 
     @field_validator("search_type", mode="before")
@@ -299,6 +301,8 @@ class SearchCacheOptions(SearchOptions, CacheMemoryOptions):
     def _possible_steps(self) -> SearchCacheOptions:
         if self.schedule is None:
             check_makes(self.sampler, self.steps)
+        else:
+            check_follows(self.sampler)
         return self
 
     @field_validator("search_type", mode="before")
@@ -373,7 +377,5 @@ class OptimizeOptions(SearchOptions, CacheMemoryOptions):
     def _samples(self) -> Self:
         if self.verify is False:
             raise ValueError("--no-verify: only sampling compares recipes; leave it out")
-        if self.sampler not in FOLLOW_TIMESTEPS:
-            takes = ", ".join(FOLLOW_TIMESTEPS)
-            raise ValueError(f"--sampler {self.sampler}: takes no recipe; use one of {takes}")
+        check_follows(self.sampler, "recipe")
         return self

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from osp_opt.base.errors import FileError
-from osp_opt.evaluate.job import EVALUATION_FORMAT
+from osp_opt.evaluate.files import EVALUATION_FORMAT
 
 _OLD = MappingProxyType(
     {

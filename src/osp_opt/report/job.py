@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from osp_opt.base.artifacts import atomic_write_text, check_place
-from osp_opt.base.ffmpeg import check_ffmpeg
+from osp_opt.base.artifacts import atomic_write_text
 from osp_opt.base.progress import Progress
 from osp_opt.options import ReportOptions
 from osp_opt.report.comparison import compare_runs
 from osp_opt.report.drawing import require_matplotlib
 from osp_opt.report.figures import all_figures
 from osp_opt.report.page import build_page, verdict_of
-from osp_opt.report.runs import read_runs
+from osp_opt.report.runs import folders_to_report, read_runs
 from osp_opt.report.views import scenes_of
 
 __all__ = ["run"]
@@ -20,12 +17,11 @@ __all__ = ["run"]
 
 def run(options: ReportOptions) -> int:
     """Write the report and say where it is."""
-    check_place(options.report_path, "--out" if options.out else "the report")
-    check_ffmpeg()
+    folders_to_report(options)
     require_matplotlib()  # without it nothing is worth the wait
     with Progress(verbosity=options.verbosity) as progress:
         with progress.task("reading the runs", 1):
-            found = read_runs([Path(place) for place in options.runs] or [options.workdir])
+            found = read_runs(options.places)
         with progress.task("comparing the videos", 1):
             comparison = compare_runs(found, options.reference)
             scenes = [] if comparison is None else scenes_of(comparison, options.max_videos)

@@ -7,16 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osp_opt.base.artifacts import fingerprint_folder, meta_path, read_json, read_meta
+from osp_opt.base.artifacts import check_place, fingerprint_folder, meta_path, read_json, read_meta
 from osp_opt.base.errors import FileError
+from osp_opt.base.ffmpeg import check_ffmpeg
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
 from osp_opt.generate.manifest import MANIFEST, Take, read_takes
-from osp_opt.options import CALIBRATION_FILE, OPTIONS_FILE, STATE_FOLDER
+from osp_opt.options import CALIBRATION_FILE, OPTIONS_FILE, STATE_FOLDER, ReportOptions
 from osp_opt.report.documents import Curve, EvaluationFile, PolicyMeta, ScheduleMeta, checked
 from osp_opt.sampling.schedule import TimestepSchedule
 
-__all__ = ["Material", "PolicyFile", "ScheduleFile", "read_runs"]
+__all__ = [
+    "Material",
+    "PolicyFile",
+    "ScheduleFile",
+    "_run_folders",
+    "folders_to_report",
+    "read_runs",
+]
 
 _LEDGER = "trials.jsonl"
 _EVALUATION = "evaluation.json"
@@ -66,12 +74,12 @@ class Material:
     """Name of every file used, to its SHA-256."""
 
 
-def read_runs(places: Sequence[Path]) -> Material:
-    """Read run folders, and those inside working folders.
+def _run_folders(places: Sequence[Path]) -> list[Path]:
+    """Those of the places that are run folders, and those inside working folders, each once.
 
-    Raises FileError for a folder without any run of osp-opt, and what reading its files raises.
+    Raises FileError for a folder without any run of osp-opt.
     """
-    found = Material(places=list(places))
+    found: dict[Path, Path] = {}
     for place in places:
         if not place.is_dir():
             raise FileError(f"{place}: no such folder; give run folders or a working folder")
@@ -79,8 +87,22 @@ def read_runs(places: Sequence[Path]) -> Material:
         if not folders:
             raise FileError(f"{place}: no run of osp-opt in it; run `osp-opt calibrate` first")
         for folder in folders:
-            if folder.resolve() not in [known.resolve() for known in found.folders]:
-                _read(folder, found)
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def folders_to_report(options: ReportOptions) -> list[Path]:
+    """The `_run_folders` of the options. Raises InputError also where no report can be made."""
+    check_place(options.report_path, "--out" if options.out else "the report")
+    check_ffmpeg()
+    return _run_folders(options.places)
+
+
+def read_runs(places: Sequence[Path]) -> Material:
+    """Read the `_run_folders`. Raises FileError as it, and what reading their files raises."""
+    found = Material(places=list(places))
+    for folder in _run_folders(places):
+        _read(folder, found)
     return found
 
 

@@ -15,9 +15,11 @@ from osp_opt.base.errors import (
     DeviceError,
     FileError,
     OptionError,
+    PolicyError,
     ScheduleError,
 )
 from osp_opt.base.ffmpeg import check_ffmpeg
+from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.base.shape import VideoShape, trained_shape
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.prompts import given_prompts, listed_prompts
@@ -38,6 +40,7 @@ from osp_opt.options import (
 )
 from osp_opt.pipelines.calibrated import check_files
 from osp_opt.pipelines.files import check_levels, check_pipeline
+from osp_opt.sampling.levels import FLOW_MAX, read_fractions
 from osp_opt.sampling.recipe import recipe_of
 from osp_opt.system.host import impossible_device
 from osp_opt.system.ranks import parse_layout
@@ -45,7 +48,6 @@ from osp_opt.tiny.captions import parse
 from osp_opt.tiny.prompts import BUNDLED
 
 TRANSFORMER_CLASS = "OpenSoraT2V"
-SCHEDULE_MAX_BYTES = 2**20
 _READ_AT_ONCE = (
     2**26
 )  # bytes of a calibration; of a larger one the search itself says what is wrong
@@ -57,7 +59,7 @@ def check_before_launch(options: JobOptions) -> list[str]:
     Raises an InputError naming the option or file. What needs the model (does the policy fit its
     blocks) is left to the worker.
     """
-    notes = _check_model(options)
+    notes, config = _check_model(options)
     problem = impossible_device(options.device)
     if problem is not None:
         raise DeviceError(f"--device {options.device}: {problem}; or use --device cpu")
@@ -74,18 +76,16 @@ def check_before_launch(options: JobOptions) -> list[str]:
         )
     _check_output(options)
     check_ffmpeg()
+    steps = options.steps if isinstance(options, SampleOptions) else 0
     if isinstance(options, (SampleOptions, SearchCacheOptions)) and options.schedule is not None:
-        levels = read_schedule(options.schedule)
-        length = len(levels)
-        if options.pipeline is not None:
-            _check_levels(options, options.schedule, [1000.0 * s for s in reversed(levels)])
-        if "steps" in options.model_fields_set and options.steps != length:
+        steps = _check_schedule(options, options.schedule)
+        if "steps" in options.model_fields_set and options.steps != steps:
             notes.append(
-                f"--schedule {options.schedule} has {length} steps; "
+                f"--schedule {options.schedule} has {steps} steps; "
                 f"--steps {options.steps} is not used"
             )
     if isinstance(options, SampleOptions) and options.cache is not None:
-        CachePolicy.from_file(options.cache)
+        _check_policy(options, config, steps)
     if isinstance(options, SampleOptions) and options.recipe is not None:
         recipe = recipe_of(options)
         if options.pipeline is not None and recipe is not None:
@@ -142,15 +142,25 @@ def calibration_to_make(options: JobOptions | SearchOptions) -> CalibrateOptions
     return options.calibrate_options(CALIBRATED_PROMPTS)
 
 
-def read_schedule(path: Path) -> list[float]:
-    """The numbers in a schedule file, one a step. Raises FileError or ScheduleError."""
-    values = read_json(path, "schedule", max_bytes=SCHEDULE_MAX_BYTES)
-    if not isinstance(values, list) or not values:
-        raise ScheduleError(f"schedule {path}: must be a JSON list of timesteps / 1000")
-    for index, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ScheduleError(f"schedule {path}: entry {index} is not a number")
-    return values
+def _check_schedule(options: ModelOptions, path: Path) -> int:
+    """The number of its steps. Raises FileError or ScheduleError."""
+    if options.pipeline is None:
+        return len(read_fractions(path))
+    levels = read_fractions(path, FLOW_MAX)
+    _check_levels(options, path, [1000.0 * s for s in reversed(levels)])
+    return len(levels)
+
+
+def _check_policy(options: SampleOptions, config: Mapping[str, Any], steps: int) -> None:
+    """Whether the model has the blocks, and the video the steps, that --cache names."""
+    assert options.cache is not None
+    policy, blocks = CachePolicy.from_file(options.cache), config.get("num_layers")
+    kind = SAMPLER_KINDS[options.sampler]
+    if isinstance(blocks, int) and kind.order == 1 and kind.timesteps:  # others evaluate more often
+        try:
+            policy.validate(blocks, steps)
+        except PolicyError as error:
+            raise PolicyError(f"{options.cache}: {error}") from error
 
 
 def _check_levels(options: ModelOptions, path: Path, timesteps: Sequence[float]) -> None:
@@ -160,7 +170,8 @@ def _check_levels(options: ModelOptions, path: Path, timesteps: Sequence[float])
         raise ScheduleError(f"{path}: {error}") from error
 
 
-def _check_model(options: JobOptions) -> list[str]:
+def _check_model(options: JobOptions) -> tuple[list[str], Mapping[str, Any]]:
+    """Notes, and the transformer's config, empty where it is not known here."""
     if options.pipeline is not None:
         check_pipeline(options)
     for name in ("model_path", "ae_path", "text_encoder_name"):
@@ -171,24 +182,15 @@ def _check_model(options: JobOptions) -> list[str]:
         check_place(options.cache_dir, "--cache-dir")
         if options.cache_dir.exists() and not options.cache_dir.is_dir():
             raise FileError(f"--cache-dir {options.cache_dir}: is a file; give a folder")
-    own = BUNDLED / "transformer" / "config.json"
-    if options.is_bundled and own.is_file():
-        _check_shape(options, read_json(own, "model config"))
-    if options.model_path is None or not Path(options.model_path).expanduser().is_dir():
-        return []
-    folder = Path(options.model_path).expanduser()
-    notes = []
-    if options.version is not None and (folder / options.version).is_dir():
-        folder = folder / options.version
-    elif options.version is not None and (folder / "config.json").is_file():
-        notes.append(
-            f"--version {options.version}: no such folder in {folder}, which is used itself"
-        )
-    elif options.version is not None:
-        inside = sorted(each.name for each in folder.iterdir() if each.is_dir())
-        known = ", ".join(inside[:8]) or "no folders"
-        raise CheckpointError(f"--version {options.version}: no such folder; {folder} has {known}")
-    folder = transformer_in(folder)
+    notes: list[str] = []
+    folder = BUNDLED / "transformer"
+    if options.model_path is not None:
+        folder = Path(options.model_path).expanduser()
+        if not folder.is_dir():
+            return [], {}  # of the hub
+        folder, notes = _chosen_transformer(folder, options.version)
+    elif not options.is_bundled or not (folder / "config.json").is_file():
+        return [], {}
     config = read_json(folder / "config.json", "model config")
     found = config.get("_class_name") if isinstance(config, dict) else None
     if found != TRANSFORMER_CLASS:
@@ -198,7 +200,20 @@ def _check_model(options: JobOptions) -> list[str]:
             "the whole by --pipeline"
         )
     _check_shape(options, config)
-    return notes
+    return notes, config
+
+
+def _chosen_transformer(folder: Path, version: str | None) -> tuple[Path, list[str]]:
+    """The transformer's folder of --model-path and --version; and notes."""
+    if version is not None and (folder / version).is_dir():
+        return transformer_in(folder / version), []
+    if version is None:
+        return transformer_in(folder), []
+    if (folder / "config.json").is_file():
+        return folder, [f"--version {version}: no such folder in {folder}, which is used itself"]
+    inside = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    known = ", ".join(inside[:8]) or "no folders"
+    raise CheckpointError(f"--version {version}: no such folder; {folder} has {known}")
 
 
 def _check_shape(options: JobOptions, config: Mapping[str, Any]) -> None:

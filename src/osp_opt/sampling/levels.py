@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
+from osp_opt.base.artifacts import read_json
 from osp_opt.base.errors import ScheduleError
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "MAX_TIMESTEP",
     "check_corrections",
     "check_timesteps",
+    "read_fractions",
     "same_timesteps",
 ]
 
@@ -24,6 +27,8 @@ SAME_TIMESTEP = 1e-3
 
 FLOW_MAX = 1000.0
 """Pure noise of flow matching, whose timesteps are 1000 s."""
+
+_MAX_BYTES = 1 << 20
 
 MAX_CORRECTION = 4.0
 """Of a step that makes up for one twice as long."""
@@ -50,6 +55,29 @@ def check_timesteps(
             )
     if flow and timesteps[-1] == 0.0:
         raise ScheduleError("schedule: the last level is 0, which has no noise to remove")
+
+
+def read_fractions(path: str | Path, most: float = MAX_TIMESTEP) -> list[float]:
+    """A schedule file's list: ascending, of timestep / 1000 up to `most`.
+
+    Raises FileError when it is missing, too large or not JSON; ScheduleError for anything else.
+    """
+    content = read_json(Path(path), "schedule", max_bytes=_MAX_BYTES, max_depth=2)
+    if not isinstance(content, list) or not content:
+        raise ScheduleError(
+            f"{path}: not a schedule; it must be a JSON list of timesteps / 1000, ascending"
+        )
+    fractions: list[float] = []
+    for index, value in enumerate(content):
+        what = f"{path}: entry {index} is {value!r:.40}"
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ScheduleError(f"{what}; expected a number in [0, 1)")
+        if not 0.0 <= value <= most / 1000:  # also refuses NaN
+            raise ScheduleError(f"{what}; entries are timestep / 1000 within [0, {most / 1000:g}]")
+        if fractions and not value > fractions[-1]:
+            raise ScheduleError(f"{what} after {fractions[-1]}; entries must strictly ascend")
+        fractions.append(float(value))
+    return fractions
 
 
 def same_timesteps(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -10,7 +10,6 @@ linearly between the 1000 trained levels, as diffusers' Euler schedulers do.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 import numpy.typing as npt
 
-from osp_opt.base.artifacts import atomic_write_text, read_json, read_meta, setting_of
+from osp_opt.base.artifacts import atomic_write_text, read_meta, setting_of
 from osp_opt.base.errors import ScheduleError
-from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, same_timesteps
+from osp_opt.sampling.levels import MAX_TIMESTEP, check_corrections, read_fractions, same_timesteps
 from osp_opt.sampling.noise_scale import FLOW, NoiseScale
 from osp_opt.sampling.recipe import Recipe
 
@@ -33,7 +32,6 @@ FloatArray = npt.NDArray[np.float64]
 NUM_TRAIN_TIMESTEPS = 1000
 BETA_START = 1e-4  # beta of t = 0 (linear, dimensionless); default of diffusers' schedulers
 BETA_END = 0.02  # beta of t = 999
-MAX_SCHEDULE_BYTES = 1 << 20
 _DIGITS = 12  # more than a float32 has
 
 
@@ -152,18 +150,9 @@ class TimestepSchedule:
         when the file is missing, too large or not JSON; ScheduleError when its content is not such
         a list.
         """
-        content = read_json(Path(path), "schedule", max_bytes=MAX_SCHEDULE_BYTES, max_depth=2)
-        if not isinstance(content, list) or not content:
-            raise ScheduleError(f"{path}: not a schedule; expected a JSON list of ascending floats")
         scale = scale or _told_scale(path)
-        most = scale.most / NUM_TRAIN_TIMESTEPS
-        fractions = [_fraction(path, index, value, most) for index, value in enumerate(content)]
-        timesteps = tuple(f * NUM_TRAIN_TIMESTEPS for f in reversed(fractions))
-        try:
-            return cls(timesteps, scale=scale)
-        except ScheduleError:
-            _explain_order(path, fractions)
-            raise
+        fractions = read_fractions(path, scale.most)
+        return cls(tuple(f * NUM_TRAIN_TIMESTEPS for f in reversed(fractions)), scale=scale)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> TimestepSchedule:
@@ -203,23 +192,3 @@ def _told_scale(path: str | Path) -> NoiseScale:
     """What the sidecar of a schedule file says of its timesteps."""
     levels = setting_of(read_meta(path)).get("levels")
     return FLOW if levels == FLOW.as_json() else own_scale()
-
-
-def _fraction(path: str | Path, index: int, value: object, most: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ScheduleError(f"{path}: entry {index} is {value!r:.40}; expected a number in [0, 1)")
-    if not 0.0 <= value <= most:  # also refuses NaN
-        raise ScheduleError(
-            f"{path}: entry {index} is {value!r:.40}; entries are timestep / 1000 within "
-            f"[0, {most:g}]"
-        )
-    return float(value)
-
-
-def _explain_order(path: str | Path, fractions: Sequence[float]) -> None:
-    for index in range(1, len(fractions)):
-        if not fractions[index] > fractions[index - 1]:
-            raise ScheduleError(
-                f"{path}: entry {index} is {fractions[index]} after {fractions[index - 1]}; "
-                "entries must strictly ascend"
-            )

@@ -251,7 +251,7 @@ def test_another_model_is_refused(workdir: Path, tiny_checkpoint: Path, tmp_path
 
 
 def test_samplers_without_schedules_are_refused(workdir: Path, tiny_checkpoint: Path) -> None:
-    with pytest.raises(OptionError, match="EulerAncestralDiscrete, EulerDiscrete"):
+    with pytest.raises(ValueError, match="PNDM: takes no schedule; use one of EulerAncestralDisc"):
         search(tiny_checkpoint, workdir, sampler="PNDM")
     with pytest.raises(OptionError, match="EulerDiscrete"):
         recorded_levels("HeunDiscrete", 10)

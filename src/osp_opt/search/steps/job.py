@@ -7,7 +7,6 @@ A schedule that was not shown to be better than uniform is not written without -
 from __future__ import annotations
 
 from osp_opt.base.errors import OptionError
-from osp_opt.base.samplers import FOLLOW_TIMESTEPS
 from osp_opt.calibration.deciding import deciding_requests
 from osp_opt.calibration.source import Source, open_source
 from osp_opt.generate.memory import report_memory
@@ -34,11 +33,6 @@ def run(options: SearchStepsOptions, context: WorkerContext) -> int:
 
     Returns 0, or how a loss was exceeded.
     """
-    if options.sampler not in FOLLOW_TIMESTEPS:
-        raise OptionError(
-            f"--sampler {options.sampler}: cannot follow a schedule; use one of "
-            f"{', '.join(FOLLOW_TIMESTEPS)}"
-        )
     search = open_search(open_source(options, context))
     print_table(search)
     code = 0
