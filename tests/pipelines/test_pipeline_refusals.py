@@ -159,7 +159,7 @@ def test_levels_that_no_call_can_follow(folder: Path, tmp_path: Path) -> None:
     options = {"pipeline": str(folder), "text_prompt": "a"}
     for values, reason in (
         ([0.0, 0.5, 1.0], "the last level is 0, which has no noise"),
-        ([0.5, 0.2, 0.9], "must strictly descend"),
+        ([0.5, 0.2, 0.9], "must strictly ascend"),
         ([0.5, 1.2], "timestep 0 is 1200.0"),
     ):
         levels.write_text(json.dumps(values))
