@@ -10,8 +10,14 @@ from running import Job
 from osp_opt.base.artifacts import read_meta
 from osp_opt.base.errors import OptionError
 from osp_opt.base.ledger import TrialLedger
+from osp_opt.base.progress import Progress
+from osp_opt.calibration.source import open_source
 from osp_opt.options import CalibrateOptions, OptimizeOptions, SampleOptions
 from osp_opt.sampling.recipe import Recipe
+from osp_opt.search.recipe.state import Move, open_search
+from osp_opt.system.context import WorkerContext
+from osp_opt.system.device import Device
+from osp_opt.system.parallel import Parallel
 
 STEPS = 9
 CALIBRATED = ("a green tree", "a boat")
@@ -60,6 +66,21 @@ def test_a_recipe_is_raced_proved_and_can_be_sampled(
     assert path.read_bytes() == content
     made = SampleOptions(text_prompt=("a red dog",), recipe=path, **calibrated)
     assert "warning" not in run_job(made)
+
+
+def test_a_recipe_is_shortened_to_the_fewest_steps_and_no_further(
+    calibrated: dict[str, Any],
+) -> None:
+    wanted = options(calibrated)
+    wanted.run_dir.mkdir(parents=True)
+    context = WorkerContext(Device.open("cpu"), Parallel(), wanted.run_dir, Progress(1))
+    search = open_search(open_source(wanted, context))
+    recipe = next(each for each in search.candidates(1.2) if each.move == Move())
+    lengths = [len(recipe.variant.schedule)]
+    while (shorter := search.shortened(recipe, 1.01)) is not None:
+        recipe = shorter
+        lengths.append(len(recipe.variant.schedule))
+    assert lengths == list(range(lengths[0], 3, -1))
 
 
 def test_what_cannot_be_reached_and_a_limit_of_loss(

@@ -151,10 +151,12 @@ class RecipeSearch:
         """The same move with fewer steps, as many as are predicted to be `speedup` as fast; None
         where there is no such recipe.
         """
-        length = self._longest(candidate.move, speedup)
-        if length is None:
+        length = min(
+            self._longest(candidate.move, speedup) or 0, len(candidate.variant.schedule) - 1
+        )
+        if length < FEWEST_STEPS:
             return None
-        same = self._of_length(min(length, len(candidate.variant.schedule) - 1), candidate.move)
+        same = self._of_length(length, candidate.move)
         alike = [each for each in same if each.steps == candidate.steps]
         return next(iter([*alike, *same]), None)
 
