@@ -21,7 +21,6 @@ from osp_opt.model.transformer import OpenSoraT2V
 from osp_opt.model.vae.autoencoder import CausalVAEModel
 from osp_opt.tiny.prompts import BUNDLED
 
-"""Folder of the model inside the package: transformer, vae, text_encoder and defaults.json."""
 DEFAULTS_FILE = "defaults.json"
 OFFICIAL_TEXT_ENCODER = "google/mt5-xxl"
 

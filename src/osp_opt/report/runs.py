@@ -17,14 +17,7 @@ from osp_opt.options import CALIBRATION_FILE, OPTIONS_FILE, STATE_FOLDER, Report
 from osp_opt.report.documents import Curve, EvaluationFile, PolicyMeta, ScheduleMeta, checked
 from osp_opt.sampling.schedule import TimestepSchedule
 
-__all__ = [
-    "Material",
-    "PolicyFile",
-    "ScheduleFile",
-    "_run_folders",
-    "folders_to_report",
-    "read_runs",
-]
+__all__ = ["Material", "PolicyFile", "ScheduleFile", "folders_to_report", "read_runs"]
 
 _LEDGER = "trials.jsonl"
 _EVALUATION = "evaluation.json"
@@ -92,14 +85,17 @@ def _run_folders(places: Sequence[Path]) -> list[Path]:
 
 
 def folders_to_report(options: ReportOptions) -> list[Path]:
-    """The `_run_folders` of the options. Raises InputError also where no report can be made."""
+    """The run folders of the options. Raises InputError also where no report can be made."""
     check_place(options.report_path, "--out" if options.out else "the report")
     check_ffmpeg()
     return _run_folders(options.places)
 
 
 def read_runs(places: Sequence[Path]) -> Material:
-    """Read the `_run_folders`. Raises FileError as it, and what reading their files raises."""
+    """Read run folders, and those inside working folders.
+
+    Raises FileError for a folder without any run, and what reading their files raises.
+    """
     found = Material(places=list(places))
     for folder in _run_folders(places):
         _read(folder, found)

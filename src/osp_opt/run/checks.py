@@ -56,8 +56,8 @@ _READ_AT_ONCE = (
 def check_before_launch(options: JobOptions) -> list[str]:
     """Look at everything that is cheap to look at; return notes for the user.
 
-    Raises an InputError naming the option or file. What needs the model (does the policy fit its
-    blocks) is left to the worker.
+    Raises an InputError naming the option or file. What only the loaded model tells is left to the
+    worker.
     """
     notes, config = _check_model(options)
     problem = impossible_device(options.device)

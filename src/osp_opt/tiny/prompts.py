@@ -13,7 +13,7 @@ from pathlib import Path
 from osp_opt.base.errors import FileError
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "tiny"
-"""The folder of the bundled model."""
+"""The bundled model: transformer, vae, text_encoder, prompts and defaults.json."""
 PROMPT_FOLDER = BUNDLED / "prompts"
 
 
