@@ -154,9 +154,10 @@ def _command(
 def _run(options: Options) -> int:
     """What the command line runs."""
     if isinstance(options, EvaluateOptions):
+        from osp_opt.evaluate import files
         from osp_opt.evaluate import job as command
 
-        return command.run(options)
+        return command.run(options, *files.open_takes(options))
     return launch(options, _here)
 
 

@@ -21,6 +21,7 @@ from osp_opt.base.errors import OptionError, PolicyError
 from osp_opt.base.video import read_video
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.calibration import Calibration
+from osp_opt.evaluate.files import open_takes
 from osp_opt.evaluate.job import run as evaluate
 from osp_opt.export.targets import export
 from osp_opt.generate.manifest import read_takes
@@ -36,6 +37,7 @@ from osp_opt.options import (
 )
 from osp_opt.pipelines.diffusers_pipeline import DiffusersPipeline, open_pipeline
 from osp_opt.report.job import run as report
+from osp_opt.report.runs import folders_to_report
 from osp_opt.sampling.noise_scale import FLOW
 from osp_opt.sampling.recipe import Recipe
 
@@ -194,11 +196,13 @@ def test_the_walk_with_a_cache_and_evidence(
     said = run_job(SampleOptions(**few, cache=place))
     assert re.search(r"fewer block evaluations, [\d.e-]+ MiB held at most", said)
     assert "warning" not in said
-    assert evaluate(EvaluateOptions(workdir=tmp_path, reference=tmp_path / "baseline")) == 0
+    compared = EvaluateOptions(workdir=tmp_path, reference=tmp_path / "baseline")
+    assert evaluate(compared, *open_takes(compared)) == 0
     found = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
     assert found["pairs"] == 2
     assert found["speedup"] is not None
-    assert report(ReportOptions(workdir=tmp_path)) == 0
+    reported = ReportOptions(workdir=tmp_path)
+    assert report(reported, folders_to_report(reported)) == 0
     page = (tmp_path / "report.html").read_text()
     assert f"{STEPS} own steps" in page
     assert "the scheduler's own, measured" in page

@@ -69,21 +69,22 @@ def _launch(options: JobOptions) -> int:
 def _evaluate(options: EvaluateOptions) -> int:
     from osp_opt.evaluate.files import open_takes
 
-    open_takes(options)  # what is missing is said before torch is loaded, which takes seconds
+    # Before torch is loaded, which takes seconds: what is missing is said at once.
+    takes = open_takes(options)
     with importing():
         from osp_opt.evaluate.job import run
 
-    return run(options)
+    return run(options, *takes)
 
 
 def _report(options: ReportOptions) -> int:
     from osp_opt.report.runs import folders_to_report
 
-    folders_to_report(options)  # as above
+    folders = folders_to_report(options)  # as above
     with importing():
         from osp_opt.report.job import run
 
-    return run(options)
+    return run(options, folders)
 
 
 def _export(options: ExportOptions) -> int:

@@ -15,7 +15,7 @@ from osp_opt.base.artifacts import remove_partial, setting_of, write_json
 from osp_opt.base.progress import Progress
 from osp_opt.base.terminal import make_console
 from osp_opt.evaluate.cvvdp import color_video_vdp
-from osp_opt.evaluate.files import EVALUATION_FORMAT, open_takes
+from osp_opt.evaluate.files import EVALUATION_FORMAT
 from osp_opt.evaluate.finished import Finished
 from osp_opt.evaluate.lpips import Lpips
 from osp_opt.evaluate.measures import Measured, measure_pair
@@ -77,9 +77,8 @@ class Evaluation:
         }
 
 
-def run(options: EvaluateOptions) -> int:
+def run(options: EvaluateOptions, reference: Take, candidate: Take) -> int:
     """Evaluate, print, write; 0, or 3 (lost) or 4 (undecided) where a limit was given."""
-    reference, candidate = open_takes(options)
     done = Finished(options.json_path)
     with Progress(verbosity=options.verbosity) as progress:
         found = evaluate(reference, candidate, options, progress, done)

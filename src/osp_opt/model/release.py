@@ -14,7 +14,7 @@ from osp_opt.base.artifacts import read_json
 from osp_opt.base.errors import CheckpointError, file_errors_as
 from osp_opt.base.shape import VideoShape, trained_shape
 from osp_opt.model.checkpoint import load_model, model_fingerprint, resolve_folder
-from osp_opt.model.folders import transformer_in
+from osp_opt.model.folders import local_transformer, transformer_in
 from osp_opt.model.text.captions import MAX_SEQUENCE_LENGTH, NEGATIVE_PROMPT, POSITIVE_TEMPLATE
 from osp_opt.model.text.encoder import load_text_encoder, load_tokenizer
 from osp_opt.model.transformer import OpenSoraT2V
@@ -158,13 +158,11 @@ def _transformer_folder(model_path: str, version: str | None, cache: Path | None
     """The folder with the transformer's config.json, at or under `model_path`."""
     root, inner = _split_hub_id(model_path)
     local = Path(root).expanduser()
-    named = version is not None and not (local / version).is_dir()
-    if named and (local / "config.json").is_file():
-        return local  # the checkpoint itself, as the reference tool takes it
+    if inner is None and local.is_dir():
+        return local_transformer(local, version)
     if version is not None and inner != version:
         inner = version if inner is None else f"{inner}/{version}"
-    folder = resolve_folder(root, inner, cache)
-    return transformer_in(folder)
+    return transformer_in(resolve_folder(root, inner, cache))
 
 
 def _split_hub_id(model_path: str) -> tuple[str, str | None]:

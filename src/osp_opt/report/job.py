@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from osp_opt.base.artifacts import atomic_write_text
 from osp_opt.base.progress import Progress
 from osp_opt.options import ReportOptions
@@ -9,19 +12,18 @@ from osp_opt.report.comparison import compare_runs
 from osp_opt.report.drawing import require_matplotlib
 from osp_opt.report.figures import all_figures
 from osp_opt.report.page import build_page, verdict_of
-from osp_opt.report.runs import folders_to_report, read_runs
+from osp_opt.report.runs import read_runs
 from osp_opt.report.views import scenes_of
 
 __all__ = ["run"]
 
 
-def run(options: ReportOptions) -> int:
-    """Write the report and say where it is."""
-    folders_to_report(options)
+def run(options: ReportOptions, folders: Sequence[Path]) -> int:
+    """Write the report of the run folders (`folders_to_report`) and say where it is."""
     require_matplotlib()  # without it nothing is worth the wait
     with Progress(verbosity=options.verbosity) as progress:
         with progress.task("reading the runs", 1):
-            found = read_runs(options.places)
+            found = read_runs(options.places, folders)
         with progress.task("comparing the videos", 1):
             comparison = compare_runs(found, options.reference)
             scenes = [] if comparison is None else scenes_of(comparison, options.max_videos)

@@ -67,13 +67,15 @@ class Material:
     """Name of every file used, to its SHA-256."""
 
 
-def _run_folders(places: Sequence[Path]) -> list[Path]:
-    """Those of the places that are run folders, and those inside working folders, each once.
+def folders_to_report(options: ReportOptions) -> list[Path]:
+    """The named folders that are run folders, and those inside working folders, each once.
 
-    Raises FileError for a folder without any run of osp-opt.
+    Raises InputError where no report can be made, or a folder has no run of osp-opt.
     """
+    check_place(options.report_path, "--out" if options.out else "the report")
+    check_ffmpeg()
     found: dict[Path, Path] = {}
-    for place in places:
+    for place in options.places:
         if not place.is_dir():
             raise FileError(f"{place}: no such folder; give run folders or a working folder")
         folders = [place] if _holds_run(place) else sorted(filter(_holds_run, place.iterdir()))
@@ -84,20 +86,10 @@ def _run_folders(places: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def folders_to_report(options: ReportOptions) -> list[Path]:
-    """The run folders of the options. Raises InputError also where no report can be made."""
-    check_place(options.report_path, "--out" if options.out else "the report")
-    check_ffmpeg()
-    return _run_folders(options.places)
-
-
-def read_runs(places: Sequence[Path]) -> Material:
-    """Read run folders, and those inside working folders.
-
-    Raises FileError for a folder without any run, and what reading their files raises.
-    """
+def read_runs(places: Sequence[Path], folders: Sequence[Path]) -> Material:
+    """Read the run folders that were found at the named places; raises what reading them raises."""
     found = Material(places=list(places))
-    for folder in _run_folders(places):
+    for folder in folders:
         _read(folder, found)
     return found
 

@@ -23,7 +23,7 @@ from osp_opt.base.samplers import SAMPLER_KINDS
 from osp_opt.base.shape import VideoShape, trained_shape
 from osp_opt.cache.policy import CachePolicy
 from osp_opt.generate.prompts import given_prompts, listed_prompts
-from osp_opt.model.folders import transformer_in
+from osp_opt.model.folders import local_transformer
 from osp_opt.options import (
     CALIBRATED_PROMPTS,
     CALIBRATION_FILE,
@@ -185,10 +185,13 @@ def _check_model(options: JobOptions) -> tuple[list[str], Mapping[str, Any]]:
     notes: list[str] = []
     folder = BUNDLED / "transformer"
     if options.model_path is not None:
-        folder = Path(options.model_path).expanduser()
-        if not folder.is_dir():
+        place = Path(options.model_path).expanduser()
+        if not place.is_dir():
             return [], {}  # of the hub
-        folder, notes = _chosen_transformer(folder, options.version)
+        folder = local_transformer(place, options.version)
+        if options.version is not None and not (place / options.version).is_dir():
+            text = f"no such folder in {place}, which is used itself"
+            notes.append(f"--version {options.version}: {text}")
     elif not options.is_bundled or not (folder / "config.json").is_file():
         return [], {}
     config = read_json(folder / "config.json", "model config")
@@ -201,19 +204,6 @@ def _check_model(options: JobOptions) -> tuple[list[str], Mapping[str, Any]]:
         )
     _check_shape(options, config)
     return notes, config
-
-
-def _chosen_transformer(folder: Path, version: str | None) -> tuple[Path, list[str]]:
-    """The transformer's folder of --model-path and --version; and notes."""
-    if version is not None and (folder / version).is_dir():
-        return transformer_in(folder / version), []
-    if version is None:
-        return transformer_in(folder), []
-    if (folder / "config.json").is_file():
-        return folder, [f"--version {version}: no such folder in {folder}, which is used itself"]
-    inside = sorted(each.name for each in folder.iterdir() if each.is_dir())
-    known = ", ".join(inside[:8]) or "no folders"
-    raise CheckpointError(f"--version {version}: no such folder; {folder} has {known}")
 
 
 def _check_shape(options: JobOptions, config: Mapping[str, Any]) -> None:
